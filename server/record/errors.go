@@ -1,0 +1,44 @@
+package record
+
+// Codes of a FieldError. They are part of the API: callers compare them.
+const (
+	CodeMalformed        = "malformed"         // not JSON or CBOR at all
+	CodeNotCanonical     = "not_canonical"     // CBOR, but not in the deterministic encoding
+	CodeMissing          = "missing_field"     // a required field is not there
+	CodeUnknown          = "unknown_field"     // a field that a record does not have
+	CodeDuplicate        = "duplicate_field"   // a field or a signer given twice
+	CodeWrongType        = "wrong_type"        // for example text where a number belongs
+	CodeEmpty            = "empty"             // nothing where something must be
+	CodeTooLong          = "too_long"          // one value over its limit
+	CodeTooLarge         = "too_large"         // a whole record or body over its limit
+	CodeTooMany          = "too_many"          // more elements than allowed
+	CodeOutOfRange       = "out_of_range"      // a number outside its range
+	CodeInvalidUTF8      = "invalid_utf8"      // text that is not UTF-8
+	CodeControlCharacter = "control_character" // in a name
+	CodeInvalidHex       = "invalid_hex"       // wrong length or digits
+	CodeInvalidValue     = "invalid_value"     // not one of the values that exist
+)
+
+// FieldError says which field of a record is wrong and what to do about it.
+type FieldError struct {
+	Field   string // path such as "signatures[2].agent_id"; "" is the whole record
+	Code    string // one of the Code constants
+	Problem string // what is wrong, without the field's name
+	Remedy  string // what to do
+}
+
+// Error gives "field: problem; remedy".
+func (e *FieldError) Error() string {
+	field := e.Field
+	if field == "" {
+		field = "record"
+	}
+	if e.Remedy == "" {
+		return field + ": " + e.Problem
+	}
+	return field + ": " + e.Problem + "; " + e.Remedy
+}
+
+func fieldErr(field, code, problem, remedy string) *FieldError {
+	return &FieldError{Field: field, Code: code, Problem: problem, Remedy: remedy}
+}
