@@ -1,0 +1,373 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/util"
+
+	"github.com/stemedb/stemedb/server/internal/wal"
+)
+
+// The applier brings into goleveldb what the log holds, behind the log, in
+// unsynced batches. After a crash goleveldb may have lost any of them, also
+// ones in the middle. What makes that harmless is the marker: a position below
+// which nothing is missing. It is written only after a barrier that makes
+// goleveldb write its memtable out as synced tables (see mark), so whenever a
+// marker is found, that barrier has been passed. A marker written with
+// Sync but without the barrier would not do: goleveldb syncs the current
+// journal only, and data older than an acknowledged marker was seen lost.
+
+const (
+	maxBatch = 512 << 10 // bytes of one goleveldb batch
+	// recentSubjects bounds the memory of what was lately put into the
+	// dictionary, so that a busy subject is not written with each claim.
+	recentSubjects = 4096
+)
+
+// apply runs until stopApply; what is left then is taken in before it ends.
+func (s *Store) apply() {
+	defer s.goroutines.Done()
+	timer := time.NewTimer(s.opts.MarkerInterval)
+	defer timer.Stop()
+	for {
+		select {
+		case <-s.work:
+			if !s.applyActive() || !s.markerDue(s.opts.MarkerBytes) {
+				continue
+			}
+		case <-timer.C:
+			// What replays in a moment is not worth a barrier.
+			if !s.markerDue(s.opts.MarkerBytes / 64) {
+				timer.Reset(s.opts.MarkerInterval)
+				continue
+			}
+		case <-s.stopApply:
+			if s.applyActive() {
+				_ = s.mark() // noted as the store's failure
+			}
+			return
+		}
+		_ = s.mark() // noted as the store's failure
+		timer.Reset(s.opts.MarkerInterval)
+	}
+}
+
+// applyActive writes the active layer, which is frozen meanwhile. It reports
+// whether the index is sound.
+func (s *Store) applyActive() bool {
+	s.mu.Lock()
+	l := s.active
+	if s.failure != nil || l.tree.Len() == 0 {
+		sound := s.failure == nil
+		s.mu.Unlock()
+		return sound
+	}
+	s.frozen, s.active = l, newLayer()
+	s.mu.Unlock()
+
+	err := s.writeLayer(l)
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		// The frozen layer stays: what was acknowledged remains readable.
+		s.failLocked(err)
+		return false
+	}
+	s.frozen = nil
+	s.pending -= l.bytes
+	s.applied = l.end
+	return true
+}
+
+func (s *Store) writeLayer(l *layer) error {
+	b := s.newBatcher()
+	l.tree.Scan(func(e kv) bool { return b.put(e.k, e.v) })
+	b.flush()
+	if b.err != nil {
+		return b.err
+	}
+	return s.join(l.contents, l.loose)
+}
+
+// batcher cuts what is written into goleveldb batches.
+type batcher struct {
+	db       *leveldb.DB
+	batch    leveldb.Batch
+	bytes    int
+	limit    int // far below WriteBuffer: a larger batch goes another, slower way
+	subjects map[string]struct{}
+	err      error
+}
+
+func (s *Store) newBatcher() *batcher {
+	return &batcher{db: s.db, limit: min(maxBatch, s.opts.WriteBuffer/4), subjects: s.subjects}
+}
+
+func (b *batcher) put(k, v []byte) bool {
+	switch k[0] {
+	case spaceLoose:
+		return true
+	case spaceSubject:
+		if _, known := b.subjects[string(k)]; known {
+			return true
+		}
+		if len(b.subjects) >= recentSubjects {
+			clear(b.subjects)
+		}
+		b.subjects[string(k)] = struct{}{}
+	}
+	b.batch.Put(k, v)
+	if b.bytes += len(k) + len(v); b.bytes >= b.limit {
+		b.flush()
+	}
+	return b.err == nil
+}
+
+func (b *batcher) flush() {
+	if b.err == nil && b.batch.Len() > 0 {
+		b.err = b.db.Write(&b.batch, nil)
+	}
+	b.batch.Reset()
+	b.bytes = 0
+}
+
+// join makes the groups of claims agree with the groups by id: contents whose
+// signatures, votes or children came before them, and loose items whose
+// content came before. The id space of all of them is in goleveldb by now.
+func (s *Store) join(contents []content, items []loose) error {
+	b := s.newBatcher()
+	if s.orphans.Load() > 0 {
+		for i := range contents {
+			if err := s.joinOrphans(b, &contents[i]); err != nil {
+				return err
+			}
+		}
+	}
+	var prefixes map[owner]*content
+	if len(items) > 0 {
+		prefixes = make(map[owner]*content, len(contents))
+		for i := range contents {
+			prefixes[contents[i].owner] = &contents[i]
+		}
+	}
+	for i := range items {
+		l := &items[i]
+		c, ok := prefixes[l.owner]
+		if !ok {
+			var err error
+			if c, err = s.findContent(l.owner); err != nil {
+				return err
+			}
+			prefixes[l.owner] = c
+		}
+		if c == nil {
+			if err := s.addOrphan(l.owner); err != nil {
+				return err
+			}
+			continue
+		}
+		b.join(c, l)
+	}
+	b.flush()
+	return b.err
+}
+
+// join writes a loose item into the group of its claim.
+func (b *batcher) join(c *content, l *loose) {
+	if l.tag == tagChild && (l.time < c.time || l.group != c.group()) {
+		return
+	}
+	key := make([]byte, 0, len(c.prefix)+1+len(l.rest))
+	key = append(append(key, c.prefix...), l.tag)
+	b.put(append(key, l.rest...), l.value)
+}
+
+// joinOrphans does for a content that has come what could not be done before.
+func (s *Store) joinOrphans(b *batcher, c *content) error {
+	mark := c.owner.append(nil, spaceOrphan)
+	if held, err := s.db.Has(mark, nil); err != nil || !held {
+		return err
+	}
+	prefix := c.owner.append(nil, spaceID)
+	it := s.db.NewIterator(util.BytesPrefix(prefix), nil)
+	defer it.Release()
+	for it.Next() {
+		l := loose{owner: c.owner, tag: it.Key()[len(prefix)], rest: it.Key()[len(prefix)+1:]}
+		switch l.tag {
+		case tagContent:
+			continue
+		case tagVote:
+			l.value = it.Value()[8:]
+		case tagChild:
+			copy(l.group[:], it.Value()[1:])
+			l.time, _ = readNewest(l.rest)
+			l.rest = nil
+		}
+		b.join(c, &l)
+	}
+	if err := it.Error(); err != nil {
+		return err
+	}
+	b.flush()
+	if b.err != nil {
+		return b.err
+	}
+	s.orphans.Add(-1)
+	return s.db.Delete(mark, nil)
+}
+
+// findContent looks for a content that is in the index already; nil when it is
+// not held or cannot be read (Repair brings it back).
+func (s *Store) findContent(o owner) (*content, error) {
+	v, err := s.db.Get(append(o.append(nil, spaceID), tagContent), nil)
+	if errors.Is(err, leveldb.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	pos, err := readPosition(v)
+	if err != nil {
+		return nil, err
+	}
+	it, err := s.readAt(Key{Kind: KindContent, Project: o.project, ID: o.id}, pos)
+	if err != nil {
+		s.logger.Warn("a content cannot be joined with what belongs to it", "err", err)
+		return nil, nil
+	}
+	return &content{
+		owner:  o,
+		prefix: appendClaim(nil, o.project, o.id, it.content),
+		time:   it.content.Timestamp,
+	}, nil
+}
+
+func (s *Store) addOrphan(o owner) error {
+	mark := o.append(nil, spaceOrphan)
+	held, err := s.db.Has(mark, nil)
+	if err != nil || held {
+		return err
+	}
+	s.orphans.Add(1)
+	return s.db.Put(mark, nil, nil)
+}
+
+// Names in the meta space.
+const (
+	metaApplied  = "applied"  // position 8: everything below it is in the index
+	metaIdentity = "identity" // incarnation of the log that the index is of
+	metaFormat   = "format"   // 1
+	metaGaps     = "gaps"     // (from 8, to 8)*: losses of the log that are dealt with
+)
+
+const indexFormat = 1
+
+func metaKey(name string) []byte { return append([]byte{spaceMeta}, name...) }
+
+// markerDue tells whether so much was taken in since the last marker that the
+// next one is worth its barrier.
+func (s *Store) markerDue(bytes int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failure == nil && s.distance(s.marker, s.applied) >= bytes
+}
+
+// mark writes the marker and tells the log. It is called by the applier, or
+// before that by replay, and by nobody else.
+func (s *Store) mark() error {
+	s.mu.Lock()
+	pos, due := s.applied, s.applied > s.marker && s.failure == nil
+	s.mu.Unlock()
+	if !due {
+		return nil
+	}
+	err := s.barrier(pos)
+	if err == nil {
+		err = s.db.Put(metaKey(metaApplied), binary.BigEndian.AppendUint64(nil, uint64(pos)), nil)
+	}
+	if err != nil {
+		err = fmt.Errorf("write the index's marker: %w", err)
+		s.mu.Lock()
+		s.failLocked(err)
+		s.mu.Unlock()
+		return err
+	}
+	s.mu.Lock()
+	s.marker = pos
+	s.mu.Unlock()
+	s.log.SetApplied(pos)
+	return nil
+}
+
+// barrier returns when everything that was written to goleveldb before it
+// stands in synced tables, named by a synced manifest. CompactRange writes the
+// memtable out when it overlaps the range. The range begins at a key behind
+// all others, which is new each time, so that of the tables only the youngest
+// level is compacted. (OpenTransaction is the same barrier without that
+// compaction, but when it fails it keeps goleveldb's write lock for ever, and
+// Close hangs.)
+func (s *Store) barrier(pos wal.Position) error {
+	key := binary.BigEndian.AppendUint64([]byte{spaceBarrier}, uint64(pos))
+	var b leveldb.Batch
+	if s.barrierKey != nil {
+		b.Delete(s.barrierKey)
+	}
+	b.Put(key, nil)
+	if err := s.db.Write(&b, nil); err != nil {
+		return err
+	}
+	s.barrierKey = key
+	return s.db.CompactRange(util.Range{Start: key})
+}
+
+func (s *Store) putMeta(values map[string][]byte) error {
+	var b leveldb.Batch
+	for name, v := range values {
+		b.Put(metaKey(name), v)
+	}
+	if err := s.db.Write(&b, nil); err != nil {
+		return fmt.Errorf("write the index's notes: %w", err)
+	}
+	return nil
+}
+
+// distance is about how many bytes of log lie between two positions.
+func (s *Store) distance(from, to wal.Position) int64 {
+	if to <= from {
+		return 0
+	}
+	return int64(to.Segment()-from.Segment())*s.opts.SegmentSize + int64(to.Offset()) - int64(from.Offset())
+}
+
+// indexError makes what goleveldb said an error of this package. Damage and
+// whatever else will not pass fails the index.
+func (s *Store) indexError(doing string, err error) error {
+	if errors.Is(err, leveldb.ErrClosed) || errors.Is(err, leveldb.ErrSnapshotReleased) {
+		return ErrClosed
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failLocked(err)
+	return fmt.Errorf("%s: %w", doing, s.failure)
+}
+
+// failLocked is sticky. An index that is damaged is noted on disk, so that the
+// next start makes it anew; what else failed (a full disk) is left to replay.
+func (s *Store) failLocked(err error) {
+	if s.failure != nil || s.closed {
+		return
+	}
+	s.failure = fmt.Errorf("%w: %w", ErrIndexFailed, err)
+	s.logger.Error("the index failed", "err", err)
+	if damagedIndex(err) {
+		if nerr := s.noteRebuild(); nerr != nil {
+			s.logger.Error("cannot note that the index must be rebuilt", "err", nerr)
+		}
+	}
+	close(s.failed)
+}

@@ -1,0 +1,214 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/stemedb/stemedb/server/internal/wal"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// What stands in the log. The kind of an entry is the Kind; integers are
+// big-endian; "name" is a length byte followed by so many bytes.
+//
+//	content    project name | canonical bytes of the content, to the end
+//	signature  project name | id 32 | agent 32 | signature 64
+//	vote       project name | canonical bytes of the vote | signature 64
+//	cursor     incarnation name | position 8
+//	reset      reason, text to the end
+//
+// The same bytes travel between nodes. What a payload says decides its key:
+// ids are computed, never stored, so a payload cannot be taken for another.
+
+// Item is one entry of the log with its key. Make it with NewContent,
+// NewSignature, NewVote, NewCursor or ParseItem.
+type Item struct {
+	Key     Key
+	Kind    Kind
+	Payload []byte
+
+	// What the payload says, for the index. Not changed once set.
+	parsed  bool
+	content *record.Content
+	vote    *record.Vote
+	cursor  wal.Position
+}
+
+// NewContent makes the item of a content that Validate accepts; id is its id.
+// The content must not be changed afterwards.
+func NewContent(project record.ProjectName, id record.Hash, c *record.Content) Item {
+	payload := appendName(make([]byte, 0, 512), project)
+	return Item{
+		Key:     Key{Kind: KindContent, Project: project, ID: id},
+		Kind:    KindContent,
+		parsed:  true,
+		Payload: c.AppendCanonical(payload),
+		content: c,
+	}
+}
+
+// NewSignature makes the item of a signature on id.
+func NewSignature(project record.ProjectName, id record.Hash, s record.Signature) Item {
+	payload := appendName(make([]byte, 0, 1+len(project)+32+32+64), project)
+	payload = append(payload, id[:]...)
+	payload = append(payload, s.Agent[:]...)
+	return Item{
+		Key:     Key{Kind: KindSignature, Project: project, ID: id, Agent: s.Agent},
+		Kind:    KindSignature,
+		parsed:  true,
+		Payload: append(payload, s.Sig[:]...),
+	}
+}
+
+// NewVote makes the item of a vote, which must not be changed afterwards.
+func NewVote(project record.ProjectName, v *record.Vote) Item {
+	payload := v.AppendCanonical(appendName(make([]byte, 0, 256), project))
+	return Item{
+		Key:     Key{Kind: KindVote, Project: project, ID: v.Assertion, Agent: v.Agent, Vote: v.ID()},
+		Kind:    KindVote,
+		parsed:  true,
+		Payload: append(payload, v.Sig[:]...),
+		vote:    v,
+	}
+}
+
+// NewCursor says that everything in the peer's log before pos is held here
+// once the Put that it is part of is durable.
+func NewCursor(incarnation string, pos wal.Position) Item {
+	payload := appendName(make([]byte, 0, 1+len(incarnation)+8), incarnation)
+	return Item{
+		Key:     CursorKey(incarnation),
+		Kind:    KindCursor,
+		parsed:  true,
+		Payload: binary.BigEndian.AppendUint64(payload, uint64(pos)),
+		cursor:  pos,
+	}
+}
+
+func newReset(reason string) Item {
+	return Item{Key: Key{Kind: KindReset}, Kind: KindReset, Payload: []byte(reason), parsed: true}
+}
+
+// ParseItem reads a payload that came from a log, this node's or a peer's, and
+// checks everything about it but its signature. The item aliases payload.
+func ParseItem(kind Kind, payload []byte) (Item, error) {
+	it := Item{Key: Key{Kind: kind}, Kind: kind, Payload: payload, parsed: true}
+	if kind == KindReset {
+		return it, nil
+	}
+	name, rest, err := cutName(payload)
+	if err != nil {
+		return Item{}, fmt.Errorf("%v entry: %w", kind, err)
+	}
+	it.Key.Project = name
+	switch kind {
+	case KindContent:
+		err = it.parseContent(rest)
+	case KindSignature:
+		err = it.parseSignature(rest)
+	case KindVote:
+		err = it.parseVote(rest)
+	case KindCursor:
+		if len(rest) != 8 {
+			err = fmt.Errorf("%d bytes of position", len(rest))
+			break
+		}
+		it.cursor = wal.Position(binary.BigEndian.Uint64(rest))
+	default:
+		err = errors.New("unknown kind")
+	}
+	if err == nil && kind.Record() {
+		err = record.ValidProject(name)
+	}
+	if err != nil {
+		return Item{}, fmt.Errorf("%v entry: %w", kind, err)
+	}
+	return it, nil
+}
+
+func (it *Item) parseContent(rest []byte) error {
+	c, err := record.DecodeCanonical(rest)
+	if err != nil {
+		return err
+	}
+	it.content = c
+	it.Key.ID = record.HashOf(rest)
+	return nil
+}
+
+func (it *Item) parseSignature(rest []byte) error {
+	if len(rest) != 32+32+64 {
+		return fmt.Errorf("%d bytes behind the project instead of 128", len(rest))
+	}
+	copy(it.Key.ID[:], rest)
+	copy(it.Key.Agent[:], rest[32:])
+	return nil
+}
+
+func (it *Item) parseVote(rest []byte) error {
+	if len(rest) < 64 {
+		return errors.New("cut short")
+	}
+	body := rest[:len(rest)-64]
+	v, err := record.DecodeCanonicalVote(body)
+	if err != nil {
+		return err
+	}
+	copy(v.Sig[:], rest[len(body):])
+	it.vote = v
+	it.Key.ID, it.Key.Agent, it.Key.Vote = v.Assertion, v.Agent, record.HashOf(body)
+	return nil
+}
+
+// Content is the content of a content item, nil otherwise. Do not change it.
+func (it *Item) Content() *record.Content { return it.content }
+
+// Vote is the vote of a vote item, nil otherwise. Do not change it.
+func (it *Item) Vote() *record.Vote { return it.vote }
+
+// Signature is the signature of a signature item.
+func (it *Item) Signature() (record.Signature, bool) {
+	if it.Kind != KindSignature || len(it.Payload) < 64 {
+		return record.Signature{}, false
+	}
+	s := record.Signature{Agent: it.Key.Agent}
+	copy(s.Sig[:], it.Payload[len(it.Payload)-64:])
+	return s, true
+}
+
+// complete parses an item that was put together by hand.
+func (it *Item) complete() error {
+	if it.parsed {
+		return nil
+	}
+	parsed, err := ParseItem(it.Kind, it.Payload)
+	if err != nil {
+		return err
+	}
+	if it.Key != parsed.Key {
+		return fmt.Errorf("%v entry: the key says %v, the payload %v", it.Kind, it.Key, parsed.Key)
+	}
+	*it = parsed
+	return nil
+}
+
+func appendName(dst []byte, name string) []byte {
+	dst = append(dst, byte(len(name)))
+	return append(dst, name...)
+}
+
+func cutName(b []byte) (name string, rest []byte, err error) {
+	if len(b) == 0 || len(b) < 1+int(b[0]) {
+		return "", nil, errors.New("cut short")
+	}
+	n := 1 + int(b[0])
+	return string(b[1:n]), b[n:], nil
+}
+
+func appendFloat(dst []byte, f float64) []byte {
+	return binary.BigEndian.AppendUint64(dst, math.Float64bits(f))
+}
+
+func readFloat(b []byte) float64 { return math.Float64frombits(binary.BigEndian.Uint64(b)) }

@@ -1,0 +1,511 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/server/internal/vfs/leveldbfs"
+	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
+	"github.com/stemedb/stemedb/server/internal/wal"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// filled makes a store with some records on a new disk and closes it.
+func filled(t *testing.T, seed uint64, batches int) (*memfs.Disk, *model) {
+	t.Helper()
+	disk := memfs.New(seed)
+	m := newModel()
+	s := mustOpen(t, smallOptions(disk))
+	load(s, m, []*source{newSource(seed)}, batches)
+	require.NoError(t, s.Close())
+	return disk, m
+}
+
+// TestRebuildResumes: an index that is gone is made anew, and what was done
+// before an interruption is not done again.
+func TestRebuildResumes(t *testing.T) {
+	disk, m := filled(t, 1, 900)
+	require.NoError(t, leveldbfs.RemoveAll(disk, filepath.Join("db", indexDir)))
+	var firstTotal int64
+	ctx, cancel := context.WithCancel(t.Context())
+	o := smallOptions(disk)
+	o.Progress = func(p Progress) {
+		require.True(t, p.Rebuild)
+		require.LessOrEqual(t, p.Done, p.Total)
+		firstTotal = p.Total
+		if p.Done > p.Total/2 {
+			cancel()
+		}
+	}
+	o.replayChunk = 8 << 10
+	_, err := Open(ctx, o)
+	require.ErrorIs(t, err, context.Canceled)
+	require.Zero(t, disk.OpenFiles())
+
+	var last Progress
+	o.Progress = func(p Progress) { last = p }
+	s := mustOpen(t, o)
+	require.False(t, last.Rebuild, "begins at the marker of the first attempt")
+	require.Equal(t, last.Total, last.Done)
+	require.Less(t, last.Total, firstTotal*3/4)
+	m.check(t, s)
+	require.NoError(t, s.Close())
+}
+
+func TestDamagedIndexIsMadeAnew(t *testing.T) {
+	disk, m := filled(t, 2, 400)
+	index := filepath.Join("db", indexDir)
+	files := func() (names []string) {
+		entries, err := disk.ReadDir(index)
+		require.NoError(t, err)
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	r := rand.New(rand.NewPCG(2, 2))
+	for _, name := range files() {
+		if name == "LOCK" {
+			continue
+		}
+		for range 4 {
+			path := filepath.Join(index, name)
+			st, err := disk.Stat(path)
+			if err != nil || st.Size() == 0 {
+				break // the index has been made anew meanwhile
+			}
+			require.NoError(t, disk.FlipBit(path, r.Int64N(st.Size()), uint(r.IntN(8))))
+		}
+		// Damage may be found at once or when it is read: then the store says
+		// so, and the next start heals it.
+		for try := 0; ; try++ {
+			require.Less(t, try, 3, "damage in %s does not heal", name)
+			s, err := Open(t.Context(), smallOptions(disk))
+			require.NoError(t, err, name)
+			_, err = s.BucketDigests(t.Context(), nil)
+			if err == nil {
+				_, err = s.KeysOf("alpha", "code://go/mod1/tls", "")
+			}
+			if err == nil {
+				m.check(t, s)
+				require.NoError(t, s.Close())
+				break
+			}
+			require.ErrorIs(t, err, ErrIndexFailed)
+			require.Equal(t, StateIndexFailed, s.Health().State)
+			require.ErrorIs(t, putSync(s, NewCursor("x", 1)).Err, ErrIndexFailed)
+			select {
+			case <-s.Failed():
+			default:
+				require.Fail(t, "Failed is not closed")
+			}
+			require.Error(t, s.Close())
+		}
+	}
+}
+
+// TestLostDBVolume: packs and index are gone. The node starts, is not whole,
+// serves what the WAL volume holds, and has forgotten its cursors.
+func TestLostDBVolume(t *testing.T) {
+	disk, m := filled(t, 3, 600)
+	s := mustOpen(t, smallOptions(disk))
+	mustPut(t, s, NewCursor("peer", 5))
+	require.NotEmpty(t, s.Packs())
+	require.NoError(t, s.Close())
+	disk.Wipe("db")
+
+	s = mustOpen(t, smallOptions(disk))
+	require.False(t, s.Whole())
+	require.Empty(t, s.Cursors())
+	clear(m.cursors)
+	held := checkSubset(t, m, s)
+	require.Less(t, held, len(m.tried))
+	mustPut(t, s, NewCursor("peer", 3))
+
+	// What was lost can be put again.
+	var items []Item
+	for k, payload := range m.tried {
+		items = append(items, Item{Key: k, Kind: k.Kind, Payload: payload})
+	}
+	for len(items) > 0 {
+		n := min(20, len(items))
+		mustPut(t, s, items[:n]...)
+		items = items[n:]
+	}
+	m.check(t, s)
+	require.NoError(t, s.SetWhole(true))
+	require.NoError(t, s.Close())
+
+	rebuilds := 0
+	o := smallOptions(disk)
+	o.Progress = func(p Progress) {
+		if p.Rebuild {
+			rebuilds++
+		}
+	}
+	s = mustOpen(t, o)
+	require.Zero(t, rebuilds, "a loss is dealt with once")
+	require.True(t, s.Whole())
+	require.EqualValues(t, 3, s.Cursor("peer"), "a cursor set after the loss counts")
+	m.check(t, s)
+	require.NoError(t, s.Close())
+}
+
+func checkSubset(t *testing.T, m *model, s *Store) (held int) {
+	t.Helper()
+	for k, payload := range m.tried {
+		it, err := s.Read(k)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		require.NoError(t, err, "what the index names must be there")
+		require.Equal(t, payload, it.Payload)
+		held++
+	}
+	return held
+}
+
+func TestForeignVolumesAreRefused(t *testing.T) {
+	disk := memfs.New(4)
+	for _, name := range []string{"a", "b"} {
+		o := smallOptions(disk)
+		o.NodeName, o.WALDir, o.DBDir = name, name+"/wal", name+"/db"
+		s := mustOpen(t, o)
+		mustPut(t, s, NewCursor("x", 1))
+		require.NoError(t, s.Close())
+	}
+	o := smallOptions(disk)
+	o.NodeName, o.WALDir, o.DBDir = "a", "a/wal", "b/db"
+	_, err := Open(t.Context(), o)
+	require.Error(t, err)
+	o.NodeName, o.DBDir = "b", "a/db"
+	_, err = Open(t.Context(), o)
+	require.Error(t, err)
+	require.Zero(t, disk.OpenFiles())
+}
+
+// TestIndexOfAnotherLog: the directory of the index was exchanged alone.
+func TestIndexOfAnotherLog(t *testing.T) {
+	disk, m := filled(t, 5, 100)
+	s := mustOpen(t, smallOptions(disk))
+	require.NoError(t, s.putMeta(map[string][]byte{metaIdentity: []byte("somebody else")}))
+	require.NoError(t, s.db.Put(owner{record.Hash{1}, "ghost"}.append(nil, spaceOrphan), nil, nil))
+	require.NoError(t, s.Close())
+	s = mustOpen(t, smallOptions(disk))
+	ghost, err := s.db.Has(owner{record.Hash{1}, "ghost"}.append(nil, spaceOrphan), nil)
+	require.NoError(t, err)
+	require.False(t, ghost, "nothing of the other index is left")
+	m.check(t, s)
+	require.NoError(t, s.Close())
+}
+
+func TestBusyWhenTheIndexIsBehind(t *testing.T) {
+	o := smallOptions(memfs.New(6))
+	o.ApplyBytes = 64 << 10
+	s := mustOpen(t, o)
+	g := newSource(6)
+	resume := stallApplier(t, s)
+	m := newModel()
+	busy := false
+	for range 1000 {
+		items := g.batch()
+		m.note(items, false)
+		r := putSync(s, items...)
+		if errors.Is(r.Err, ErrBusy) {
+			busy = true
+			break
+		}
+		require.NoError(t, r.Err)
+		m.note(items, true)
+		require.LessOrEqual(t, s.Stats().PendingBytes, o.ApplyBytes)
+	}
+	require.True(t, busy)
+	m.check(t, s) // all in the overlay
+	resume()
+	drain(t, s)
+	items := g.batch()
+	m.note(items, false)
+	mustPut(t, s, items...)
+	m.check(t, s)
+	require.NoError(t, s.Close())
+}
+
+// TestFailingDiskBelowTheIndex: the store turns index-failed, what was
+// acknowledged stays readable, a restart heals.
+func TestFailingDiskBelowTheIndex(t *testing.T) {
+	for _, kind := range []memfs.OpKind{memfs.OpWrite, memfs.OpSync} {
+		disk := memfs.New(7)
+		s := mustOpen(t, smallOptions(disk))
+		m := newModel()
+		load(s, m, []*source{newSource(7)}, 30)
+		disk.Fail(kind, filepath.Join("db", indexDir), 0, -1, syscall.EIO)
+		later := newSource(8)
+		later.n = 1 << 20
+		load(s, m, []*source{later}, 300)
+		select {
+		case <-s.Failed():
+		case <-time.After(time.Minute):
+			require.Fail(t, "the failure was not noticed")
+		}
+		require.Equal(t, StateIndexFailed, s.Health().State)
+		for k, payload := range m.acked {
+			it, err := s.Read(k)
+			require.NoError(t, err)
+			require.Equal(t, payload, it.Payload)
+		}
+		require.ErrorIs(t, s.Close(), ErrIndexFailed)
+		disk.Heal()
+		disk.Crash(memfs.LoseSome)
+		s = mustOpen(t, smallOptions(disk))
+		m.check(t, s)
+		require.NoError(t, s.Close())
+	}
+}
+
+// TestReadYourWrite: whoever is told that a Put is done reads it, at once, in
+// every way, whatever the applier is doing.
+func TestReadYourWrite(t *testing.T) {
+	s := mustOpen(t, smallOptions(memfs.New(8)))
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for i := range 150 {
+				c := &record.Content{
+					Subject: fmt.Sprintf("s/%d", i%7), Predicate: "p", Object: record.Text(fmt.Sprint(w, i)),
+					SourceClass: record.Expert, Timestamp: uint64(i),
+				}
+				id := c.ID()
+				sig := record.Signature{Agent: agentOf(w)}
+				r := putSync(s, NewContent("alpha", id, c), NewSignature("alpha", id, sig))
+				if !noError(t, r.Err) {
+					return
+				}
+				st, err := s.Assertion("alpha", id)
+				if !noError(t, err) || len(st.Signatures) != 1 {
+					t.Errorf("signatures: %v", st)
+				}
+				found := false
+				for cl, err := range s.Claims(ClaimQuery{Project: "alpha", Subject: c.Subject, Predicate: "p", AsOf: c.Timestamp}) {
+					if !noError(t, err) {
+						return
+					}
+					found = found || cl.ID == id && len(cl.Agents) == 1
+				}
+				if !found {
+					t.Errorf("claim %d of %d is not found", i, w)
+				}
+				subjects, err := s.Subjects("alpha", c.Subject, "", 1)
+				if !noError(t, err) || len(subjects) != 1 {
+					t.Errorf("subjects: %v", subjects)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.NoError(t, s.Close())
+}
+
+func noError(t *testing.T, err error) bool {
+	if err != nil {
+		t.Error(err)
+	}
+	return err == nil
+}
+
+// TestDuplicatesInFlight: many writers of the same items; each learns of
+// success only when the item is durable, and the log holds it once.
+func TestDuplicatesInFlight(t *testing.T) {
+	disk := memfs.New(9)
+	disk.SetLatency(func(op memfs.Op) time.Duration {
+		if op.Kind == memfs.OpSync {
+			return 200 * time.Microsecond
+		}
+		return 0
+	})
+	s := mustOpen(t, smallOptions(disk))
+	g := newSource(9)
+	for range 60 {
+		items := g.batch()
+		var created atomic.Int64
+		var wg sync.WaitGroup
+		for range 8 {
+			mine := append([]Item(nil), items...)
+			wg.Go(func() {
+				r := putSync(s, mine...)
+				noError(t, r.Err)
+				for i, isNew := range r.New {
+					if isNew {
+						created.Add(1)
+					}
+					if held, err := s.Has([]Key{mine[i].Key}); !noError(t, err) || !held[0] {
+						t.Errorf("%v is not held", mine[i].Key)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		distinct := map[Key]bool{}
+		for _, it := range items {
+			distinct[it.Key] = true
+		}
+		require.LessOrEqual(t, created.Load(), int64(len(distinct)))
+	}
+	seen := map[Key]bool{}
+	for pos := wal.Position(0); pos < s.End(); {
+		keys, next, _, err := s.ScanKeys(pos, 1<<20)
+		require.NoError(t, err)
+		for _, k := range keys {
+			require.False(t, seen[k.Key], "%v stands in the log twice", k.Key)
+			seen[k.Key] = true
+		}
+		pos = next
+	}
+	require.NoError(t, s.Close())
+}
+
+// TestCursorWaitsForItsItems: a cursor vouches for items that another Put is
+// still writing; it must not get into the log before them.
+func TestCursorWaitsForItsItems(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := mustOpen(t, smallOptions(memfs.New(10)))
+		g := newSource(10)
+		it, _ := g.content()
+		// The first Put has reserved its item and not reached the log.
+		first := &putOp{s: s, isNew: make([]bool, 1)}
+		require.NoError(t, s.reserve(first, []Item{it}, idKeysOf([]Item{it}), false))
+		done := make(chan PutResult, 1)
+		end := s.End()
+		require.NoError(t, s.Put([]Item{it, NewCursor("peer", 9)}, func(r PutResult) { done <- r }))
+		synctest.Wait()
+		require.Empty(t, done, "done before the item")
+		require.Equal(t, end, s.End())
+		require.Zero(t, s.Cursor("peer"))
+		_ = s.abandon(first, wal.ErrReadOnly)
+		require.ErrorIs(t, (<-done).Err, wal.ErrReadOnly)
+		require.Zero(t, s.Cursor("peer"))
+		mustPut(t, s, it, NewCursor("peer", 9))
+		require.EqualValues(t, 9, s.Cursor("peer"))
+		closeInBubble(t, s)
+	})
+}
+
+// closeInBubble closes and lets goleveldb's last goroutine end: it lingers for
+// up to a second, and a bubble's clock stops with its test.
+func closeInBubble(t *testing.T, s *Store) {
+	t.Helper()
+	require.NoError(t, s.Close())
+	time.Sleep(2 * time.Second)
+}
+
+// TestUnderVirtualTime: the store runs in a bubble, its marker moves with the
+// bubble's clock, and Close leaves no goroutine.
+func TestUnderVirtualTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := smallOptions(memfs.New(11))
+		o.MarkerBytes = 1 << 20
+		s := mustOpen(t, o)
+		g := newSource(11)
+		for range 100 {
+			mustPut(t, s, g.batch()...)
+		}
+		synctest.Wait()
+		require.Zero(t, s.Stats().Marker)
+		time.Sleep(31 * time.Second)
+		synctest.Wait()
+		require.Equal(t, s.Stats().Applied, s.Stats().Marker)
+		closeInBubble(t, s)
+	})
+}
+
+func TestScrubRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := smallOptions(memfs.New(12))
+		o.ScrubRate = scrubSlice // one slice a second
+		s := mustOpen(t, o)
+		g := newSource(12)
+		for range 1500 {
+			mustPut(t, s, g.batch()...)
+		}
+		began := time.Now()
+		all, err := s.BucketDigests(t.Context(), nil)
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, time.Since(began), 2*time.Second)
+		// Narrowing down by prefix gives the same sums.
+		inner, err := s.BucketDigests(t.Context(), []byte{7})
+		require.NoError(t, err)
+		var sum Digest
+		for _, d := range inner {
+			sum.Add(d)
+		}
+		require.Equal(t, all[7], sum)
+		keys, more, err := s.BucketKeys(t.Context(), []byte{7}, 1<<20)
+		require.NoError(t, err)
+		require.False(t, more)
+		require.Len(t, keys, int(sum.Count))
+		keys, more, err = s.BucketKeys(t.Context(), nil, 3)
+		require.NoError(t, err)
+		require.True(t, more)
+		require.Len(t, keys, 3)
+		s.SetDigestKey([32]byte{1})
+		other, err := s.BucketDigests(t.Context(), []byte{7})
+		require.NoError(t, err)
+		require.NotEqual(t, inner, other)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
+		defer cancel()
+		_, err = s.BucketDigests(ctx, nil)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		closeInBubble(t, s)
+	})
+}
+
+func TestClaimsPagesAndAsOf(t *testing.T) {
+	s := mustOpen(t, smallOptions(memfs.New(13)))
+	g := newSource(13)
+	for range 300 {
+		mustPut(t, s, g.batch()...)
+	}
+	for _, predicate := range []string{"", "version"} {
+		for _, asOf := range []uint64{0, 30} {
+			q := ClaimQuery{Project: "alpha", Subject: "code://go/mod1/tls", Predicate: predicate, AsOf: asOf}
+			var all []*Claim
+			for c, err := range s.Claims(q) {
+				require.NoError(t, err)
+				require.True(t, asOf == 0 || c.Timestamp <= asOf)
+				for _, v := range c.Votes {
+					require.True(t, asOf == 0 || v.Timestamp <= asOf)
+				}
+				all = append(all, c)
+			}
+			require.NotEmpty(t, all)
+			var paged []*Claim
+			for {
+				n := 0
+				for c, err := range s.Claims(q) {
+					require.NoError(t, err)
+					paged = append(paged, c)
+					if n++; n == 3 {
+						break
+					}
+				}
+				if n < 3 {
+					break
+				}
+				last := paged[len(paged)-1]
+				q.After = &ClaimCursor{Predicate: last.Predicate, Timestamp: last.Timestamp, ID: last.ID}
+			}
+			require.Equal(t, all, paged)
+		}
+	}
+	require.NoError(t, s.Close())
+}

@@ -1,0 +1,46 @@
+package store
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// register makes the index's figures metrics; the log has its own.
+func (s *Store) register(r prometheus.Registerer) error {
+	if r == nil {
+		return nil
+	}
+	gauge := func(name, help string, value func(Stats) float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "stemedb", Subsystem: "index", Name: name, Help: help},
+			func() float64 { return value(s.Stats()) })
+	}
+	counter := func(name, help string, value func(Stats) float64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "stemedb", Subsystem: "index", Name: name, Help: help},
+			func() float64 { return value(s.Stats()) })
+	}
+	for _, c := range []prometheus.Collector{
+		gauge("pending_bytes", "Bytes that are durable or on their way there and not in the index yet.",
+			func(st Stats) float64 { return float64(st.PendingBytes) }),
+		gauge("replay_bytes", "Bytes of log that a start after a crash would replay.",
+			func(st Stats) float64 { return float64(s.distance(st.Marker, st.End)) }),
+		gauge("size_bytes", "Size of the index's tables.",
+			func(st Stats) float64 { return float64(st.IndexBytes) }),
+		gauge("failed", "1 when the index failed and the process must restart.",
+			func(Stats) float64 {
+				if s.Health().State == StateIndexFailed {
+					return 1
+				}
+				return 0
+			}),
+		counter("write_stalls_total", "Writes that goleveldb held up because compaction was behind.",
+			func(st Stats) float64 { return float64(st.WriteDelays) }),
+		counter("write_stall_seconds_total", "How long goleveldb held them up.",
+			func(st Stats) float64 { return st.WriteDelay.Seconds() }),
+	} {
+		if err := r.Register(c); err != nil {
+			return fmt.Errorf("register the index's metrics: %w", err)
+		}
+	}
+	return nil
+}

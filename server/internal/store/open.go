@@ -1,0 +1,480 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/syndtr/goleveldb/leveldb"
+	lerrors "github.com/syndtr/goleveldb/leveldb/errors"
+	"github.com/syndtr/goleveldb/leveldb/filter"
+	"github.com/syndtr/goleveldb/leveldb/opt"
+	"github.com/syndtr/goleveldb/leveldb/storage"
+	"github.com/syndtr/goleveldb/leveldb/util"
+
+	"github.com/stemedb/stemedb/server/internal/vfs"
+	"github.com/stemedb/stemedb/server/internal/vfs/leveldbfs"
+	"github.com/stemedb/stemedb/server/internal/wal"
+)
+
+const (
+	packDir     = "packs"
+	indexDir    = "index"
+	rebuildName = "index-must-be-rebuilt"
+)
+
+// Store is an open store. All methods are safe for concurrent use.
+type Store struct {
+	opts      Options
+	logger    *slog.Logger
+	log       *wal.Log
+	files     *leveldbfs.Storage
+	db        *leveldb.DB
+	digestKey atomic.Pointer[[32]byte]
+	// orphans counts the orphan marks in goleveldb: as long as there are
+	// none, nothing needs to look for them. Only the applier changes it.
+	orphans atomic.Int64
+	// subjects were put into the dictionary since the start (applier only).
+	subjects map[string]struct{}
+	// barrierKey is that of the last barrier (applier only).
+	barrierKey []byte
+
+	mu sync.Mutex
+	// active takes what becomes durable; frozen is being written to goleveldb
+	// (nil when nothing is). Together they are the overlay.
+	active, frozen *layer
+	// flight holds what is being written to the log, by whom.
+	flight map[Key]*putOp
+	// pending is bounded by Options.ApplyBytes: in flight or in the overlay.
+	pending int64
+	cursors map[string]wal.Position
+	// applied: all entries up to and including this one are in goleveldb.
+	// marker: the same, and durably so.
+	applied, marker wal.Position
+	failure         error // of the index; sticky
+	closing, closed bool
+	failed          chan struct{} // closed with the first failure
+
+	// synced are the commits that the log is done with, in log order.
+	syncedMu sync.Mutex
+	synced   []syncedOp
+	syncedC  chan struct{}
+	work     chan struct{} // the active layer is not empty
+
+	underWay               sync.WaitGroup // Puts
+	goroutines             sync.WaitGroup
+	stopPublish, stopApply chan struct{}
+}
+
+func (o *Options) setDefaults() error {
+	if o.NodeName == "" || o.WALDir == "" || o.DBDir == "" {
+		return errors.New("a store needs a node name, a WAL directory and a DB directory")
+	}
+	if o.FS == nil {
+		o.FS = vfs.OS()
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Progress == nil {
+		o.Progress = func(Progress) {}
+	}
+	setDefault(&o.SegmentSize, 64<<20)
+	setDefault(&o.ApplyBytes, 64<<20)
+	setDefault(&o.MarkerBytes, 64<<20)
+	setDefault(&o.MarkerInterval, 30*time.Second)
+	setDefault(&o.CacheBytes, 32<<20)
+	setDefault(&o.WriteBuffer, 16<<20)
+	setDefault(&o.ScrubRate, 200_000)
+	setDefault(&o.replayChunk, 1<<20)
+	return nil
+}
+
+func setDefault[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+// Open opens the log, brings the index up to it and returns a store that
+// serves. When the index is missing, damaged or of another log, it is made
+// anew. Open reports Progress meanwhile and gives up when ctx ends; the next
+// Open goes on from there.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	if err := o.setDefaults(); err != nil {
+		return nil, err
+	}
+	s := &Store{
+		opts:        o,
+		logger:      o.Logger,
+		subjects:    make(map[string]struct{}),
+		active:      newLayer(),
+		flight:      make(map[Key]*putOp),
+		cursors:     make(map[string]wal.Position),
+		failed:      make(chan struct{}),
+		syncedC:     make(chan struct{}, 1),
+		work:        make(chan struct{}, 1),
+		stopPublish: make(chan struct{}),
+		stopApply:   make(chan struct{}),
+	}
+	s.digestKey.Store(new([32]byte))
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(err, s.closeFiles())
+	}
+	s.goroutines.Add(2)
+	go s.publish()
+	go s.apply()
+	return s, nil
+}
+
+func (s *Store) open(ctx context.Context) (err error) {
+	o := &s.opts
+	s.log, err = wal.Open(wal.Options{
+		FS: o.FS, WALDir: o.WALDir, PackDir: filepath.Join(o.DBDir, packDir), Node: o.NodeName,
+		SegmentSize: o.SegmentSize, Reserve: o.Reserve, ReserveHigh: o.ReserveHigh,
+		Rand: o.Rand, Logger: o.Logger, Registerer: o.Registerer,
+	})
+	if err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
+	gaps := append(s.log.Missing(), s.log.Damage()...)
+	if err := s.openIndex(gaps); err != nil {
+		return err
+	}
+	if err := s.loadIndex(); err != nil {
+		return err
+	}
+	if err := s.replay(ctx); err != nil {
+		return err
+	}
+	if err := s.noteGaps(); err != nil {
+		return err
+	}
+	return s.register(o.Registerer)
+}
+
+// noteGaps deals with losses that replay came upon: the index holds nothing of
+// them, so forgetting the cursors is enough.
+func (s *Store) noteGaps() error {
+	gaps := append(s.log.Missing(), s.log.Damage()...)
+	known, err := s.meta(metaGaps)
+	if err != nil {
+		return err
+	}
+	for _, g := range gaps {
+		if covered(known, g) {
+			continue
+		}
+		if err := s.forgetCursors(gaps); err != nil {
+			return err
+		}
+		if err := s.resetCursors(); err != nil {
+			return err
+		}
+		return s.putMeta(map[string][]byte{metaGaps: encodeGaps(gaps)})
+	}
+	return nil
+}
+
+// openIndex opens goleveldb, or makes it anew when it cannot be trusted.
+func (s *Store) openIndex(gaps []wal.Range) error {
+	reason := ""
+	_, err := s.opts.FS.Stat(s.rebuildNote())
+	switch {
+	case err == nil:
+		reason = "damage was found in it"
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("look for %s: %w", rebuildName, err)
+	default:
+		err := s.openDB()
+		if err != nil && !damagedIndex(err) {
+			return err
+		}
+		if err != nil && s.unfinished() {
+			reason = reasonNew
+		} else if err != nil {
+			reason = err.Error()
+		} else if reason, err = s.distrust(gaps); err != nil {
+			return err
+		}
+	}
+	if reason == "" {
+		return nil
+	}
+	if reason != reasonNew {
+		s.logger.Warn(msgAnew, "reason", reason)
+	}
+	return s.recreate(gaps)
+}
+
+const (
+	reasonNew = "there is none"
+	msgAnew   = "the index is made anew from the log"
+)
+
+// unfinished tells whether goleveldb's files are those of an index whose
+// creation, or removal, was cut short.
+func (s *Store) unfinished() bool {
+	_, err := s.files.GetMeta()
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// distrust says why the index that was opened is not one for this log, "" when
+// it is.
+func (s *Store) distrust(gaps []wal.Range) (string, error) {
+	format, err := s.meta(metaFormat)
+	if err != nil {
+		return reasonOf(err)
+	}
+	if format == nil {
+		return reasonNew, nil
+	}
+	if len(format) != 1 || format[0] != indexFormat {
+		return fmt.Sprintf("it has format %x, this release writes %d", format, indexFormat), nil
+	}
+	identity, err := s.meta(metaIdentity)
+	if err != nil {
+		return reasonOf(err)
+	}
+	if string(identity) != s.log.Identity().Incarnation {
+		return "it belongs to another log", nil
+	}
+	marker, err := s.readMarker()
+	if err != nil {
+		return reasonOf(err)
+	}
+	if marker > s.log.End() {
+		return fmt.Sprintf("it holds entries up to %v, the log ends at %v", marker, s.log.End()), nil
+	}
+	known, err := s.meta(metaGaps)
+	if err != nil {
+		return reasonOf(err)
+	}
+	for _, g := range gaps {
+		if !covered(known, g) {
+			return "it points into a part of the log that is lost: " + g.String(), nil
+		}
+	}
+	return "", nil
+}
+
+func reasonOf(err error) (string, error) {
+	if damagedIndex(err) {
+		return err.Error(), nil
+	}
+	return "", err
+}
+
+// recreate begins an empty index. After a loss the cursors are forgotten, in
+// the log, before the loss is noted as dealt with: what is gone is fetched
+// again from peers.
+func (s *Store) recreate(gaps []wal.Range) error {
+	if err := s.closeDB(); err != nil {
+		s.logger.Warn("closing the old index", "err", err)
+	}
+	if len(gaps) > 0 {
+		if err := s.forgetCursors(gaps); err != nil {
+			return err
+		}
+	}
+	if err := leveldbfs.RemoveAll(s.opts.FS, s.indexPath()); err != nil {
+		return err
+	}
+	if err := s.openDB(); err != nil {
+		return err
+	}
+	err := s.putMeta(map[string][]byte{
+		metaFormat:   {indexFormat},
+		metaIdentity: []byte(s.log.Identity().Incarnation),
+		metaGaps:     encodeGaps(gaps),
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.opts.FS.Remove(s.rebuildNote()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove %s: %w", rebuildName, err)
+	}
+	return s.opts.FS.SyncDir(s.opts.DBDir)
+}
+
+func (s *Store) forgetCursors(gaps []wal.Range) error {
+	if s.log.Whole() {
+		if err := s.log.SetWhole(false); err != nil {
+			return fmt.Errorf("note that the node is not whole: %w", err)
+		}
+	}
+	it := newReset("lost: " + gaps[0].String())
+	done := make(chan error, 1)
+	c := wal.Commit{
+		Entries: []wal.Entry{{Kind: uint8(it.Kind), Payload: it.Payload}},
+		Done:    func(err error) { done <- err },
+	}
+	if err := s.log.Append(&c); err != nil {
+		return fmt.Errorf("forget the cursors after a loss: %w", err)
+	}
+	if err := <-done; err != nil {
+		return fmt.Errorf("forget the cursors after a loss: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) openDB() error {
+	files, err := leveldbfs.Open(s.opts.FS, s.indexPath(), s.logger)
+	if err != nil {
+		return err
+	}
+	s.files = files
+	s.db, err = leveldb.Open(files, &opt.Options{
+		BlockCacheCapacity:     s.opts.CacheBytes,
+		WriteBuffer:            s.opts.WriteBuffer,
+		Filter:                 filter.NewBloomFilter(10),
+		CompactionTableSize:    8 << 20, // the default of 2 MiB makes tens of thousands of files
+		CompactionTotalSize:    40 << 20,
+		OpenFilesCacheCapacity: 200,
+		DisableSeeksCompaction: true,
+		// NoSync stays off: it would also leave tables and manifests
+		// unsynced, and there would be no barrier.
+	})
+	if err != nil {
+		return fmt.Errorf("open the index: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) closeDB() error {
+	var err error
+	if s.db != nil {
+		err = s.db.Close()
+	}
+	if s.files != nil {
+		err = errors.Join(err, s.files.Close())
+	}
+	return err
+}
+
+func (s *Store) closeFiles() error {
+	err := s.closeDB()
+	if s.log != nil {
+		err = errors.Join(err, s.log.Close())
+	}
+	return err
+}
+
+func (s *Store) indexPath() string   { return filepath.Join(s.opts.DBDir, indexDir) }
+func (s *Store) rebuildNote() string { return filepath.Join(s.opts.DBDir, rebuildName) }
+
+// noteRebuild makes the next start delete the index.
+func (s *Store) noteRebuild() error {
+	f, err := s.opts.FS.OpenFile(s.rebuildNote(), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return errors.Join(err, s.opts.FS.SyncDir(s.opts.DBDir))
+}
+
+// damagedIndex tells what only a new index can heal.
+func damagedIndex(err error) bool {
+	var c *lerrors.ErrCorrupted
+	var sc *storage.ErrCorrupted
+	return errors.As(err, &c) || errors.As(err, &sc) || errors.Is(err, errIndexEntry) || errors.Is(err, fs.ErrNotExist)
+}
+
+// meta returns nil for what was never written.
+func (s *Store) meta(name string) ([]byte, error) {
+	b, err := s.db.Get(metaKey(name), nil)
+	if errors.Is(err, leveldb.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the index's %s: %w", name, err)
+	}
+	return b, nil
+}
+
+func (s *Store) readMarker() (wal.Position, error) {
+	b, err := s.meta(metaApplied)
+	if err != nil || b == nil {
+		return 0, err
+	}
+	return readPosition(b)
+}
+
+// loadIndex reads what is held in memory.
+func (s *Store) loadIndex() error {
+	marker, err := s.readMarker()
+	if err != nil {
+		return err
+	}
+	s.marker, s.applied = marker, marker
+	if s.barrierKey, err = s.lastKey(spaceBarrier); err != nil {
+		return err
+	}
+	it := s.db.NewIterator(util.BytesPrefix([]byte{spaceCursor}), nil)
+	defer it.Release()
+	for it.Next() {
+		name, _, err := cutName(it.Key()[1:])
+		if err != nil {
+			return fmt.Errorf("read a cursor: %w", err)
+		}
+		if s.cursors[name], err = readPosition(it.Value()); err != nil {
+			return fmt.Errorf("read a cursor: %w", err)
+		}
+	}
+	if err := it.Error(); err != nil {
+		return fmt.Errorf("read the cursors: %w", err)
+	}
+	orphans := s.db.NewIterator(util.BytesPrefix([]byte{spaceOrphan}), nil)
+	defer orphans.Release()
+	n := int64(0)
+	for orphans.Next() {
+		n++
+	}
+	s.orphans.Store(n)
+	return orphans.Error()
+}
+
+// lastKey returns the last key of a space, nil when it is empty.
+func (s *Store) lastKey(space byte) ([]byte, error) {
+	it := s.db.NewIterator(util.BytesPrefix([]byte{space}), nil)
+	defer it.Release()
+	var key []byte
+	if it.Last() {
+		key = bytes.Clone(it.Key())
+	}
+	return key, it.Error()
+}
+
+// Losses of the log that are dealt with, in the index's meta space.
+
+func encodeGaps(gaps []wal.Range) []byte {
+	b := make([]byte, 0, 16*len(gaps))
+	for _, g := range gaps {
+		b = binary.BigEndian.AppendUint64(b, uint64(g.From))
+		b = binary.BigEndian.AppendUint64(b, uint64(g.To))
+	}
+	return b
+}
+
+func covered(known []byte, g wal.Range) bool {
+	for ; len(known) >= 16; known = known[16:] {
+		from, to := binary.BigEndian.Uint64(known), binary.BigEndian.Uint64(known[8:])
+		if uint64(g.From) >= from && uint64(g.To) <= to {
+			return true
+		}
+	}
+	return false
+}

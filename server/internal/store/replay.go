@@ -1,0 +1,132 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/stemedb/stemedb/server/internal/wal"
+)
+
+// replay brings the index up to the end of the log. It begins at the marker,
+// or at the beginning when the index is new, and moves the marker as it goes,
+// so that an interrupted rebuild resumes.
+func (s *Store) replay(ctx context.Context) error {
+	r := replay{s: s, from: s.marker, end: s.log.End()}
+	r.progress.Rebuild = s.marker == 0
+	if s.marker == 0 {
+		r.from = s.log.First()
+	}
+	r.progress.Total = s.distance(r.from, r.end)
+	start := r.from
+	for r.from < r.end {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("replay of the log: %w", err)
+		}
+		if err := r.chunk(); err != nil {
+			return err
+		}
+		r.progress.Done = s.distance(start, r.from)
+		s.opts.Progress(r.progress)
+		if s.markerDue(s.opts.MarkerBytes) {
+			if err := s.mark(); err != nil {
+				return err
+			}
+		}
+	}
+	s.opts.Progress(Progress{Rebuild: r.progress.Rebuild, Done: r.progress.Total, Total: r.progress.Total})
+	return s.mark()
+}
+
+type replay struct {
+	s         *Store
+	from, end wal.Position
+	progress  Progress
+}
+
+// chunk takes in the next part of the log.
+func (r *replay) chunk() error {
+	s := r.s
+	var items []Item
+	var positions []wal.Position
+	next, err := s.log.Scan(r.from, s.opts.replayChunk, func(pos wal.Position, e wal.Entry) error {
+		// The payload is valid during the call only; parsing copies what it
+		// keeps, and the payload itself is not needed.
+		kind := Kind(e.Kind)
+		if kind < KindContent || kind > KindReset {
+			// Passing over it would leave it out of the index for good.
+			return fmt.Errorf("entry at %v is of kind %d: it was written by a later release; start that one again", pos, kind)
+		}
+		it, err := ParseItem(kind, e.Payload)
+		if err != nil {
+			// The log vouches for its bytes, so this was written like that. It
+			// stays in the log; one bad entry must not keep a node down.
+			s.logger.Error("an entry of the log cannot be read", "position", pos, "err", err)
+			return nil
+		}
+		it.Payload = nil
+		items = append(items, it)
+		positions = append(positions, pos)
+		return nil
+	})
+	var gap *wal.Gap
+	switch {
+	case errors.As(err, &gap):
+		s.logger.Error("a part of the log is lost", "gap", gap)
+	case err != nil:
+		return fmt.Errorf("replay of the log at %v: %w", r.from, err)
+	case next <= r.from && len(items) == 0:
+		return fmt.Errorf("replay of the log does not get beyond %v", r.from)
+	}
+	r.from = next
+	if len(items) == 0 {
+		return nil
+	}
+	return s.replayItems(items, positions)
+}
+
+// replayItems is what the publisher and the applier do to a commit, without
+// the overlay.
+func (s *Store) replayItems(items []Item, positions []wal.Position) error {
+	b := s.newBatcher()
+	for len(items) > 0 {
+		n := 0
+		for n < len(items) && items[n].Kind != KindReset {
+			n++
+		}
+		c := makeChange(items[:n])
+		for i := range c.ops {
+			c.ops[i].setPosition(positions)
+			b.put(c.ops[i].k, c.ops[i].v)
+		}
+		b.flush()
+		if b.err != nil {
+			return fmt.Errorf("write the index: %w", b.err)
+		}
+		if err := s.join(c.contents, c.loose); err != nil {
+			return fmt.Errorf("write the index: %w", err)
+		}
+		for i := range c.cursors {
+			s.cursors[c.cursors[i].Key.Project] = c.cursors[i].cursor
+		}
+		if n < len(items) {
+			if err := s.resetCursors(); err != nil {
+				return err
+			}
+			n++
+		}
+		s.applied = positions[n-1]
+		items, positions = items[n:], positions[n:]
+	}
+	return nil
+}
+
+func (s *Store) resetCursors() error {
+	for name := range s.cursors {
+		if err := s.db.Delete(appendName([]byte{spaceCursor}, name), nil); err != nil {
+			return fmt.Errorf("forget a cursor: %w", err)
+		}
+	}
+	clear(s.cursors)
+	return nil
+}

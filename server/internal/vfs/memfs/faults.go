@@ -1,0 +1,320 @@
+package memfs
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// ErrPowerCut is returned by every operation after the power was cut, and for
+// ever by handles opened before.
+var ErrPowerCut = errors.New("memfs: the power was cut")
+
+// OpKind names what is done to the disk.
+type OpKind int
+
+// Kinds of operations. OpOpen also stands for the looks that change nothing
+// (ReadDir, Stat, Lock, Free); OpCreate for an open that may create or truncate.
+const (
+	OpOpen OpKind = iota
+	OpRead
+	OpCreate
+	OpWrite
+	OpSync
+	OpTruncate
+	OpRename
+	OpRemove
+	OpMkdir
+	OpSyncDir
+)
+
+func (k OpKind) String() string {
+	names := [...]string{"open", "read", "create", "write", "sync", "truncate", "rename", "remove", "mkdir", "syncdir"}
+	if k < 0 || int(k) >= len(names) {
+		return fmt.Sprintf("OpKind(%d)", int(k))
+	}
+	return names[k]
+}
+
+// changes tells whether the operation leaves a trace on the disk. Only such
+// operations count for CutPowerAfter.
+func (k OpKind) changes() bool { return k >= OpCreate }
+
+// Op is one operation on one name (the old one for a rename).
+type Op struct {
+	Kind OpKind
+	Name string
+}
+
+type fault struct {
+	kind  OpKind
+	match string
+	left  int // operations still let through
+	times int // failures left; < 0 = for ever
+	err   error
+}
+
+// Fail makes operations of a kind fail with err, on names that contain match
+// ("" = all): n of them pass first, then `times` fail (negative: all that
+// follow). A failing write writes nothing; a failing Sync loses what it was to
+// make durable. Several calls add up.
+func (d *Disk) Fail(kind OpKind, match string, n, times int, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.faults = append(d.faults, &fault{kind, match, n, times, err})
+}
+
+// FailSync fails the nth (from 1) file Sync from now on, and only that one.
+func (d *Disk) FailSync(n int) { d.Fail(OpSync, "", n-1, 1, syscall.EIO) }
+
+// FailWrite fails the nth (from 1) write from now on, and only that one.
+func (d *Disk) FailWrite(n int) { d.Fail(OpWrite, "", n-1, 1, syscall.EIO) }
+
+// Heal takes away all faults and the latency.
+func (d *Disk) Heal() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.faults, d.latency = nil, nil
+}
+
+// SetLatency makes each operation sleep first; nil takes it away.
+func (d *Disk) SetLatency(f func(Op) time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.latency = f
+}
+
+// SetCapacity makes dir a volume of so many bytes. Files take whole 4 KiB
+// pages. What is there already stays when it is more.
+func (d *Disk) SetCapacity(dir string, bytes uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.volumes[strings.Join(split(dir), "/")] = bytes
+}
+
+// FlipBit turns one bit (0..7) of the byte at off over, durably.
+func (d *Disk) FlipBit(name string, off int64, bit uint) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n, _, _, err := d.find("flip", name)
+	if err != nil {
+		return err
+	}
+	if n == nil || n.dir || off < 0 || off >= n.file.size {
+		return fmt.Errorf("memfs: no byte %d in %s", off, name)
+	}
+	p := n.file.page(off/pageSize, true)
+	p[off%pageSize] ^= 1 << (bit % 8)
+	if old := n.file.dirty[off/sectorSize]; old != nil {
+		old[off%sectorSize] ^= 1 << (bit % 8)
+	}
+	return nil
+}
+
+// Wipe empties a directory at once and durably: a volume that was replaced.
+func (d *Disk) Wipe(dir string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if n, _, _, err := d.find("wipe", dir); err == nil && n != nil && n.dir {
+		n.names, n.durable, n.pending = map[string]*node{}, map[string]*node{}, nil
+	}
+}
+
+// Ops is the number of operations so far that change something.
+func (d *Disk) Ops() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ops
+}
+
+// OpenFiles is the number of handles and locks not closed yet.
+func (d *Disk) OpenFiles() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.open
+}
+
+// CutPowerAfter cuts the power after n more operations that change something:
+// operation n+1 and everything after it fail with ErrPowerCut until Crash.
+func (d *Disk) CutPowerAfter(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.crashAt = d.ops + n + 1
+}
+
+// PoweredOff tells whether the cut has happened.
+func (d *Disk) PoweredOff() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.off
+}
+
+// Mode says what survives a crash of what was not synced.
+type Mode int
+
+const (
+	// KillProcess: everything survives, in the page cache; it is as little
+	// durable as before.
+	KillProcess Mode = iota
+	// LoseAll: nothing survives that was not synced.
+	LoseAll
+	// KeepAll: everything happened to be written out in time.
+	KeepAll
+	// LoseSome: each sector by itself, drawn from the seed, and a prefix of
+	// each directory's changes.
+	LoseSome
+)
+
+// Crash ends the process that used the disk: its handles are dead, its locks
+// are free, and mode decides about what was not synced. The disk can be used
+// again afterwards; a planned cut is forgotten, faults stay.
+func (d *Disk) Crash(mode Mode) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.epoch++
+	d.open, d.locks = 0, map[string]*lock{}
+	d.off, d.crashAt = false, 0
+	if mode == KillProcess {
+		return
+	}
+	keep := map[Mode]float64{LoseAll: 0, KeepAll: 1}[mode]
+	if mode == LoseSome {
+		// Disks mostly write all or nothing of a burst; both ends and the
+		// middle must come up.
+		keep = []float64{0.1, 0.5, 0.9, 0.98}[d.rng.IntN(4)]
+	}
+	d.crashNode(d.root, mode, keep, map[*node]bool{})
+}
+
+func (d *Disk) crashNode(n *node, mode Mode, keep float64, seen map[*node]bool) {
+	if seen[n] {
+		return
+	}
+	seen[n] = true
+	if !n.dir {
+		n.file.crash(d.rng, keep)
+		return
+	}
+	upTo := len(n.pending)
+	switch mode {
+	case LoseAll:
+		upTo = 0
+	case LoseSome:
+		upTo = d.rng.IntN(len(n.pending) + 1)
+	}
+	for _, c := range n.pending[:upTo] {
+		c.apply()
+	}
+	n.pending = nil
+	n.names = maps.Clone(n.durable)
+	for _, name := range sortedKeys(n.names) {
+		d.crashNode(n.names[name], mode, keep, seen)
+	}
+}
+
+// begin is the start of every operation: latency, power, faults. It returns
+// with the disk locked, or with an error.
+func (d *Disk) begin(op Op) (unlock func(), err error) {
+	d.mu.Lock()
+	if f := d.latency; f != nil {
+		d.mu.Unlock()
+		time.Sleep(f(op))
+		d.mu.Lock()
+	}
+	if err := d.gate(op); err != nil {
+		d.mu.Unlock()
+		return nil, err
+	}
+	return d.mu.Unlock, nil
+}
+
+func (d *Disk) gate(op Op) error {
+	if d.off {
+		return ErrPowerCut
+	}
+	if op.Kind.changes() {
+		d.ops++
+		if d.crashAt > 0 && d.ops >= d.crashAt {
+			d.off = true
+			return ErrPowerCut
+		}
+	}
+	for _, f := range d.faults {
+		if f.kind != op.Kind || f.times == 0 || !strings.Contains(op.Name, f.match) {
+			continue
+		}
+		if f.left > 0 {
+			f.left--
+			continue
+		}
+		f.times--
+		if op.Kind == OpSync {
+			if n, _, _, err := d.find("sync", op.Name); err == nil && n != nil {
+				n.file.syncFailed()
+			}
+		}
+		return f.err
+	}
+	return nil
+}
+
+// volume returns the volume that a name lies on and its capacity.
+func (d *Disk) volume(name string) (dir string, capacity uint64) {
+	parts, capacity := split(name), uint64(1<<40)
+	for i := 0; i <= len(parts); i++ {
+		v := strings.Join(parts[:i], "/")
+		if c, ok := d.volumes[v]; ok {
+			dir, capacity = v, c
+		}
+	}
+	return dir, capacity
+}
+
+func pages(size int64) uint64 { return uint64((size + pageSize - 1) / pageSize * pageSize) }
+
+// used counts the bytes below a volume's directory, other volumes left out.
+func (d *Disk) used(vol string) uint64 {
+	n, _, _, err := d.find("statfs", vol)
+	if err != nil || n == nil {
+		return 0
+	}
+	var sum uint64
+	var walk func(n *node, at string)
+	walk = func(n *node, at string) {
+		for name, c := range n.names {
+			below := strings.TrimPrefix(at+"/"+name, "/")
+			if _, other := d.volumes[below]; other {
+				continue
+			}
+			if c.dir {
+				walk(c, below)
+			} else {
+				sum += pages(c.file.size)
+			}
+		}
+	}
+	walk(n, vol)
+	return sum
+}
+
+// room tells how far n may grow: want when there is space for it.
+func (d *Disk) room(name string, n *node, want int64) int64 {
+	if len(d.volumes) == 0 || pages(want) <= pages(n.file.size) {
+		return max(want, n.file.size)
+	}
+	vol, capacity := d.volume(name)
+	used := d.used(vol)
+	if used >= capacity {
+		return int64(pages(n.file.size))
+	}
+	return int64(pages(n.file.size) + (capacity-used)/pageSize*pageSize)
+}
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
+	return slices.Sorted(maps.Keys(m))
+}

@@ -1,0 +1,273 @@
+package wal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/vfs"
+)
+
+// Segments are prepared one ahead of the writer, in the background, so that a
+// rotation costs nothing: every byte of the file has been written before (zeros
+// or an earlier life), because a sync that has to convert or allocate extents
+// takes twice as long.
+
+// errNoSegment: there is no space for the next segment.
+var errNoSegment = errors.New("no space for the next segment")
+
+// maxSpares bounds the files kept for another use; what is above is removed.
+const maxSpares = 2
+
+// zeroChunk is how much is written ahead between two syncs: more would make
+// the writer's sync wait behind it.
+const zeroChunk = 4 << 20
+
+// offer is what the preparer hands to the writer.
+type offer struct {
+	seg *segment
+	err error
+}
+
+// rotateTo makes segment seq the current one. Only the writer calls it.
+func (l *Log) rotateTo(seq uint32) error {
+	for l.cur.seq != seq {
+		o := <-l.offers
+		if o.err != nil {
+			return o.err
+		}
+		l.tab.Lock()
+		l.endSegment(l.cur)
+		l.segments = append(l.segments, o.seg)
+		l.tab.Unlock()
+		l.cur = o.seg
+		l.metrics.rotations.Inc()
+		signal(l.sealWake)
+	}
+	return nil
+}
+
+// endSegment fixes the end of s. Log.tab must be held.
+func (l *Log) endSegment(s *segment) {
+	s.end = headerSize
+	if d := l.End(); d.Segment() == s.seq {
+		s.end = d.Offset()
+	}
+	s.rotated = true
+}
+
+func (l *Log) runPreparer(ctx context.Context) {
+	defer l.restDone.Done()
+	for seq := l.cur.seq + 1; ; {
+		seg, err := l.prepare(ctx, seq)
+		var retry <-chan time.Time
+		switch {
+		case err == nil:
+			seq++
+		case ctx.Err() != nil:
+			return
+		case vfs.IsNoSpace(err) || errors.Is(err, errNoSegment):
+			err = fmt.Errorf("%w: %w", errNoSegment, err)
+			l.mu.Lock()
+			l.enterReadOnly(err)
+			l.mu.Unlock()
+			retry = time.After(l.opts.CheckInterval)
+		default:
+			l.fail(err)
+		}
+		for again := true; again; {
+			select {
+			case l.offers <- offer{seg, err}:
+				// A failed log refuses everything behind its segment.
+				again = err != nil && retry == nil
+			case <-retry:
+				again = false
+			case <-ctx.Done():
+				if seg != nil {
+					seg.src.file.Close()
+				}
+				return
+			}
+		}
+	}
+}
+
+// prepare makes segment seq ready: durable, listed, open.
+func (l *Log) prepare(ctx context.Context, seq uint32) (_ *segment, err error) {
+	name := l.segmentName(seq)
+	s := &segment{seq: seq, salt: l.saltFor(seq), size: l.sizeFor(seq)}
+	_, ahead := l.ahead[seq]
+	if !ahead {
+		if err := l.makeSegment(ctx, s, name); err != nil {
+			return nil, fmt.Errorf("prepare %s: %w", name, err)
+		}
+	}
+	f, err := l.fs.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("prepare %s: %w", name, err)
+	}
+	s.src = &source{file: f}
+	err = l.update(func(m *manifest) {
+		if m.segment(seq) == nil {
+			m.Segments = append(m.Segments, manifestSegment{Seq: seq, Salt: s.salt, Size: s.size})
+		}
+		l.tab.Lock()
+		defer l.tab.Unlock()
+		for i := range m.Segments {
+			if s, _ := l.find(m.Segments[i].Seq); s != nil && s.rotated {
+				m.Segments[i].End, m.Segments[i].Entries = s.end, s.entries
+			}
+		}
+	})
+	if err != nil {
+		f.Close()
+		if !ahead {
+			l.addSpare(name)
+		}
+		return nil, fmt.Errorf("list %s: %w", name, err)
+	}
+	return s, nil
+}
+
+// makeSegment brings the file of s into being under its name.
+func (l *Log) makeSegment(ctx context.Context, s *segment, name string) (err error) {
+	from, recycled := l.takeSpare()
+	if !recycled {
+		from = filepath.Join(l.opts.WALDir, spareName)
+		free, _, err := l.fs.Free(l.opts.WALDir)
+		if err != nil {
+			return err
+		}
+		if free < max(l.opts.Reserve, uint64(s.size)) {
+			return fmt.Errorf("%w: %d bytes are free", errNoSegment, free)
+		}
+	}
+	f, err := l.fs.OpenFile(from, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		f.Close()
+		if err != nil {
+			_ = l.fs.Remove(from) // it holds nothing
+		}
+	}()
+	if !recycled {
+		if err := zeroFill(ctx, f, s.size); err != nil {
+			return err
+		}
+	}
+	head := make([]byte, headerSize)
+	header{seq: s.seq, salt: s.salt, recycled: recycled, inc: l.inc}.encode(head)
+	if _, err := f.WriteAt(head, 0); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := l.fs.Rename(from, name); err != nil {
+		return err
+	}
+	return l.fs.SyncDir(l.opts.WALDir)
+}
+
+// zeroFill writes zeros over the whole file, which may be left over from an
+// attempt before.
+func zeroFill(ctx context.Context, f vfs.File, size int64) error {
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	zeros := make([]byte, min(size, 1<<20))
+	for off, synced := int64(0), int64(0); off < size; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := f.WriteAt(zeros[:min(int64(len(zeros)), size-off)], off)
+		if err != nil {
+			return err
+		}
+		off += int64(n)
+		if off-synced >= zeroChunk {
+			if err := f.Sync(); err != nil {
+				return err
+			}
+			synced = off
+		}
+	}
+	return nil
+}
+
+func (l *Log) takeSpare() (name string, ok bool) {
+	l.tab.Lock()
+	defer l.tab.Unlock()
+	if n := len(l.spares); n > 0 {
+		name, l.spares = l.spares[n-1], l.spares[:n-1]
+		return name, true
+	}
+	return "", false
+}
+
+// addSpare keeps the file for another use, or removes it when there are enough.
+// It must not be listed in the manifest any more.
+func (l *Log) addSpare(name string) {
+	st, err := l.fs.Stat(name)
+	l.tab.Lock()
+	keep := err == nil && st.Size() == l.opts.SegmentSize && len(l.spares) < maxSpares
+	if keep {
+		l.spares = append(l.spares, name)
+	}
+	l.tab.Unlock()
+	if !keep {
+		if err := l.fs.Remove(name); err != nil {
+			l.log.Warn("a segment that is not needed any more could not be removed", "file", name, "error", err)
+		}
+	}
+}
+
+// runKeeper looks at free space.
+func (l *Log) runKeeper(ctx context.Context) {
+	defer l.restDone.Done()
+	t := time.NewTicker(l.opts.CheckInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-l.spaceWake:
+		case <-ctx.Done():
+			return
+		}
+		l.checkSpace()
+	}
+}
+
+// checkSpace enters and leaves the read-only state. Both volumes count: a pack
+// volume that is full would fill the WAL volume next.
+func (l *Log) checkSpace() {
+	var low error
+	high := true
+	for _, v := range []struct{ name, dir string }{{volumeWAL, l.opts.WALDir}, {volumePacks, l.opts.PackDir}} {
+		free, total, err := l.fs.Free(v.dir)
+		if err != nil {
+			l.log.Warn("free space cannot be told", "dir", v.dir, "error", err)
+			high = false
+			continue
+		}
+		l.metrics.space(v.name, free, total)
+		if free < l.opts.Reserve && low == nil {
+			low = fmt.Errorf("%s has %d bytes free, below the reserve of %d", v.dir, free, l.opts.Reserve)
+		}
+		high = high && free >= l.opts.ReserveHigh
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case low != nil:
+		l.enterReadOnly(low)
+	case high && l.readOnly != nil:
+		l.readOnly = nil
+		l.log.Info("the log takes writes again: there is space")
+	}
+}

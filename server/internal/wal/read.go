@@ -1,0 +1,241 @@
+package wal
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+)
+
+// readGuess is how much Read asks for at first: most frames fit, and one more
+// system call costs more than a few copied bytes.
+const readGuess = 2048
+
+var readBuffers = sync.Pool{New: func() any { b := make([]byte, readGuess); return &b }}
+
+// Read returns the durable entry at pos. Errors: *DamageError, ErrGone,
+// ErrNoEntry, ErrClosed, or what the file system said.
+func (l *Log) Read(pos Position) (Entry, error) {
+	v, ok := l.acquire(pos.Segment())
+	if !ok || pos >= l.End() || pos.Offset() < headerSize || pos%8 != 0 {
+		if ok {
+			l.releaseView(v)
+		}
+		return Entry{}, fmt.Errorf("read %v: %w", pos, ErrNoEntry)
+	}
+	defer l.releaseView(v)
+	if v.seg.seq != pos.Segment() || v.src == nil {
+		return Entry{}, l.absent(pos)
+	}
+	if pos.Offset() >= v.end {
+		return Entry{}, fmt.Errorf("read %v: %w", pos, ErrNoEntry)
+	}
+	e, ok, err := readFrame(v, pos)
+	if ok {
+		if e.Kind == batchKind {
+			return Entry{}, fmt.Errorf("read %v: %w", pos, ErrNoEntry)
+		}
+		return e, nil
+	}
+	return Entry{}, l.explain(v, pos, err)
+}
+
+// readFrame reads the frame at pos; ok tells whether it checks.
+func readFrame(v view, pos Position) (e Entry, ok bool, err error) {
+	guess := readBuffers.Get().(*[]byte)
+	defer readBuffers.Put(guess)
+	off, room := int64(pos.Offset()), int(v.end-pos.Offset())
+	b := (*guess)[:min(readGuess, room)]
+	n, err := v.src.file.ReadAt(b, off)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return Entry{}, false, err
+	}
+	if n < frameHead {
+		return Entry{}, false, nil
+	}
+	word, crc := binary.LittleEndian.Uint32(b), binary.LittleEndian.Uint32(b[4:])
+	length := int(word >> 8)
+	if uint8(word) == 0 || frameSize(length) > room {
+		return Entry{}, false, nil
+	}
+	payload := make([]byte, length)
+	have := copy(payload, b[frameHead:n])
+	if have < length {
+		n, err := v.src.file.ReadAt(payload[have:], off+int64(frameHead+have))
+		if err != nil && (!errors.Is(err, io.EOF) || n < length-have) {
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return Entry{}, false, err
+		}
+	}
+	ok = frameCRC(v.seg.salt, pos, word, payload) == crc
+	return Entry{Kind: uint8(word), Payload: payload}, ok, nil
+}
+
+// absent is the error for a position of which no file is left.
+func (l *Log) absent(pos Position) error {
+	select {
+	case <-l.closed:
+		return fmt.Errorf("read %v: %w", pos, ErrClosed)
+	default:
+	}
+	if slices.ContainsFunc(l.Missing(), func(r Range) bool { return r.From <= pos && pos < r.To }) {
+		return fmt.Errorf("read %v: %w", pos, ErrGone)
+	}
+	return fmt.Errorf("read %v: %w", pos, ErrNoEntry)
+}
+
+// explain finds out why no frame checks at pos: damage, or a position at which
+// none begins. It walks the segment, which also finds what else is damaged.
+func (l *Log) explain(v view, pos Position, cause error) error {
+	find := func() error {
+		for _, r := range l.Damage() {
+			if r.From <= pos && pos < r.To {
+				return fmt.Errorf("read %v: %w", pos, &DamageError{r})
+			}
+		}
+		return nil
+	}
+	if err := find(); err != nil {
+		return err
+	}
+	w := window{r: v.src.file, salt: v.seg.salt, seq: v.seg.seq, limit: int64(v.end)}
+	var found []Range
+	w.walk(headerSize, int64(v.end),
+		func(int64, frame) bool { return true },
+		func(from, to int64) bool {
+			found = append(found, damagedRange(v.seg.seq, from, to, w.readErr))
+			return true
+		})
+	if w.readErr != nil && cause != nil && len(found) == 0 {
+		return fmt.Errorf("read %v: %w", pos, cause)
+	}
+	l.noteDamage(found)
+	if err := find(); err != nil {
+		return err
+	}
+	if cause != nil {
+		return fmt.Errorf("read %v: %w", pos, cause)
+	}
+	return fmt.Errorf("read %v: %w", pos, ErrNoEntry)
+}
+
+func damagedRange(seq uint32, from, to int64, readErr error) Range {
+	r := Range{From: makePosition(seq, uint32(from)), To: makePosition(seq, uint32(to)), Reason: "checksum"}
+	if readErr != nil {
+		r.Reason = "the disk could not read it: " + readErr.Error()
+	}
+	return r
+}
+
+// noteDamage records what does not check any more: reported, and not whole.
+func (l *Log) noteDamage(found []Range) {
+	m := l.manifest.Load()
+	found = slices.DeleteFunc(found, func(r Range) bool { return knows(m.Damaged, r) })
+	if len(found) == 0 {
+		return
+	}
+	for _, r := range found {
+		l.log.Error("the log is damaged: this part was durable and does not check any more; it is kept as it is, the rest stays readable",
+			"from", r.From, "to", r.To, "reason", r.Reason)
+	}
+	err := l.update(func(m *manifest) {
+		for _, r := range found {
+			if !knows(m.Damaged, r) {
+				m.Damaged = append(m.Damaged, r)
+				m.Whole = false
+			}
+		}
+	})
+	if err != nil {
+		l.log.Error("damage could not be recorded; it will be found again", "error", err)
+	}
+}
+
+// Scan calls fn for durable entries at or behind from, in order, until the end,
+// until fn returns an error (which Scan returns; next is then that entry) or
+// until limitBytes of payload were seen (at least one entry; 0 = no limit).
+// next is where to go on; next == End() means that everything was seen. A part
+// that cannot be read ends the Scan with a *Gap error and next behind the gap:
+// go on from there. from is 0, a position given out before, or a next.
+// e.Payload is valid during the call only.
+func (l *Log) Scan(from Position, limitBytes int, fn func(pos Position, e Entry) error) (next Position, err error) {
+	left := limitBytes
+	if limitBytes <= 0 {
+		left = int(^uint(0) >> 1)
+	}
+	end := l.End()
+	buf := scanBuffers.Get().(*[]byte)
+	defer scanBuffers.Put(buf)
+	next = max(from, l.First())
+	for next < end && left > 0 {
+		v, ok := l.acquire(next.Segment())
+		if !ok {
+			return next, fmt.Errorf("scan %v: %w", next, ErrNoEntry)
+		}
+		next, err = l.scanSegment(v, next, end, buf, &left, fn)
+		l.releaseView(v)
+		if err != nil {
+			return next, err
+		}
+	}
+	return next, nil
+}
+
+var scanBuffers = sync.Pool{New: func() any { b := make([]byte, 0, windowChunk); return &b }}
+
+// scanSegment scans the rest of one segment. next is the beginning of the
+// following one when it came to the end of a rotated segment.
+func (l *Log) scanSegment(v view, from, end Position, buf *[]byte, left *int, fn func(Position, Entry) error) (Position, error) {
+	start := makePosition(v.seg.seq, headerSize)
+	if v.seg.seq > from.Segment() {
+		if l.overlapsLost(from, start) {
+			return start, &Gap{Range{from, start, "lost"}, true}
+		}
+		return start, nil // a number that was never used
+	}
+	after := makePosition(v.seg.seq+1, headerSize)
+	stop := min(makePosition(v.seg.seq, v.end), end)
+	if v.src == nil {
+		select {
+		case <-l.closed:
+			return from, fmt.Errorf("scan %v: %w", from, ErrClosed)
+		default:
+		}
+		to := min(after, end)
+		return to, &Gap{Range{from, to, "lost"}, true}
+	}
+	if from >= stop {
+		return min(after, end), nil
+	}
+	var fail error
+	w := window{r: v.src.file, salt: v.seg.salt, seq: v.seg.seq, limit: int64(stop.Offset()), buf: (*buf)[:0]}
+	at := w.walk(int64(max(from, start).Offset()), int64(stop.Offset()),
+		func(at int64, f frame) bool {
+			if *left <= 0 {
+				return false
+			}
+			fail = fn(makePosition(v.seg.seq, uint32(at)), Entry{f.kind, f.payload})
+			*left -= len(f.payload)
+			return fail == nil
+		},
+		func(from, to int64) bool {
+			r := damagedRange(v.seg.seq, from, to, w.readErr)
+			l.noteDamage([]Range{r})
+			fail = &Gap{Range: r}
+			return false
+		})
+	*buf = w.buf
+	next := makePosition(v.seg.seq, uint32(at))
+	if fail == nil && next >= stop && stop < end {
+		next = min(after, end)
+	}
+	return next, fail
+}
+
+func (l *Log) overlapsLost(from, to Position) bool {
+	return slices.ContainsFunc(l.Missing(), func(r Range) bool { return r.From < to && from < r.To })
+}

@@ -1,0 +1,485 @@
+package wal
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/stemedb/stemedb/server/internal/vfs"
+)
+
+// recover brings the log to the state that the disk proves. It changes nothing
+// that was acknowledged; a crash during it is met by doing it again.
+func (l *Log) recover() error {
+	l.metrics.recoveries.Inc()
+	s, err := settle(&l.opts)
+	if err != nil {
+		return err
+	}
+	l.id, l.inc, l.replaces = s.id, s.inc, s.replaces
+	var key [8]byte
+	if _, err := io.ReadFull(l.opts.Rand, key[:]); err != nil {
+		return fmt.Errorf("draw the salts of segments: %w", err)
+	}
+	l.saltKey = binary.LittleEndian.Uint64(key[:])
+
+	r := &recovery{l: l, m: s.manifest}
+	if r.m == nil {
+		if r.m, err = l.firstManifest(s); err != nil {
+			return err
+		}
+		if err := saveManifest(l.fs, l.opts.WALDir, r.m); err != nil {
+			return err
+		}
+	}
+	if err := r.run(); err != nil {
+		r.close()
+		return err
+	}
+	return nil
+}
+
+// firstManifest is that of a new log, or of one that takes over packs.
+func (l *Log) firstManifest(s *settled) (*manifest, error) {
+	m := &manifest{Format: formatVersion, Node: s.id.Node, Incarnation: s.id.Incarnation, Whole: true}
+	if s.replaces == "" {
+		return m, nil
+	}
+	numbers, err := listNumbered(l.fs, l.opts.PackDir, packPrefix, packSuffix)
+	if err != nil {
+		return nil, err
+	}
+	m.Whole = false
+	next := uint32(1)
+	lose := func(to uint32, why string) {
+		m.Lost = append(m.Lost, Range{makePosition(next, 0), makePosition(to, 0), why})
+	}
+	for _, seq := range numbers {
+		p, err := l.adoptPack(seq)
+		if err != nil {
+			l.log.Error("a pack of the earlier incarnation cannot be taken over", "file", l.packName(seq), "error", err)
+			continue
+		}
+		if seq > next {
+			lose(seq, "this pack was not there when a new incarnation took over")
+		}
+		m.Packs = append(m.Packs, p)
+		next = seq + 1
+	}
+	lose(next+1, "the WAL volume was lost, and what was not sealed with it")
+	return m, nil
+}
+
+func (l *Log) adoptPack(seq uint32) (manifestPack, error) {
+	f, err := l.fs.OpenFile(l.packName(seq), os.O_RDONLY, 0)
+	if err != nil {
+		return manifestPack{}, err
+	}
+	defer f.Close()
+	foot, err := readFooter(f)
+	if err != nil {
+		return manifestPack{}, err
+	}
+	b := make([]byte, 64)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return manifestPack{}, err
+	}
+	h, err := decodeHeader(b)
+	if err != nil {
+		return manifestPack{}, err
+	}
+	if h.seq != seq || foot.seq != seq {
+		return manifestPack{}, fmt.Errorf("it is segment %d (%d) by its content", h.seq, foot.seq)
+	}
+	return manifestPack{
+		Seq: seq, Salt: h.salt, End: foot.end, Entries: foot.entries,
+		Bytes: int64(foot.end) + footerSize, Hash: hex.EncodeToString(foot.hash[:]),
+	}, nil
+}
+
+// recovery is the work of one Open.
+type recovery struct {
+	l     *Log
+	m     *manifest
+	parts []*part
+	files []vfs.File
+}
+
+func (r *recovery) close() {
+	for _, f := range r.files {
+		f.Close()
+	}
+}
+
+func (r *recovery) run() error {
+	l := r.l
+	// What a crash left in the page cache only must not be built upon.
+	for _, dir := range []string{l.opts.WALDir, l.opts.PackDir} {
+		if err := l.fs.SyncDir(dir); err != nil {
+			return err
+		}
+	}
+	if err := r.adoptUnlisted(); err != nil {
+		return err
+	}
+	if err := r.openPacks(); err != nil {
+		return err
+	}
+	if err := r.openSegments(); err != nil {
+		return err
+	}
+	v := judge(r.parts, r.m.Durable)
+	r.damage(v.damaged)
+	if v.tail != nil {
+		if err := r.cutTail(v); err != nil {
+			return err
+		}
+		if err := r.mendHeader(v.tail); err != nil {
+			return err
+		}
+	}
+	r.assemble(v)
+	err := saveManifest(l.fs, l.opts.WALDir, r.bump())
+	if vfs.IsNoSpace(err) {
+		// What was found will be found again; a full disk must not keep the
+		// node from being read.
+		l.enterReadOnly(err)
+	} else if err != nil {
+		return err
+	}
+	l.manifest.Store(r.m)
+	if err := r.tidy(); err != nil {
+		return err
+	}
+	if l.cur == nil {
+		return r.newTail()
+	}
+	return nil
+}
+
+func (r *recovery) bump() *manifest {
+	r.m.Version++
+	r.m.Durable = max(r.m.Durable, r.l.End())
+	return r.m
+}
+
+// adoptUnlisted lists segments that are newer than the manifest: when it had to
+// be read from its copy, which may be one version behind. A segment prepared
+// and not listed yet looks the same, and is empty.
+func (r *recovery) adoptUnlisted() error {
+	l := r.l
+	numbers, err := listNumbered(l.fs, l.opts.WALDir, segmentPrefix, segmentSuffix)
+	if err != nil {
+		return err
+	}
+	var last uint32
+	for _, s := range r.m.Segments {
+		last = max(last, s.Seq)
+	}
+	for _, seq := range numbers {
+		if seq <= last || len(r.m.Segments) == 0 || r.m.pack(seq) != nil {
+			continue
+		}
+		h, size, err := l.readHeader(l.segmentName(seq))
+		if err != nil || h.seq != seq || h.inc != l.inc {
+			continue
+		}
+		r.m.Segments = append(r.m.Segments, manifestSegment{Seq: seq, Salt: h.salt, Size: size})
+	}
+	return nil
+}
+
+func (l *Log) readHeader(name string) (header, int64, error) {
+	f, err := l.fs.OpenFile(name, os.O_RDONLY, 0)
+	if err != nil {
+		return header{}, 0, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return header{}, 0, err
+	}
+	b := make([]byte, 64)
+	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		return header{}, 0, err
+	}
+	h, err := decodeHeader(b)
+	return h, size, err
+}
+
+func (r *recovery) open(name string, flag int) (vfs.File, error) {
+	f, err := r.l.fs.OpenFile(name, flag, 0)
+	if err == nil {
+		r.files = append(r.files, f)
+	}
+	return f, err
+}
+
+// openPacks opens the packs that the manifest lists. One whose segment file is
+// still there must prove itself; otherwise it is copied again.
+func (r *recovery) openPacks() error {
+	l := r.l
+	kept := make([]manifestPack, 0, len(r.m.Packs))
+	for _, p := range r.m.Packs {
+		s := &segment{seq: p.Seq, salt: p.Salt, end: p.End, entries: p.Entries, rotated: true, packed: true}
+		f, err := r.open(l.packName(p.Seq), os.O_RDONLY)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("open pack %d: %w", p.Seq, err)
+		}
+		if r.m.segment(p.Seq) != nil {
+			if err == nil {
+				err = r.verifyListed(f, p)
+			}
+			if err != nil {
+				l.log.Warn("a pack is not complete; it is copied again from its segment", "segment", p.Seq, "error", err)
+				m := r.m.segment(p.Seq)
+				m.End, m.Entries = p.End, p.Entries
+				continue
+			}
+		}
+		kept = append(kept, p)
+		if f != nil {
+			s.src = &source{file: f}
+			r.regain(p.Seq)
+			if err := r.checkPack(f, p); err != nil {
+				return fmt.Errorf("check pack %d: %w", p.Seq, err)
+			}
+		} else {
+			r.lose(Range{makePosition(p.Seq, 0), makePosition(p.Seq+1, 0), "the pack is not there"})
+		}
+		l.segments = append(l.segments, s)
+	}
+	r.m.Packs = kept
+	return nil
+}
+
+func (r *recovery) verifyListed(f vfs.File, p manifestPack) error {
+	want := footer{seq: p.Seq, end: p.End, entries: p.Entries}
+	if b, err := hex.DecodeString(p.Hash); err == nil {
+		copy(want.hash[:], b)
+	}
+	return verifyPack(context.Background(), f, want)
+}
+
+// checkPack finds packs that were cut short. What else is wrong in them shows
+// when it is read.
+func (r *recovery) checkPack(f vfs.File, p manifestPack) error {
+	size, err := f.Size()
+	if err != nil {
+		return err
+	}
+	if size < int64(p.End) {
+		from := uint32(size) &^ 7
+		r.damage([]Range{{makePosition(p.Seq, from), makePosition(p.Seq, p.End), "the pack was cut short"}})
+	}
+	return nil
+}
+
+// openSegments opens and surveys the segment files that the manifest lists.
+func (r *recovery) openSegments() error {
+	l := r.l
+	kept := make([]manifestSegment, 0, len(r.m.Segments))
+	slices.SortFunc(r.m.Segments, func(a, b manifestSegment) int { return int(int64(a.Seq) - int64(b.Seq)) })
+	for _, m := range r.m.Segments {
+		name := l.segmentName(m.Seq)
+		f, err := r.open(name, os.O_RDWR)
+		packed := r.m.pack(m.Seq)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			if packed == nil {
+				r.lose(Range{makePosition(m.Seq, 0), makePosition(m.Seq+1, 0), "the segment is not there"})
+				l.segments = append(l.segments, &segment{seq: m.Seq, salt: m.Salt, end: max(m.End, headerSize), rotated: true})
+			}
+			continue
+		case err != nil:
+			return fmt.Errorf("open segment %d: %w", m.Seq, err)
+		}
+		kept = append(kept, m)
+		r.regain(m.Seq)
+		if packed != nil {
+			l.retired = append(l.retired, retired{m.Seq, packed.End, name, &source{file: f, retired: true}})
+			continue
+		}
+		p, err := r.survey(m, f)
+		if err != nil {
+			return fmt.Errorf("segment %s: %w", name, err)
+		}
+		r.parts = append(r.parts, p)
+	}
+	r.m.Segments = kept
+	return nil
+}
+
+func (r *recovery) survey(m manifestSegment, f vfs.File) (*part, error) {
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	m.Size = min(m.Size, size&^7)
+	b := make([]byte, 64)
+	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	p := &part{listed: m, seg: &segment{seq: m.Seq, salt: m.Salt, size: m.Size, src: &source{file: f}}}
+	p.head, err = decodeHeader(b)
+	p.headOK = err == nil && p.head.seq == m.Seq && p.head.salt == m.Salt
+	if err == nil && p.headOK && p.head.inc != r.l.inc {
+		return nil, fmt.Errorf("it belongs to incarnation %.8s, the volume to %.8s: put back the file that belongs here, or empty both volumes",
+			p.head.inc, r.l.inc)
+	}
+	p.win = &window{r: f, salt: m.Salt, seq: m.Seq, limit: m.Size}
+	p.survey = surveySegment(p.win)
+	if !p.headOK && p.survey.seen > 0 {
+		r.l.log.Warn("the header of a segment is damaged; its entries are readable all the same", "segment", m.Seq, "error", err)
+	}
+	return p, nil
+}
+
+func (r *recovery) lose(x Range) {
+	if knows(r.m.Lost, x) {
+		return
+	}
+	r.l.log.Error("a part of the log is lost: this node is not whole until its peers have filled it again",
+		"from", x.From, "to", x.To, "reason", x.Reason)
+	r.m.Lost = append(r.m.Lost, x)
+	r.m.Whole = false
+}
+
+// regain forgets the loss of a file that is there again. The wholeness does not
+// come back by that.
+func (r *recovery) regain(seq uint32) {
+	r.m.Lost = slices.DeleteFunc(r.m.Lost, func(x Range) bool {
+		return x.From == makePosition(seq, 0) && x.To == makePosition(seq+1, 0)
+	})
+}
+
+func (r *recovery) damage(found []Range) {
+	for _, x := range found {
+		if knows(r.m.Damaged, x) {
+			continue
+		}
+		r.l.log.Error("the log is damaged: this part was durable and does not check any more; it is kept as it is, the rest stays readable",
+			"from", x.From, "to", x.To, "reason", x.Reason)
+		r.m.Damaged = append(r.m.Damaged, x)
+		r.m.Whole = false
+	}
+}
+
+// mendHeader writes the header of the tail again when it rotted: the manifest
+// knows what stood there, and the pack that the tail becomes should prove
+// itself without a manifest.
+func (r *recovery) mendHeader(p *part) error {
+	if p.headOK || p.listed.Size < headerSize {
+		return nil
+	}
+	b := make([]byte, headerSize)
+	header{seq: p.listed.Seq, salt: p.listed.Salt, recycled: true, inc: r.l.inc}.encode(b)
+	f := p.seg.src.file
+	if _, err := f.WriteAt(b, 0); err != nil {
+		return fmt.Errorf("write the header of %s again: %w", f.Name(), err)
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// assemble builds the log in memory from what was found.
+func (r *recovery) assemble(v verdict) {
+	l := r.l
+	for _, p := range v.full {
+		p.seg.rotated = true
+		l.segments = append(l.segments, p.seg)
+		m := r.m.segment(p.listed.Seq)
+		m.End, m.Entries = p.seg.end, p.seg.entries
+	}
+	for _, p := range v.ahead {
+		if p.headOK && p.listed.Size >= 16<<10 && p.survey.seen == 0 {
+			l.ahead[p.listed.Seq] = p.listed
+		} else {
+			r.m.Segments = deleteSegment(r.m.Segments, p.listed.Seq)
+		}
+		p.seg.src.file.Close() // the preparer opens it again
+	}
+	if p := v.tail; p != nil {
+		l.segments = append(l.segments, p.seg)
+		l.cur = p.seg
+		l.setTail(p.seg, uint32(v.end))
+	}
+	slices.SortFunc(l.segments, func(a, b *segment) int { return int(int64(a.seq) - int64(b.seq)) })
+}
+
+func (l *Log) setTail(s *segment, end uint32) {
+	l.durable.Store(uint64(makePosition(s.seq, end)))
+	l.tail.seq, l.tail.off, l.tail.size = s.seq, end, s.size
+	l.ahead[s.seq] = manifestSegment{Seq: s.seq, Salt: s.salt, Size: s.size}
+}
+
+// newTail begins a segment behind everything that was ever there.
+func (r *recovery) newTail() error {
+	l := r.l
+	seq := uint32(1)
+	for _, s := range l.segments {
+		seq = max(seq, s.seq+1)
+	}
+	for _, x := range r.m.Lost {
+		seq = max(seq, x.To.Segment())
+	}
+	seq = max(seq, r.m.Durable.Segment()+1)
+	s, err := l.prepare(context.Background(), seq)
+	if err != nil {
+		return err
+	}
+	r.files = append(r.files, s.src.file)
+	l.cur = s
+	l.segments = append(l.segments, s)
+	l.setTail(s, headerSize)
+	return nil
+}
+
+// tidy deals with files that are not listed: segments become spares, what a
+// crash interrupted goes. Files of other names stay.
+func (r *recovery) tidy() error {
+	l := r.l
+	numbers, err := listNumbered(l.fs, l.opts.WALDir, segmentPrefix, segmentSuffix)
+	if err != nil {
+		return err
+	}
+	for _, seq := range numbers {
+		if r.m.segment(seq) == nil {
+			l.addSpare(l.segmentName(seq))
+		}
+	}
+	for _, name := range []string{spareName, manifestName + tmpSuffix, manifestCopy + tmpSuffix, identityName + tmpSuffix} {
+		err := l.fs.Remove(filepath.Join(l.opts.WALDir, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove left-over: %w", err)
+		}
+	}
+	return r.tidyPacks()
+}
+
+func (r *recovery) tidyPacks() error {
+	l := r.l
+	numbers, err := listNumbered(l.fs, l.opts.PackDir, packPrefix, packSuffix+tmpSuffix)
+	if err != nil {
+		return err
+	}
+	left := []string{filepath.Join(l.opts.PackDir, identityName+tmpSuffix)}
+	for _, seq := range numbers {
+		left = append(left, l.packName(seq)+tmpSuffix)
+	}
+	for _, name := range left {
+		if err := l.fs.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove left-over: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,206 @@
+// Package wal is the log that holds everything StemeDB stores.
+//
+// What it promises:
+//   - A commit whose Done was called with nil is durable: after any crash each
+//     of its entries is read at its position, by Read and by Scan.
+//   - A commit is atomic: after a crash all of its entries are there or none.
+//   - Done is called once per accepted commit, in log order.
+//   - Positions are for ever: full segments become immutable packs on a second
+//     volume, and a position reads the same from either.
+//   - Nothing acknowledged is ever cut. A tail that no later write proves to
+//     have been durable is set aside, cut and counted; anything else that does
+//     not check is damage: it is reported, kept, and the rest stays readable.
+//   - After a failed write or sync nothing is tried again on that file: the
+//     log stays readable and refuses writes until the process starts again.
+//
+// format.go describes the bytes, manifest.go and identity.go the small files
+// beside them.
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/stemedb/stemedb/server/internal/vfs"
+)
+
+// Position is the address of an entry: the number of its segment in the upper
+// 32 bits, the byte offset of its frame in the lower ones. Positions grow in
+// log order, with holes between them. 0 lies before every entry.
+type Position uint64
+
+func makePosition(seq, off uint32) Position { return Position(seq)<<32 | Position(off) }
+
+// Segment is the number of the segment (and of its pack).
+func (p Position) Segment() uint32 { return uint32(p >> 32) }
+
+// Offset is the byte offset in the segment.
+func (p Position) Offset() uint32 { return uint32(p) }
+
+func (p Position) String() string { return fmt.Sprintf("%d:%d", p.Segment(), p.Offset()) }
+
+// Range is a part of the log: from From up to, not including, To.
+type Range struct {
+	From Position `json:"from"`
+	To   Position `json:"to"`
+	// Reason says what happened to it, for people.
+	Reason string `json:"reason"`
+}
+
+func (r Range) String() string { return fmt.Sprintf("[%v, %v) %s", r.From, r.To, r.Reason) }
+
+// Limits of one entry.
+const (
+	// MinKind and MaxKind bound the kinds that a user of the log may give.
+	MinKind = 1
+	MaxKind = 0xFE
+	// MaxPayload is the largest payload in bytes.
+	MaxPayload = 1<<24 - 1
+)
+
+// Entry is what the log stores: bytes of a kind, neither of which it looks at.
+type Entry struct {
+	Kind    uint8 // MinKind..MaxKind
+	Payload []byte
+}
+
+// Commit is written as a whole or not at all.
+type Commit struct {
+	// Entries are copied by Append.
+	Entries []Entry
+	// Positions receives one position per entry. Append sets it (reusing its
+	// capacity); it means something once Done was called with nil.
+	Positions []Position
+	// Done is called exactly once for a commit that Append accepted: with nil
+	// when it is durable, otherwise with an error that wraps ErrFailed,
+	// ErrReadOnly or ErrClosed. Calls come one after another in log order. It
+	// must not block and must not call Close.
+	Done func(err error)
+}
+
+// Errors of Append and Done; test with errors.Is.
+var (
+	// ErrFailed: a write or sync failed. Sticky until the process restarts. A
+	// commit that was under way has an unknown outcome; sending it again is
+	// harmless for whoever addresses by content.
+	ErrFailed = errors.New("the log failed and takes no more writes")
+	// ErrReadOnly: too little space is left. Passes by itself.
+	ErrReadOnly = errors.New("the log is read-only because a volume is nearly full")
+	// ErrBusy: more bytes wait for the disk than Options.QueueBytes allows.
+	ErrBusy = errors.New("the log's queue is full")
+	// ErrClosed: Close was called.
+	ErrClosed = errors.New("the log is closed")
+	// ErrTooLarge: an entry above MaxPayload or a commit above a segment.
+	ErrTooLarge = errors.New("too large for the log")
+	// ErrInvalid: a kind outside MinKind..MaxKind or a commit without entries.
+	ErrInvalid = errors.New("not a valid commit")
+)
+
+// Errors of Read and Scan.
+var (
+	// ErrGone: the position lies in a segment or pack that was lost.
+	ErrGone = errors.New("the part of the log that held this position is lost")
+	// ErrNoEntry: no entry begins at this position.
+	ErrNoEntry = errors.New("no entry at this position")
+)
+
+// DamageError says that bytes which were durable once do not check any more.
+type DamageError struct{ Range Range }
+
+func (e *DamageError) Error() string { return "damaged log: " + e.Range.String() }
+
+// Gap is what Scan returns when it met a part of the log that cannot be read.
+// Scan's next then lies behind it.
+type Gap struct {
+	Range Range
+	// Lost tells a missing segment or pack from damaged bytes.
+	Lost bool
+}
+
+func (g *Gap) Error() string { return "gap in the log: " + g.Range.String() }
+
+// State tells what the log can do.
+type State int
+
+const (
+	// StateOK: reads and writes.
+	StateOK State = iota
+	// StateReadOnly: too little space; writes get ErrReadOnly. Passes.
+	StateReadOnly
+	// StateFailed: writes get ErrFailed until the process restarts.
+	StateFailed
+)
+
+func (s State) String() string {
+	switch s {
+	case StateOK:
+		return "ok"
+	case StateReadOnly:
+		return "read-only"
+	case StateFailed:
+		return "failed"
+	}
+	return fmt.Sprintf("State(%d)", int(s))
+}
+
+// Options say where the log lives and how big its parts are.
+type Options struct {
+	// FS holds both directories; vfs.OS() when nil.
+	FS vfs.FS
+	// WALDir is where commits become durable, PackDir where full segments are
+	// kept. They may lie on different volumes and must differ. Both are
+	// created when missing. Files of other names in them are left alone.
+	WALDir, PackDir string
+	// Node is the name of this node; volumes of another node are refused.
+	Node string
+
+	// SegmentSize is the size of a segment in bytes; default 64 MiB, at least
+	// 16 KiB. It bounds a commit and may differ from one start to the next.
+	SegmentSize int64
+	// MaxBatchBytes bounds what one sync makes durable; default 4 MiB. A
+	// larger commit is a batch of its own.
+	MaxBatchBytes int
+	// QueueBytes bounds the bytes that wait for the disk; default 64 MiB.
+	QueueBytes int
+	// The log turns read-only when less than Reserve bytes are free on either
+	// volume and takes writes again above ReserveHigh. Defaults: 2 and 3
+	// segments.
+	Reserve, ReserveHigh uint64
+	// CheckInterval is how often free space is looked at; default 2 s.
+	CheckInterval time.Duration
+
+	// Rand yields the incarnation and the salts of segments; crypto/rand when
+	// nil.
+	Rand io.Reader
+	// Logger and Registerer may be nil.
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// Identity is what both volumes carry.
+type Identity struct {
+	// Node is the name that the volumes were first used under.
+	Node string
+	// Incarnation is 32 hex digits, drawn when the volumes were empty. A node
+	// that lost its WAL volume has a new one.
+	Incarnation string
+	// Cluster is empty until SetClusterID.
+	Cluster string
+}
+
+// Pack describes a sealed segment on the pack volume.
+type Pack struct {
+	Segment uint32
+	// End is the position behind its last entry.
+	End Position
+	// Bytes is the size of the file, Entries the number of intact entries.
+	Bytes   int64
+	Entries uint64
+	// Hash is the BLAKE3-256 of everything before the footer, in hex.
+	Hash string
+}
