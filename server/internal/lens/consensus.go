@@ -1,0 +1,233 @@
+package lens
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// Consensus: the value with the most support. Each agent counts once for a
+// value, with the newest thing that it said about it: 1 for signing a claim of
+// this value, or the weight of its vote on one. The newest claim stands for
+// its value.
+func Consensus(claims Claims, _ Params) Answer {
+	tallies := count(claims, 0)
+	a := Answer{Why: Why{Rule: "the value with the most support wins (each agent counts once: 1 for a signature, its weight for a vote), then the one claimed latest, then the greatest id"}}
+	switch {
+	case len(tallies) == 0:
+		a.Why.Because = noClaims
+		return a
+	case tallies[0].support <= 0:
+		a.Why.Because = "no value has support left after the votes against it"
+		return a
+	}
+	first := tallies[0]
+	a.Winner = first.newest
+	a.Why.Score = first.score()
+	a.Why.Because = fmt.Sprintf("support %v from %d agents in %d claims, of %d values", first.score(), len(first.said), first.claims, len(tallies))
+	if len(tallies) > 1 {
+		second := tallies[1]
+		a.Why.RunnerUp = &RunnerUp{ID: second.newest.ID, Score: second.score()}
+		if first.support == second.support {
+			a.Why.TieBreak = tieBreak(first.newest, second.newest)
+		}
+	}
+	return a
+}
+
+// Layer is the answer of one source class.
+type Layer struct {
+	Class  record.SourceClass
+	Answer Answer
+}
+
+// Layered draws the consensus of each source class that has claims, highest
+// authority first.
+func Layered(claims Claims, p Params) []Layer {
+	byClass := make(map[record.SourceClass][]*Claim)
+	for c := range claims {
+		byClass[c.Class] = append(byClass[c.Class], c)
+	}
+	var layers []Layer
+	for _, class := range record.SourceClasses() {
+		if len(byClass[class]) > 0 {
+			layers = append(layers, Layer{class, Consensus(slices.Values(byClass[class]), p)})
+		}
+	}
+	return layers
+}
+
+// Dispute is the answer of the skeptic lens: no winner, but who says what.
+type Dispute struct {
+	// Score is 0 (all support is for one value) to 1 (it is spread evenly).
+	Score  float64
+	Status Status
+	Values []ValueSupport // strongest first
+	Why    string
+}
+
+// Status of a dispute.
+type Status string
+
+// Statuses; "" without any claim.
+const (
+	// Unanimous: at most one value has support.
+	Unanimous Status = "unanimous"
+	// Majority: one value has more than half of all support.
+	Majority Status = "majority"
+	// Contested: none has.
+	Contested Status = "contested"
+)
+
+// ValueSupport is one value with who stands behind it.
+type ValueSupport struct {
+	Value   ValueHash
+	Support float64 // as in Consensus; may be negative
+	Share   float64 // of all positive support, 0..1
+	Signers int     // distinct
+	Newest  *Claim  // stands for the value
+	Claims  []*Claim
+	// Count is the number of claims, of which Claims holds the newest.
+	Count int
+}
+
+// MaxClaims is how many claims of a value a Dispute holds.
+const MaxClaims = 100
+
+// Skeptic shows disagreement: score = H/log2(k), H being the entropy of the
+// shares of the k values with positive support.
+func Skeptic(claims Claims, _ Params) Dispute {
+	tallies := count(claims, MaxClaims)
+	var total int64
+	positive := 0
+	for _, t := range tallies {
+		if t.support > 0 {
+			total += t.support
+			positive++
+		}
+	}
+	d := Dispute{Values: make([]ValueSupport, len(tallies))}
+	entropy := 0.0
+	for i, t := range tallies {
+		v := ValueSupport{Value: t.value, Support: t.score(), Signers: t.signers(), Newest: t.newest, Claims: t.kept, Count: t.claims}
+		if t.support > 0 {
+			v.Share = float64(t.support) / float64(total)
+			entropy -= v.Share * math.Log2(v.Share)
+		}
+		d.Values[i] = v
+	}
+	if positive > 1 {
+		d.Score = round9(entropy / math.Log2(float64(positive)))
+	}
+	switch {
+	case len(tallies) == 0:
+		d.Why = noClaims
+	case positive <= 1:
+		d.Status, d.Why = Unanimous, fmt.Sprintf("%d of %d values has support", positive, len(tallies))
+	case 2*tallies[0].support > total:
+		d.Status, d.Why = Majority, fmt.Sprintf("one of %d values has %.4g of the support", positive, d.Values[0].Share)
+	default:
+		d.Status, d.Why = Contested, fmt.Sprintf("none of %d values has more than half of the support; the strongest has %.4g", positive, d.Values[0].Share)
+	}
+	return d
+}
+
+// tally is what was said about one value.
+type tally struct {
+	value   ValueHash
+	newest  *Claim
+	kept    []*Claim
+	claims  int
+	said    map[record.AgentID]statement
+	support int64 // in millionths: integers add up the same in any order
+}
+
+// statement is the newest thing that an agent said about a value.
+type statement struct {
+	time   uint64
+	vote   record.Hash // zero for a signature
+	voted  bool
+	signed bool // ever, by a claim
+	weight int64
+}
+
+const millionth = 1_000_000
+
+func (t *tally) score() float64 { return float64(t.support) / millionth }
+
+func (t *tally) signers() int {
+	n := 0
+	for _, s := range t.said {
+		if s.signed {
+			n++
+		}
+	}
+	return n
+}
+
+// count makes the tallies, strongest first.
+func count(claims Claims, keep int) []*tally {
+	byValue := make(map[ValueHash]*tally)
+	var all []*tally
+	for c := range claims {
+		t := byValue[c.Value]
+		if t == nil {
+			t = &tally{value: c.Value, newest: c, said: make(map[record.AgentID]statement)}
+			byValue[c.Value] = t
+			all = append(all, t)
+		}
+		t.claims++
+		if len(t.kept) < keep {
+			t.kept = append(t.kept, c)
+		}
+		for _, agent := range c.Agents {
+			t.say(agent, statement{time: c.Timestamp, signed: true, weight: millionth})
+		}
+		for i := range c.Votes {
+			v := &c.Votes[i]
+			t.say(v.Agent, statement{time: v.Timestamp, vote: v.ID, voted: true, weight: int64(math.Round(v.Weight * millionth))})
+		}
+	}
+	for _, t := range all {
+		for _, s := range t.said {
+			t.support += s.weight
+		}
+	}
+	slices.SortFunc(all, func(a, b *tally) int {
+		if c := cmp.Compare(b.support, a.support); c != 0 {
+			return c
+		}
+		if a.newest.Newer(b.newest) {
+			return -1
+		}
+		return 1
+	})
+	return all
+}
+
+// say keeps the newest statement: later time; at one time a vote rather than a
+// signature, and of two votes the one with the greater id.
+func (t *tally) say(agent record.AgentID, s statement) {
+	old, known := t.said[agent]
+	if known {
+		signed := old.signed || s.signed
+		if !s.newer(&old) {
+			s = old
+		}
+		s.signed = signed
+	}
+	t.said[agent] = s
+}
+
+func (s *statement) newer(o *statement) bool {
+	if s.time != o.time {
+		return s.time > o.time
+	}
+	if s.voted != o.voted {
+		return s.voted
+	}
+	return s.vote.Compare(o.vote) > 0
+}
