@@ -1,0 +1,370 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/stemedb/stemedb/server/internal/control/controlpb"
+)
+
+// The leader's work: founding the table, keeping Raft's servers what the
+// members are, and closing changes.
+//
+// Why a change that closes here loses nothing. Let Old have n members with
+// majority m. Log ends are noted ("marks") at n−m+1 whole members of Old after
+// they have applied the generation at which the change was opened. A write that
+// was acknowledged under the old rule has m acks of Old, so one of them, W, is
+// among those. W's ack was given at an older generation, then the record was
+// durable in W's log before W's mark; or at this one, then its coordinator knew
+// the change and asked majorities of both sets. (Hence the rule for package
+// cluster: an ack at an older generation is given only if its sender, looking
+// after the record was durable, had not passed that generation.) A member that
+// holds W's log up to the mark has the write. Which
+// n−m+1 members those are may differ from member to member.
+
+// driver is what the leader remembers between steps; it can be lost.
+type driver struct {
+	unsettled  bool // Raft's servers are not yet what the members are
+	change     uint64
+	generation uint64
+	marks      map[string]uint64 // id of a whole member of Old: its log end, at this generation or later
+	knows      map[string]bool   // ids of members of Old that have applied this generation
+	warned     time.Time
+	report     atomic.Pointer[[]string] // what the open change waits for
+}
+
+// runLeader works whenever this node leads.
+func (c *Control) runLeader() {
+	tick := time.NewTicker(c.cfg.Timings.DriveEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.ctx.Done():
+			c.readyTerm.Store(0)
+			return
+		case <-c.leaderCh:
+			c.changed.broadcast()
+		case <-tick.C:
+		}
+		if c.raft.State() != raft.Leader {
+			c.readyTerm.Store(0)
+			continue
+		}
+		if err := c.lead(c.ctx); err != nil && c.ctx.Err() == nil {
+			c.log.Debug("leader's step", "error", err)
+		}
+	}
+}
+
+// lead takes one step of the leader's work.
+func (c *Control) lead(ctx context.Context) error {
+	term := c.raft.CurrentTerm()
+	if c.readyTerm.Load() != term {
+		// Everything of earlier terms is applied here before this node answers
+		// as the leader.
+		if err := c.raft.Barrier(c.cfg.Timings.CallTimeout).Error(); err != nil {
+			return fmt.Errorf("apply what was committed before: %w", err)
+		}
+		if c.raft.CurrentTerm() != term || c.raft.State() != raft.Leader {
+			return nil
+		}
+		c.readyTerm.Store(term)
+		c.changed.broadcast()
+		c.log.Info("leads the control table", "term", term)
+	}
+	state := c.State()
+	if !state.Formed() {
+		f, err := c.founding()
+		if err != nil {
+			return err
+		}
+		_, err = c.decide(f)
+		return err
+	}
+	progress := c.poll(ctx, state)
+	settled, err := c.reconcile(state, progress)
+	c.driver.unsettled = !settled
+	if err != nil || !settled {
+		return err // one step at a time; a change closes only when the voters are right
+	}
+	if state.Change != nil {
+		return c.drive(state, progress)
+	}
+	c.driver.report.Store(nil)
+	return c.startRefill(state, progress)
+}
+
+// decide commits a command of the leader's own and returns its refusal.
+func (c *Control) decide(cmd command) (*result, error) {
+	b, err := encodeCommand(cmd)
+	if err != nil {
+		return nil, err
+	}
+	answer, _, err := c.commit(b)
+	if err != nil {
+		return nil, err
+	}
+	return answer, answer.err()
+}
+
+// poll asks the members how far they are, when there is work that needs it. The
+// result holds those that answered, by id.
+func (c *Control) poll(ctx context.Context, state *State) map[string]*controlpb.ProgressResponse {
+	progress := map[string]*controlpb.ProgressResponse{}
+	busy := state.Change != nil || c.driver.unsettled || slices.ContainsFunc(state.Members, func(m Member) bool { return !m.Whole })
+	if !busy {
+		return progress
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.CallTimeout)
+	defer cancel()
+	type answer struct {
+		id string
+		p  *controlpb.ProgressResponse
+	}
+	everyone := state.Everyone()
+	answers := make(chan answer, len(everyone))
+	for _, m := range everyone {
+		go func() { answers <- answer{m.ID(), c.progressOf(ctx, m)} }()
+	}
+	for range everyone {
+		if a := <-answers; a.p != nil { // each ends with ctx at the latest
+			progress[a.id] = a.p
+		}
+	}
+	return progress
+}
+
+func (c *Control) progressOf(ctx context.Context, m Member) *controlpb.ProgressResponse {
+	if m.ID() == c.id {
+		return c.progress()
+	}
+	conn, err := c.Conn(m)
+	if err != nil {
+		return nil
+	}
+	p, err := controlpb.NewControlClient(conn).Progress(ctx, &controlpb.ProgressRequest{})
+	if err != nil || p.Incarnation != m.Incarnation {
+		return nil
+	}
+	return p
+}
+
+// progress is this node's own. The generation is read before the log's end: see
+// the proof above.
+func (c *Control) progress() *controlpb.ProgressResponse {
+	generation := c.State().Generation
+	return &controlpb.ProgressResponse{
+		Incarnation: c.cfg.Incarnation, Generation: generation,
+		LogEnd: c.cfg.Data.LogEnd(), Cursors: c.cfg.Data.Cursors(),
+	}
+}
+
+// reconcile takes one step towards Raft's servers being what the members are, and
+// tells whether none was needed. A newcomer votes only once it has shown that it
+// has the table, so that a node that dies while it joins does not take the
+// majority with it.
+func (c *Control) reconcile(state *State, progress map[string]*controlpb.ProgressResponse) (settled bool, err error) {
+	future := c.raft.GetConfiguration()
+	if err := future.Error(); err != nil {
+		return false, err
+	}
+	servers := map[string]raft.Server{}
+	for _, s := range future.Configuration().Servers {
+		servers[string(s.ID)] = s
+	}
+	wanted := map[string]bool{}
+	for _, m := range state.Current() {
+		wanted[m.ID()] = true
+	}
+	for id := range servers {
+		if !wanted[id] && id != c.id {
+			c.log.Info("removes a server from the control table", "server", id)
+			return false, c.raft.RemoveServer(raft.ServerID(id), 0, c.cfg.Timings.CallTimeout).Error()
+		}
+	}
+	settled = true
+	for i, m := range state.Current() {
+		server, there := servers[m.ID()]
+		p := progress[m.ID()]
+		step := placement(there, server, i < maxVoters, raftAddress(m.ID(), m.PeerAddr), p != nil && p.Generation >= state.Generation)
+		switch step {
+		case "":
+			continue
+		case waitForIt:
+			settled = false
+			continue
+		}
+		c.log.Info("changes a server of the control table", "server", m.ID(), "address", m.PeerAddr, "to", step)
+		return false, c.place(step, m)
+	}
+	return settled, nil
+}
+
+// What is to become of a server of Raft's; empty means that it is right.
+const (
+	toVoter    = "voter"
+	toNonvoter = "nonvoter"
+	demote     = "demoted"
+	waitForIt  = "wait"
+)
+
+// placement decides the next step for one server.
+func placement(there bool, server raft.Server, voter bool, address raft.ServerAddress, hasTable bool) string {
+	votes := there && server.Suffrage == raft.Voter
+	switch {
+	case !there, !votes && server.Address != address:
+		return toNonvoter
+	case votes && !voter:
+		return demote
+	case votes && server.Address != address:
+		return toVoter
+	case !votes && voter && !hasTable:
+		return waitForIt
+	case !votes && voter:
+		return toVoter
+	}
+	return ""
+}
+
+func (c *Control) place(step string, m Member) error {
+	id, address, within := raft.ServerID(m.ID()), raftAddress(m.ID(), m.PeerAddr), c.cfg.Timings.CallTimeout
+	switch step {
+	case toVoter:
+		return c.raft.AddVoter(id, address, 0, within).Error()
+	case toNonvoter:
+		return c.raft.AddNonvoter(id, address, 0, within).Error()
+	default:
+		return c.raft.DemoteVoter(id, 0, within).Error()
+	}
+}
+
+// drive notes marks and closes the open change when it can be closed.
+func (c *Control) drive(state *State, progress map[string]*controlpb.ProgressResponse) error {
+	d := &c.driver
+	if d.change != state.Change.ID || d.generation != state.Change.Generation {
+		d.change, d.generation, d.marks = state.Change.ID, state.Change.Generation, map[string]uint64{}
+		d.knows = map[string]bool{}
+		d.warned = time.Now()
+		c.log.Info("a change of members is open", "change", state.Change.ID, "kind", state.Change.Kind, "subject", state.Change.Subject)
+	}
+	for _, m := range state.Change.Old {
+		p := progress[m.ID()]
+		if p == nil || p.Generation < state.Change.Generation {
+			continue
+		}
+		d.knows[m.ID()] = true
+		if _, noted := d.marks[m.ID()]; !noted && m.Whole {
+			d.marks[m.ID()] = p.LogEnd
+		}
+	}
+	whole, waits := closable(state.Change, d.marks, d.knows, progress)
+	d.report.Store(&waits)
+	if len(waits) > 0 {
+		if since := time.Since(d.warned); since >= c.cfg.Timings.StuckAfter {
+			d.warned = time.Now()
+			c.log.Warn("a change of members cannot be closed", "change", state.Change.ID, "kind", state.Change.Kind,
+				"subject", state.Change.Subject, "waits_for", waits)
+		}
+		return nil
+	}
+	_, err := c.decide(&closeChange{Change: state.Change.ID, Generation: state.Generation, Whole: whole})
+	if errors.Is(err, errOutdated) {
+		return nil // something else was decided in between: look again
+	}
+	if err == nil {
+		d.report.Store(nil)
+		c.log.Info("a change of members is closed", "change", state.Change.ID, "kind", state.Change.Kind, "subject", state.Change.Subject)
+	}
+	return err
+}
+
+// closable tells which members of the new set hold everything that was
+// acknowledged under the old rule, and what stands against closing the change:
+// nothing when the subject and every member that counts in reads hold it, and
+// when a majority of the old set knows of the change. The latter is for readers
+// that do not: a read by the old rule hears n−m+1 of Old, so it meets one of any
+// m that know and is refused. (Of an odd n, n−m+1 marks are a majority; of two
+// members one would be enough to read from, and two have to know.)
+func closable(change *Change, marks map[string]uint64, knows map[string]bool, progress map[string]*controlpb.ProgressResponse) (whole, waits []string) {
+	need := meeting(len(change.Old))
+	wholeOld := 0
+	var silent []string
+	for _, m := range change.Old {
+		if !m.Whole {
+			continue
+		}
+		wholeOld++
+		if _, ok := marks[m.ID()]; !ok {
+			silent = append(silent, m.ID())
+		}
+	}
+	switch {
+	case wholeOld < need:
+		waits = append(waits, fmt.Sprintf("%d whole members of the old set are needed, only %d are left", need, wholeOld))
+	case len(marks) < need:
+		for _, id := range silent {
+			waits = append(waits, id+" has not told its log's end")
+		}
+	}
+	if len(knows) < Majority(len(change.Old)) {
+		for _, m := range change.Old {
+			if !knows[m.ID()] {
+				waits = append(waits, m.ID()+" has not heard of the change")
+			}
+		}
+	}
+	for _, m := range change.New {
+		held := 0
+		p := progress[m.ID()]
+		for id, mark := range marks {
+			old, _ := find(change.Old, func(o Member) bool { return o.ID() == id })
+			switch {
+			case id == m.ID():
+				held++ // its own log
+			case p != nil && p.Generation >= change.Generation && p.Cursors[old.Incarnation] >= mark:
+				held++
+			}
+		}
+		if held >= need {
+			whole = append(whole, m.ID())
+			continue
+		}
+		switch {
+		case !m.Whole && m.ID() != change.Subject:
+		case p == nil:
+			waits = append(waits, m.ID()+" does not answer")
+		default:
+			waits = append(waits, fmt.Sprintf("%s holds the logs of %d members, needs %d", m.ID(), held, need))
+		}
+	}
+	return whole, waits
+}
+
+// startRefill opens a change for a member that is not whole and answers.
+func (c *Control) startRefill(state *State, progress map[string]*controlpb.ProgressResponse) error {
+	for _, m := range state.Members {
+		if m.Whole || progress[m.ID()] == nil {
+			continue
+		}
+		_, err := c.decide(&refill{Member: m.ID(), At: time.Now().Unix()})
+		if errors.Is(err, errOutdated) || errors.Is(err, errBusy) {
+			return nil
+		}
+		return err
+	}
+	return nil
+}
+
+// driverReport is what the open change waits for, empty when none is open.
+func (c *Control) driverReport() []string {
+	if report := c.driver.report.Load(); report != nil {
+		return *report
+	}
+	return nil
+}

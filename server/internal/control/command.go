@@ -1,0 +1,263 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"github.com/stemedb/stemedb/server/internal/keys"
+)
+
+// A command is what Raft's log carries: one byte with the format that it needs,
+// one byte with its kind, and a CBOR map. A kind is never given another
+// meaning, and no field is ever added to a kind: what has to differ gets a new
+// kind and a new format. So a node either applies a command as its author meant
+// it or knows that it cannot.
+//
+// Commands can be applied twice without harm, because a command is sent again
+// when its answer is lost: either by their nature or by an op, a random name of
+// the request that the table remembers.
+type command interface {
+	kind() byte
+	// apply changes s, which is a copy, and answers. A refused command leaves
+	// s as it was.
+	apply(s *State) *result
+}
+
+// The kinds of commands.
+const (
+	kindFound       = 1
+	kindAdmit       = 2
+	kindLoss        = 3
+	kindRefill      = 4
+	kindClose       = 5
+	kindCreateKey   = 6
+	kindPatchKey    = 7
+	kindRevokeKey   = 8
+	kindRotateKey   = 9
+	commandPreamble = 2
+)
+
+// found begins the table. On a table that has begun it does nothing.
+type found struct {
+	ClusterID string   `cbor:"cluster_id"`
+	Members   []Member `cbor:"members"`
+	DigestKey [32]byte `cbor:"digest_key"`
+}
+
+// admit makes a node a member: it opens a join or a replacement. For a member
+// it brings its addresses up to date.
+type admit struct {
+	Member Member `cbor:"member"`
+	At     int64  `cbor:"at"`
+}
+
+// loss records that a member lost records; Loss names the report.
+type loss struct {
+	Member string `cbor:"member"`
+	Loss   string `cbor:"loss"`
+}
+
+// refill opens the change that makes a member whole again.
+type refill struct {
+	Member string `cbor:"member"`
+	At     int64  `cbor:"at"`
+}
+
+// closeChange ends the open change, if it is still that one at that generation.
+type closeChange struct {
+	Change     uint64   `cbor:"change"`
+	Generation uint64   `cbor:"generation"`
+	Whole      []string `cbor:"whole"` // ids of the new set that hold everything
+}
+
+type createKey struct {
+	Op  string   `cbor:"op"`
+	Key keys.Key `cbor:"key"`
+}
+
+type patchKey struct {
+	Op    string     `cbor:"op"`
+	Hash  keys.Hash  `cbor:"hash"`
+	Patch keys.Patch `cbor:"patch"`
+}
+
+type revokeKey struct {
+	Hash keys.Hash `cbor:"hash"`
+	At   int64     `cbor:"at"`
+}
+
+type rotateKey struct {
+	Op        string    `cbor:"op"`
+	Hash      keys.Hash `cbor:"hash"`
+	Successor keys.Hash `cbor:"successor"`
+	At        int64     `cbor:"at"`
+	Grace     int64     `cbor:"grace"`
+}
+
+func (*found) kind() byte       { return kindFound }
+func (*admit) kind() byte       { return kindAdmit }
+func (*loss) kind() byte        { return kindLoss }
+func (*refill) kind() byte      { return kindRefill }
+func (*closeChange) kind() byte { return kindClose }
+func (*createKey) kind() byte   { return kindCreateKey }
+func (*patchKey) kind() byte    { return kindPatchKey }
+func (*revokeKey) kind() byte   { return kindRevokeKey }
+func (*rotateKey) kind() byte   { return kindRotateKey }
+
+func newCommand(kind byte) command {
+	switch kind {
+	case kindFound:
+		return &found{}
+	case kindAdmit:
+		return &admit{}
+	case kindLoss:
+		return &loss{}
+	case kindRefill:
+		return &refill{}
+	case kindClose:
+		return &closeChange{}
+	case kindCreateKey:
+		return &createKey{}
+	case kindPatchKey:
+		return &patchKey{}
+	case kindRevokeKey:
+		return &revokeKey{}
+	case kindRotateKey:
+		return &rotateKey{}
+	}
+	return nil
+}
+
+// encodeCommand writes a command of format 1, the only one so far.
+func encodeCommand(c command) ([]byte, error) {
+	body, err := marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("encode a command of the control table: %w", err)
+	}
+	return append([]byte{1, c.kind()}, body...), nil
+}
+
+// errFormat: the command needs a format that the cluster has not switched on.
+var errFormat = errors.New("the command needs a newer format than the cluster uses")
+
+// decodeCommand reads a command. allowed is the format that the cluster uses;
+// what needs a newer one is refused by every node alike (errFormat). A command
+// that is allowed but not known here means that this release is too old.
+func decodeCommand(b []byte, allowed int) (command, error) {
+	if len(b) < commandPreamble {
+		return nil, fmt.Errorf("%w: a command has %d bytes", errFormat, len(b))
+	}
+	if format := int(b[0]); format == 0 || format > allowed {
+		return nil, fmt.Errorf("%w: %d, the cluster uses %d", errFormat, format, allowed)
+	} else if format > Format {
+		return nil, ErrTooOld
+	}
+	c := newCommand(b[1])
+	if c == nil {
+		return nil, fmt.Errorf("%w: kind %d of format %d is unknown", errFormat, b[1], b[0])
+	}
+	if err := unmarshal(b[commandPreamble:], c); err != nil {
+		return nil, fmt.Errorf("%w: kind %d: %w", errFormat, b[1], err)
+	}
+	return c, nil
+}
+
+// result is what applying a command answers, also over the wire.
+type result struct {
+	// Error is the name of one of the errors below, empty for success.
+	Error string `cbor:"error,omitempty"`
+	// Detail says more for people.
+	Detail  string    `cbor:"detail,omitempty"`
+	Key     *keys.Key `cbor:"key,omitempty"`
+	Fresh   *keys.Key `cbor:"fresh,omitempty"`
+	Created bool      `cbor:"created,omitempty"`
+}
+
+// refusal is an error of a command that travels between nodes by its name.
+type refusal struct {
+	name string
+	err  error
+}
+
+var (
+	errUnformed  = errors.New("the cluster has not formed yet")
+	errBusy      = errors.New("another change of members is open")
+	errNotMember = errors.New("not a member of the cluster")
+	errOutdated  = errors.New("the table has changed since")
+)
+
+func refusals() []refusal {
+	return []refusal{
+		{"not_found", keys.ErrNotFound},
+		{"exists", keys.ErrExists},
+		{"revoked", keys.ErrRevoked},
+		{"version", keys.ErrVersion},
+		{"rotated", keys.ErrRotated},
+		{"unformed", errUnformed},
+		{"busy", errBusy},
+		{"not_member", errNotMember},
+		{"outdated", errOutdated},
+		{"format", errFormat},
+		{"too_old", ErrTooOld},
+	}
+}
+
+func refuse(err error) *result {
+	r := &result{Error: "other", Detail: err.Error()}
+	for _, known := range refusals() {
+		if errors.Is(err, known.err) {
+			r.Error = known.name
+		}
+	}
+	return r
+}
+
+// err turns the named error back into one that errors.Is recognises.
+func (r *result) err() error {
+	if r.Error == "" {
+		return nil
+	}
+	for _, known := range refusals() {
+		if known.name != r.Error {
+			continue
+		}
+		if r.Detail == "" || r.Detail == known.err.Error() {
+			return known.err
+		}
+		return &detailed{text: r.Detail, err: known.err}
+	}
+	return errors.New(r.Detail)
+}
+
+type detailed struct {
+	text string
+	err  error
+}
+
+func (d *detailed) Error() string { return d.text }
+func (d *detailed) Unwrap() error { return d.err }
+
+// marshal writes deterministic CBOR, so that equal tables are equal bytes.
+func marshal(v any) ([]byte, error) {
+	mode, err := cbor.CoreDetEncOptions().EncMode()
+	if err != nil {
+		return nil, err
+	}
+	return mode.Marshal(v)
+}
+
+// unmarshal refuses fields that v does not have: they would be lost.
+func unmarshal(b []byte, v any) error {
+	mode, err := cbor.DecOptions{
+		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
+		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+		MaxArrayElements:  1 << 22,
+		MaxMapPairs:       1 << 22,
+	}.DecMode()
+	if err != nil {
+		return err
+	}
+	return mode.Unmarshal(b, v)
+}

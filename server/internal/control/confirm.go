@@ -1,0 +1,182 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/control/controlpb"
+	"github.com/stemedb/stemedb/server/internal/keys"
+)
+
+// A round is one question to the leader, shared by all who wait for one that
+// was asked after they came.
+type round struct {
+	done chan struct{}
+	err  error // set before done is closed
+}
+
+func newRound() *round { return &round{done: make(chan struct{})} }
+
+// roundsApart keeps callers from making this node ask without pause: unknown
+// keys come from outside, and nobody is to load the leader with them.
+const roundsApart = 20 * time.Millisecond
+
+// runConfirm asks the leader every ConfirmEvery, or at once when poked.
+func (c *Control) runConfirm() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-c.poke:
+		case <-c.ctx.Done():
+			c.endRound(ErrClosed)
+			return
+		}
+		c.mu.Lock()
+		r := c.nextRound
+		c.nextRound = newRound()
+		c.mu.Unlock()
+		r.err = c.confirm()
+		close(r.done)
+		if r.err != nil {
+			c.log.Debug("this copy of the control table was not confirmed", "error", r.err)
+		}
+		if !c.sleep(roundsApart) {
+			c.endRound(ErrClosed)
+			return
+		}
+		next := c.cfg.Timings.ConfirmEvery
+		if r.err != nil {
+			next = min(next, retryEvery)
+		}
+		timer.Reset(max(0, next-roundsApart))
+	}
+}
+
+func (c *Control) endRound(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nextRound.err = err
+	close(c.nextRound.done)
+	c.nextRound = newRound()
+}
+
+// refresh waits for a question to the leader that is asked from now on.
+func (c *Control) refresh(ctx context.Context) error {
+	c.mu.Lock()
+	r := c.nextRound
+	c.mu.Unlock()
+	select {
+	case c.poke <- struct{}{}:
+	default: // poked already
+	}
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrNoLeader, ctx.Err())
+	case <-c.ctx.Done():
+		return ErrClosed
+	}
+}
+
+// confirm asks the leader where the table is and waits until this copy is there.
+// What counts is when it asked, not when it heard: whatever was acknowledged
+// before that moment is in this copy then.
+func (c *Control) confirm() error {
+	if err := c.table.err(); err != nil {
+		return err
+	}
+	if !c.State().Formed() {
+		return errUnformed
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.Timings.CallTimeout)
+	defer cancel()
+	asked := time.Now()
+	answer, err := c.askLeader(ctx)
+	if err != nil {
+		return err
+	}
+	if !c.await(ctx, answer.Index) {
+		return fmt.Errorf("this copy is at %d, the leader at %d", c.State().Index, answer.Index)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if asked.After(c.confirmed) {
+		c.confirmed = asked
+	}
+	c.waitsFor = answer.ChangeWaitsFor
+	return nil
+}
+
+func (c *Control) askLeader(ctx context.Context) (*controlpb.ConfirmResponse, error) {
+	if c.leading() {
+		return c.confirmAsLeader()
+	}
+	leader, err := c.leaderClient()
+	if err != nil {
+		return nil, err
+	}
+	return leader.Confirm(ctx, &controlpb.ConfirmRequest{Generation: c.State().Generation})
+}
+
+// confirmAsLeader answers the question. The index is taken first and the
+// majority asked after, in a term in which everything of earlier terms was
+// applied before: so no change that was acknowledged before the question came
+// is newer than the index.
+func (c *Control) confirmAsLeader() (*controlpb.ConfirmResponse, error) {
+	term := c.readyTerm.Load()
+	if !c.leading() {
+		return nil, ErrNoLeader
+	}
+	index := c.State().Index
+	if err := c.raft.VerifyLeader().Error(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoLeader, err)
+	}
+	if c.readyTerm.Load() != term || c.raft.CurrentTerm() != term {
+		return nil, ErrNoLeader
+	}
+	return &controlpb.ConfirmResponse{Index: index, Term: term, ChangeWaitsFor: c.driverReport()}, nil
+}
+
+// Confirmed tells whether this copy holds everything that was acknowledged at
+// some moment within the last 30 s, and which moment that is. Keys are checked
+// only against a confirmed copy.
+func (c *Control) Confirmed() (ok bool, at time.Time) {
+	c.mu.Lock()
+	at = c.confirmed
+	c.mu.Unlock()
+	if at.IsZero() || c.table.err() != nil {
+		return false, at
+	}
+	return time.Since(at) < c.cfg.Timings.ConfirmedFor, at
+}
+
+// LookupAtLeader brings this copy up to date once and looks again: for a key
+// that the copy does not know. Calls that wait share one question, so unknown
+// keys cost the leader at most 50 questions a second and node.
+func (c *Control) LookupAtLeader(ctx context.Context, h keys.Hash) (k keys.Key, found bool, err error) {
+	if err := c.refresh(ctx); err != nil {
+		return keys.Key{}, false, fmt.Errorf("ask the leader for a key: %w", err)
+	}
+	k, found = c.GetKey(h)
+	return k, found, nil
+}
+
+// WaitGeneration asks the leader and waits until State has at least that
+// generation: what a caller does whose generation was refused as too old.
+func (c *Control) WaitGeneration(ctx context.Context, generation uint64) error {
+	for c.State().Generation < generation {
+		if err := c.refresh(ctx); err != nil && ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-c.ctx.Done():
+			return ErrClosed
+		default:
+		}
+	}
+	return nil
+}

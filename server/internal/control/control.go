@@ -1,0 +1,315 @@
+// Package control holds what operators decide and what must never be disagreed
+// on: the cluster's identity, its members, the open change of members, and the
+// API keys. It is one small table on hashicorp/raft, of which every node has a
+// copy.
+//
+// Promised:
+//   - There is never a second cluster: a new one is founded only by the first
+//     node of the join list, and only when every listed node has said that it
+//     holds nothing. A node without state joins any cluster that it finds.
+//   - A change is acknowledged when Raft has committed it, whichever node took
+//     the request.
+//   - Confirmed tells whether this copy was current at some moment of the last
+//     30 s. Whoever trusts the copy only then never trusts a key that was
+//     revoked 30 s before.
+//   - A change of members closes only when everyone who is to count in reads
+//     holds whatever was acknowledged before; otherwise it stays open, visibly.
+//   - A node never answers in the name of an incarnation that it is not.
+package control
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/stemedb/stemedb/server/internal/peertls"
+)
+
+// Data is what the control table has to know about the node's records.
+type Data interface {
+	// LogEnd is the end of the durable part of this node's log.
+	LogEnd() uint64
+	// Cursors tells for each incarnation of a peer up to which position of
+	// that peer's log this node holds everything, durably. A node that lost
+	// records sets its cursors back *before* it calls ReportNotWhole.
+	Cursors() map[string]uint64
+	// Empty tells whether both volumes hold no record at all.
+	Empty() bool
+}
+
+// RaftStorage is where Raft keeps its log, its term and vote, and snapshots. It
+// belongs to the incarnation: a node that lost it starts as another one.
+type RaftStorage interface {
+	Logs() raft.LogStore
+	Stable() raft.StableStore
+	Snapshots() raft.SnapshotStore
+	Close() error
+}
+
+// Timings are the intervals of the control table; zero values mean defaults.
+type Timings struct {
+	ConfirmEvery   time.Duration // 2 s: how often the leader is asked
+	ConfirmedFor   time.Duration // 30 s: how long an answer counts
+	FormEvery      time.Duration // 1 s: between rounds of questions while forming or joining
+	DriveEvery     time.Duration // 500 ms: between steps of the leader's work on members
+	CallTimeout    time.Duration // 3 s: bounds one call of a peer
+	StuckAfter     time.Duration // 1 min: a change open for longer is warned of
+	Heartbeat      time.Duration // 2 s: Raft's heartbeat and election time-out; a leader's lease is half of it
+	SnapshotEvery  time.Duration // 2 min
+	SnapshotAfter  uint64        // 1024 commands
+	ShutdownBudget time.Duration // 5 s for the transfer of leadership
+}
+
+// Config is one node's part in the control table.
+type Config struct {
+	// Name and Incarnation identify the node; both come from its volumes.
+	Name, Incarnation string
+	// ClusterID is what the volumes know of the cluster, empty on new volumes.
+	// A table of another cluster is refused.
+	ClusterID string
+	// PeerAddr (gRPC and Raft) and APIAddr are host:port for the others.
+	PeerAddr, APIAddr string
+	// Join lists host:port of the first members' peer ports, the founder
+	// first. Empty: a single node, which forms a cluster alone.
+	Join []string
+	// Storage is closed by Close.
+	Storage RaftStorage
+	// Peers dials other nodes; RaftListener accepts their Raft connections.
+	Peers        *peertls.Transport
+	RaftListener net.Listener
+	Data         Data
+	Logger       *slog.Logger
+	Registerer   prometheus.Registerer // nil: no metrics
+	Timings      Timings
+}
+
+func (t Timings) withDefaults() Timings {
+	return Timings{
+		ConfirmEvery:   cmp.Or(t.ConfirmEvery, 2*time.Second),
+		ConfirmedFor:   cmp.Or(t.ConfirmedFor, 30*time.Second),
+		FormEvery:      cmp.Or(t.FormEvery, time.Second),
+		DriveEvery:     cmp.Or(t.DriveEvery, 500*time.Millisecond),
+		CallTimeout:    cmp.Or(t.CallTimeout, 3*time.Second),
+		StuckAfter:     cmp.Or(t.StuckAfter, time.Minute),
+		Heartbeat:      cmp.Or(t.Heartbeat, 2*time.Second),
+		SnapshotEvery:  cmp.Or(t.SnapshotEvery, 2*time.Minute),
+		SnapshotAfter:  cmp.Or(t.SnapshotAfter, 1024),
+		ShutdownBudget: cmp.Or(t.ShutdownBudget, 5*time.Second),
+	}
+}
+
+// Control is one node's part in the control table. Its methods may be called by
+// several goroutines at once.
+type Control struct {
+	cfg   Config
+	id    string // name/incarnation
+	log   *slog.Logger
+	table *table
+
+	// started is set once raft is there: peers may call before Start is done.
+	started   atomic.Bool
+	raft      *raft.Raft
+	transport *raft.NetworkTransport
+	layer     *streamLayer
+	leaderCh  chan bool
+	// readyTerm is the term in which this node is the leader and has applied
+	// everything that was committed in earlier ones; 0 when it is none.
+	readyTerm atomic.Uint64
+
+	changed broadcast // what Watch promises, besides the table itself
+	poke    chan struct{}
+
+	mu        sync.Mutex // guards what is below; never held across a wait
+	phase     string
+	confirmed time.Time // when the newest successful question was asked
+	waitsFor  []string
+	nextRound *round
+
+	driver  driver // used by the leader's goroutine only
+	ctx     context.Context
+	stop    context.CancelFunc
+	workers sync.WaitGroup
+	metrics []prometheus.Collector
+}
+
+// New checks the configuration and what the storage holds. It starts nothing;
+// register the service, then call Start.
+func New(cfg Config) (*Control, error) {
+	switch {
+	case cfg.Name == "" || cfg.Incarnation == "":
+		return nil, errors.New("control table: the node has no name or no incarnation")
+	case strings.ContainsAny(cfg.Name+cfg.Incarnation, "/|"):
+		return nil, fmt.Errorf("control table: name %q and incarnation %q must not contain / or |", cfg.Name, cfg.Incarnation)
+	case cfg.PeerAddr == "":
+		return nil, errors.New("control table: the node has no peer address")
+	case cfg.Storage == nil || cfg.Peers == nil || cfg.RaftListener == nil || cfg.Data == nil:
+		return nil, errors.New("control table: storage, peers, listener and data are needed")
+	}
+	cfg.Timings = cfg.Timings.withDefaults()
+	c := &Control{
+		cfg: cfg, id: MemberID(cfg.Name, cfg.Incarnation), log: cfg.Logger,
+		leaderCh: make(chan bool, 8), poke: make(chan struct{}, 1), nextRound: newRound(),
+	}
+	c.table = newTable(&c.changed)
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	c.log = c.log.With("node", cfg.Name)
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	state, err := c.hasState()
+	if err != nil {
+		return nil, err
+	}
+	if !state && cfg.ClusterID != "" {
+		return nil, fmt.Errorf("the volumes belong to cluster %s as %s, but the control table's log is gone: this incarnation may have voted and must not vote again; "+
+			"empty both volumes of %s, so that it joins as a new member and is refilled by the others", cfg.ClusterID, c.id, cfg.Name)
+	}
+	return c, nil
+}
+
+// Start begins to form, join or resume. It does not wait for a cluster. ctx
+// bounds the start only; Close ends what was started.
+func (c *Control) Start(context.Context) error {
+	if err := c.registerMetrics(); err != nil {
+		return err
+	}
+	if err := c.newRaft(); err != nil {
+		return err
+	}
+	c.started.Store(true)
+	c.workers.Go(c.runForm)
+	c.workers.Go(c.runLeader)
+	c.workers.Go(c.runConfirm)
+	return nil
+}
+
+// Close hands leadership over, stops everything and closes the storage. What
+// waits gets ErrClosed.
+func (c *Control) Close(ctx context.Context) error {
+	if !c.started.Load() {
+		c.stop()
+		return c.cfg.Storage.Close()
+	}
+	c.handOver(ctx)
+	c.stop()
+	c.changed.broadcast()
+	c.workers.Wait()
+	err := c.raft.Shutdown().Error()
+	if err != nil {
+		err = fmt.Errorf("stop the control table: %w", err)
+	}
+	err = errors.Join(err, c.transport.Close(), c.layer.Close(), c.cfg.Storage.Close())
+	c.unregisterMetrics()
+	return err
+}
+
+// handOver lets another voter lead before this node goes, so that nobody has to
+// notice its absence first.
+func (c *Control) handOver(ctx context.Context) {
+	if c.raft.State() != raft.Leader || len(c.State().Members) < 2 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.ShutdownBudget)
+	defer cancel()
+	done := make(chan error, 1)
+	c.workers.Go(func() { done <- c.raft.LeadershipTransfer().Error() })
+	select {
+	case err := <-done:
+		if err != nil {
+			c.log.Warn("leadership of the control table was not handed over; the others elect after their time-out", "error", err)
+		}
+	case <-ctx.Done():
+	}
+}
+
+// State is the newest table that this node has applied. It is never changed.
+func (c *Control) State() *State { return c.table.state.Load() }
+
+// Watch returns a channel that is closed at the next change of State, of the
+// leader or of Phase. Take it before looking, then nothing is missed.
+func (c *Control) Watch() <-chan struct{} { return c.changed.wait() }
+
+// ID is this node's member id.
+func (c *Control) ID() string { return c.id }
+
+// Self is this node's entry in the table.
+func (c *Control) Self() (Member, bool) { return c.State().MemberByID(c.id) }
+
+// Leader is the name of the leader as far as this node knows.
+func (c *Control) Leader() (name string, ok bool) {
+	_, id := c.leader()
+	name, _, ok = strings.Cut(id, "/")
+	return name, ok
+}
+
+// IsLeader tells whether this node leads and may answer as the leader.
+func (c *Control) IsLeader() bool { return c.leading() }
+
+func (c *Control) leader() (addr, id string) {
+	if !c.started.Load() {
+		return "", ""
+	}
+	address, serverID := c.raft.LeaderWithID()
+	_, addr = splitRaftAddress(address)
+	return addr, string(serverID)
+}
+
+func (c *Control) leading() bool {
+	term := c.readyTerm.Load()
+	return term != 0 && c.table.err() == nil && c.raft.State() == raft.Leader && c.raft.CurrentTerm() == term
+}
+
+// Phase says in words what forming or joining waits for; empty when the node is
+// a member.
+func (c *Control) Phase() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.phase
+}
+
+func (c *Control) setPhase(phase string) {
+	c.mu.Lock()
+	was := c.phase
+	c.phase = phase
+	c.mu.Unlock()
+	if was == phase {
+		return
+	}
+	c.changed.broadcast()
+	if phase != "" {
+		c.log.Info("control table: " + phase)
+	}
+}
+
+// Err is the reason for which this copy follows no more, or nil.
+func (c *Control) Err() error { return c.table.err() }
+
+// ChangeWaitsFor lists what the open change waits for, as the leader said at
+// the last confirmation.
+func (c *Control) ChangeWaitsFor() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.waitsFor
+}
+
+// sleep waits, unless the control table is closed.
+func (c *Control) sleep(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-c.ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,16 @@
+package control
+
+import "errors"
+
+// Errors that callers tell apart.
+var (
+	// ErrNoLeader: no leader answered in time. What was asked for may have
+	// happened all the same; asking again is safe.
+	ErrNoLeader = errors.New("the control table has no leader that a majority follows")
+	// ErrUnconfirmed: this copy of the table may be out of date.
+	ErrUnconfirmed = errors.New("this node's copy of the control table was not confirmed by the leader within the last 30 s")
+	// ErrClosed: the node is shutting down.
+	ErrClosed = errors.New("the control table is closed")
+	// ErrTooOld: the cluster uses a format that this release does not know.
+	ErrTooOld = errors.New("the cluster uses a newer format of the control table than this release knows: install the release that the other members run")
+)

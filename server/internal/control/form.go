@@ -1,0 +1,280 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/stemedb/stemedb/server/internal/control/controlpb"
+)
+
+// Forming and joining. Every node asks the same questions in a loop until it is
+// a member; each step can be repeated, so a node may die at any of them:
+//
+//	has Raft state            → wait for Raft: it is, or will be, in a cluster
+//	someone has a cluster     → ask it to be let in
+//	someone has Raft state    → wait: a cluster is forming there
+//	founder, all are empty    → write the first configuration; from here on the
+//	                            node has Raft state
+//	otherwise                 → wait
+//
+// The first leader finds an empty table and writes the cluster's identity with
+// the members of Raft's configuration into it (see lead in change.go).
+
+// maxVoters is how many members vote in Raft; more hold copies only.
+const maxVoters = 5
+
+// runForm gets the node into a cluster and keeps its addresses right after.
+func (c *Control) runForm() {
+	for {
+		changed := c.changed.wait()
+		if done := c.formStep(c.ctx); done {
+			select {
+			case <-changed:
+			case <-c.ctx.Done():
+				return
+			}
+		}
+		if !c.sleep(c.cfg.Timings.FormEvery) {
+			return
+		}
+	}
+}
+
+// formStep takes one step and tells whether nothing is left to do.
+func (c *Control) formStep(ctx context.Context) bool {
+	state := c.State()
+	if state.Formed() {
+		if c.cfg.ClusterID != "" && state.ClusterID != c.cfg.ClusterID {
+			c.table.fail(fmt.Errorf("the volumes belong to cluster %s, but the control table is that of %s: "+
+				"give the node the volumes of one cluster", c.cfg.ClusterID, state.ClusterID))
+			return true
+		}
+		return c.beMember(ctx, state)
+	}
+	has, err := c.hasState()
+	if err != nil {
+		c.setPhase(err.Error())
+		return false
+	}
+	if has {
+		c.setPhase("waits for a leader: this node has a part of a table, the others have not spoken to it yet")
+		return false
+	}
+	c.seek(ctx)
+	return false
+}
+
+// beMember asks to be let in when the node is no member, and to have its
+// addresses changed when they are not the ones in the table.
+func (c *Control) beMember(ctx context.Context, state *State) bool {
+	self := c.self()
+	if held, ok := state.MemberByID(c.id); ok {
+		c.setPhase("")
+		if held.PeerAddr == self.PeerAddr && held.APIAddr == self.APIAddr {
+			return true
+		}
+	} else {
+		// It was one, or is becoming one; the leader may not know where it is.
+		c.seek(ctx)
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.CallTimeout)
+	defer cancel()
+	if _, err := c.propose(ctx, &admit{Member: self, At: time.Now().Unix()}); err != nil {
+		c.log.Debug("told its addresses", "error", err)
+	}
+	return false
+}
+
+func (c *Control) self() Member {
+	return Member{Name: c.cfg.Name, Incarnation: c.cfg.Incarnation, PeerAddr: c.cfg.PeerAddr, APIAddr: c.cfg.APIAddr}
+}
+
+// listed is one name of the join list and what came of asking it.
+type listed struct {
+	addr  string
+	mine  bool
+	hello *controlpb.HelloResponse
+	err   error
+}
+
+// mine tells whether an entry of the join list means this node: it is its peer
+// address, or its first label is the node's name.
+func (c *Control) mine(addr string) bool {
+	if addr == c.cfg.PeerAddr {
+		return true
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		host = addr
+	}
+	label, _, _ := strings.Cut(host, ".")
+	return label == c.cfg.Name
+}
+
+// seek looks for a cluster, and founds one when it is this node's part to do so
+// and nobody has or may have one.
+func (c *Control) seek(ctx context.Context) {
+	answers := c.askAll(ctx)
+	for _, a := range answers {
+		if a.hello.GetClusterId() != "" {
+			c.joinAt(ctx, a)
+			return
+		}
+	}
+	var waits []string
+	for _, a := range answers {
+		switch {
+		case a.mine:
+		case a.err != nil:
+			waits = append(waits, fmt.Sprintf("%s has not answered (%v)", a.addr, a.err))
+		case a.hello.HasState:
+			waits = append(waits, a.addr+" is forming a cluster")
+		case !a.hello.VolumesEmpty:
+			waits = append(waits, a.addr+" has records on its volumes but no cluster")
+		}
+	}
+	if !c.cfg.Data.Empty() {
+		waits = append(waits, "this node has records on its volumes but no cluster")
+	}
+	founder := len(answers) == 0 || answers[0].mine
+	switch {
+	case c.State().Formed():
+		c.setPhase("is not a member and finds none that would let it in")
+	case len(waits) > 0:
+		c.setPhase("waits to form: " + strings.Join(waits, "; "))
+	case !founder:
+		c.setPhase(fmt.Sprintf("waits for %s, the first of the join list, to form the cluster", answers[0].addr))
+	default:
+		c.found(answers)
+	}
+}
+
+// askAll says hello to everyone on the join list at once.
+func (c *Control) askAll(ctx context.Context) []listed {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.CallTimeout)
+	defer cancel()
+	answers := make([]listed, len(c.cfg.Join))
+	done := make(chan struct{})
+	asked := 0
+	for i, addr := range c.cfg.Join {
+		answers[i] = listed{addr: addr, mine: c.mine(addr)}
+		if answers[i].mine {
+			continue
+		}
+		asked++
+		go func() {
+			answers[i].hello, answers[i].err = c.hello(ctx, addr)
+			done <- struct{}{}
+		}()
+	}
+	for range asked {
+		<-done // each ends with ctx at the latest
+	}
+	// Two names that one node answers to are one answer, not two.
+	seen := map[string]string{c.id: "this node"}
+	for i := range answers {
+		a := &answers[i]
+		if a.hello == nil {
+			continue
+		}
+		id := MemberID(a.hello.Name, a.hello.Incarnation)
+		if other := seen[id]; other != "" {
+			a.hello, a.err = nil, fmt.Errorf("%s answers there, which is also %s", id, other)
+			continue
+		}
+		seen[id] = a.addr
+	}
+	return answers
+}
+
+func (c *Control) hello(ctx context.Context, addr string) (*controlpb.HelloResponse, error) {
+	cc, err := c.cfg.Peers.Conn(addr)
+	if err != nil {
+		return nil, err
+	}
+	return controlpb.NewControlClient(cc).Hello(ctx, &controlpb.HelloRequest{Name: c.cfg.Name, Incarnation: c.cfg.Incarnation})
+}
+
+// joinAt asks a node that has a cluster to let this one in.
+func (c *Control) joinAt(ctx context.Context, at listed) {
+	if mine := cmp.Or(c.State().ClusterID, c.cfg.ClusterID); mine != "" && at.hello.ClusterId != mine {
+		c.setPhase(fmt.Sprintf("will not join: the volumes belong to cluster %s, %s is of cluster %s", mine, at.addr, at.hello.ClusterId))
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*c.cfg.Timings.CallTimeout)
+	defer cancel()
+	cc, err := c.cfg.Peers.Conn(at.addr)
+	if err == nil {
+		self := c.self()
+		var answer *controlpb.JoinResponse
+		answer, err = controlpb.NewControlClient(cc).Join(ctx, &controlpb.JoinRequest{
+			Name: self.Name, Incarnation: self.Incarnation, PeerAddr: self.PeerAddr, ApiAddr: self.APIAddr,
+		})
+		if err == nil && !answer.Accepted {
+			err = errors.New(answer.Reason)
+		}
+	}
+	if err != nil {
+		c.setPhase(fmt.Sprintf("waits to be let into cluster %s: %v", at.hello.ClusterId, err))
+		return
+	}
+	c.setPhase("was let into cluster " + at.hello.ClusterId + ", waits for its table")
+}
+
+// found writes the first configuration: all who answered, so that losing one of
+// them, this node included, does not end the cluster.
+func (c *Control) found(answers []listed) {
+	servers := []raft.Server{{ID: raft.ServerID(c.id), Address: raftAddress(c.id, c.cfg.PeerAddr)}}
+	for _, a := range answers {
+		if a.mine {
+			continue
+		}
+		id := MemberID(a.hello.Name, a.hello.Incarnation)
+		server := raft.Server{ID: raft.ServerID(id), Address: raftAddress(id, a.hello.PeerAddr)}
+		if len(servers) >= maxVoters {
+			server.Suffrage = raft.Nonvoter
+		}
+		servers = append(servers, server)
+	}
+	c.setPhase(fmt.Sprintf("founds a cluster of %d", len(servers)))
+	if err := c.raft.BootstrapCluster(raft.Configuration{Servers: servers}).Error(); err != nil {
+		c.setPhase("could not found the cluster: " + err.Error())
+	}
+}
+
+// founding is the first command of a table, made by its first leader.
+func (c *Control) founding() (*found, error) {
+	conf := c.raft.GetConfiguration()
+	if err := conf.Error(); err != nil {
+		return nil, err
+	}
+	f := &found{}
+	var id [16]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		return nil, err
+	}
+	if _, err := rand.Read(f.DigestKey[:]); err != nil {
+		return nil, err
+	}
+	f.ClusterID = hex.EncodeToString(id[:])
+	for _, server := range conf.Configuration().Servers {
+		name, incarnation, _ := strings.Cut(string(server.ID), "/")
+		_, addr := splitRaftAddress(server.Address)
+		m := Member{Name: name, Incarnation: incarnation, PeerAddr: addr}
+		if string(server.ID) == c.id {
+			m.APIAddr = c.cfg.APIAddr // the others tell theirs, see beMember
+		}
+		f.Members = append(f.Members, m)
+	}
+	return f, nil
+}

@@ -1,0 +1,95 @@
+package control
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/stemedb/stemedb/server/internal/keys"
+)
+
+// registerMetrics registers gauges that look at the table when they are scraped.
+func (c *Control) registerMetrics() error {
+	if c.cfg.Registerer == nil {
+		return nil
+	}
+	gauge := func(name, help string, value func() float64) {
+		c.metrics = append(c.metrics, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "stemedb_control_" + name, Help: help}, value))
+	}
+	gauge("leader", "1 on the leader of the control table, else 0.", func() float64 { return flag(c.leading()) })
+	gauge("has_leader", "1 when this node knows a leader of the control table, else 0.", func() float64 {
+		_, ok := c.Leader()
+		return flag(ok)
+	})
+	gauge("term", "Raft's term.", func() float64 {
+		if !c.started.Load() {
+			return 0
+		}
+		return float64(c.raft.CurrentTerm())
+	})
+	gauge("generation", "Generation of the members.", func() float64 { return float64(c.State().Generation) })
+	gauge("members", "Members of the cluster.", func() float64 { return float64(len(c.State().Members)) })
+	gauge("members_whole", "Members that count in reads.", func() float64 {
+		candidates, _ := c.State().ReadSet()
+		return float64(len(candidates))
+	})
+	gauge("whole", "1 when this node counts in reads, else 0.", func() float64 {
+		m, _ := c.State().MemberByID(c.id)
+		return flag(m.Whole)
+	})
+	gauge("change_open_seconds", "For how long the open change of members has been open, 0 when none is.", c.changeAge)
+	gauge("confirmed_age_seconds", "Age of the last confirmation of this copy by the leader; +Inf before the first.", func() float64 {
+		_, at := c.Confirmed()
+		if at.IsZero() {
+			return math.Inf(1)
+		}
+		return time.Since(at).Seconds()
+	})
+	gauge("failed", "1 when this copy follows the table no more, else 0.", func() float64 { return flag(c.Err() != nil) })
+	gauge("keys", "API keys in the table, revoked ones included.", func() float64 { return float64(len(c.State().Keys)) })
+	var errs []error
+	for _, m := range c.metrics {
+		errs = append(errs, c.cfg.Registerer.Register(m))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("register the metrics of the control table: %w", err)
+	}
+	return nil
+}
+
+func (c *Control) unregisterMetrics() {
+	if c.cfg.Registerer == nil {
+		return
+	}
+	for _, m := range c.metrics {
+		c.cfg.Registerer.Unregister(m)
+	}
+}
+
+// changeAge trusts the clock of the node that proposed the change.
+func (c *Control) changeAge() float64 {
+	s := c.State()
+	if s.Change == nil {
+		return 0
+	}
+	return max(0, time.Since(time.Unix(s.Change.OpenedAt, 0)).Seconds())
+}
+
+func flag(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (s *State) sortedKeys() []keys.Key {
+	return slices.SortedFunc(maps.Values(s.Keys), func(a, b keys.Key) int {
+		return cmp.Or(cmp.Compare(a.Project, b.Project), cmp.Compare(a.CreatedAt, b.CreatedAt), slices.Compare(a.Hash[:], b.Hash[:]))
+	})
+}

@@ -1,0 +1,228 @@
+package control
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/control/controlpb"
+	"github.com/stemedb/stemedb/server/internal/keys"
+)
+
+// retryEvery is between two attempts to reach a leader.
+const retryEvery = 100 * time.Millisecond
+
+// propose has the command committed, whoever leads, and returns when this copy
+// shows it. It tries again until ctx ends; commands bear that.
+func (c *Control) propose(ctx context.Context, cmd command) (*result, error) {
+	b, err := encodeCommand(cmd)
+	if err != nil {
+		return nil, err
+	}
+	var last error
+	for {
+		changed := c.changed.wait()
+		answer, index, err := c.proposeOnce(ctx, b)
+		if err == nil {
+			err = answer.err()
+			if !errors.Is(err, errUnformed) {
+				c.await(ctx, index)
+				return answer, err
+			}
+		}
+		last = err
+		timer := time.NewTimer(retryEvery)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, fmt.Errorf("%w: %w (%w)", ErrNoLeader, ctx.Err(), last)
+		case <-c.ctx.Done():
+			timer.Stop()
+			return nil, ErrClosed
+		case <-timer.C:
+		case <-changed:
+			timer.Stop()
+		}
+	}
+}
+
+func (c *Control) proposeOnce(ctx context.Context, b []byte) (*result, uint64, error) {
+	if c.leading() {
+		return c.commit(b)
+	}
+	leader, err := c.leaderClient()
+	if err != nil {
+		return nil, 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.CallTimeout)
+	defer cancel()
+	response, err := leader.Forward(ctx, &controlpb.ForwardRequest{Command: b})
+	if err != nil {
+		return nil, 0, fmt.Errorf("pass a command on to the leader: %w", err)
+	}
+	answer := &result{}
+	if err := unmarshal(response.Result, answer); err != nil {
+		return nil, 0, fmt.Errorf("decode the leader's answer: %w", err)
+	}
+	return answer, response.Index, nil
+}
+
+// commit hands the command to Raft. A leader that loses its majority gives up
+// within its lease, so this takes bounded time.
+func (c *Control) commit(b []byte) (*result, uint64, error) {
+	future := c.raft.Apply(b, c.cfg.Timings.CallTimeout)
+	if err := future.Error(); err != nil {
+		return nil, 0, fmt.Errorf("commit a command: %w", err)
+	}
+	answer, ok := future.Response().(*result)
+	if !ok {
+		return nil, 0, fmt.Errorf("the control table answered a %T", future.Response())
+	}
+	return answer, future.Index(), nil
+}
+
+// await waits until this copy has applied the index, so that a caller reads what
+// it wrote. When it does not come soon the write holds all the same.
+func (c *Control) await(ctx context.Context, index uint64) bool {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.CallTimeout)
+	defer cancel()
+	for {
+		changed := c.changed.wait()
+		if c.State().Index >= index {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false
+		case <-c.ctx.Done():
+			return false
+		}
+	}
+}
+
+// leaderClient returns the control service of the leader.
+func (c *Control) leaderClient() (controlpb.ControlClient, error) {
+	addr, id := c.leader()
+	if id == "" || addr == "" {
+		return nil, ErrNoLeader
+	}
+	if id == c.id {
+		return nil, fmt.Errorf("%w: this node has just been elected", ErrNoLeader)
+	}
+	conn, err := c.connTo(id, addr)
+	if err != nil {
+		return nil, err
+	}
+	return controlpb.NewControlClient(conn), nil
+}
+
+func newOp() (string, error) {
+	var b [12]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", fmt.Errorf("draw a random name: %w", err)
+	}
+	return hex.EncodeToString(b[:]), nil
+}
+
+// CreateKey registers a key; created is false when it was there already.
+// Errors: keys.ErrExists, keys.ErrRevoked, ErrNoLeader.
+func (c *Control) CreateKey(ctx context.Context, k keys.Key) (after keys.Key, created bool, err error) {
+	op, err := newOp()
+	if err != nil {
+		return keys.Key{}, false, err
+	}
+	answer, err := c.propose(ctx, &createKey{Op: op, Key: k})
+	if err != nil {
+		return keys.Key{}, false, fmt.Errorf("register a key: %w", err)
+	}
+	return *answer.Key, answer.Created, nil
+}
+
+// GetKey reads this node's copy. See Confirmed.
+func (c *Control) GetKey(h keys.Hash) (keys.Key, bool) {
+	k, ok := c.State().Keys[h]
+	return k, ok
+}
+
+// ListKeys returns all keys of this node's copy, revoked ones too, ordered by
+// project, creation and hash.
+func (c *Control) ListKeys() []keys.Key { return c.State().sortedKeys() }
+
+// PatchKey changes a key that is still at the version that the patch names.
+// Errors: keys.ErrNotFound, ErrRevoked, ErrVersion, ErrNoLeader.
+func (c *Control) PatchKey(ctx context.Context, h keys.Hash, p keys.Patch) (keys.Key, error) {
+	op, err := newOp()
+	if err != nil {
+		return keys.Key{}, err
+	}
+	return c.keyChange(ctx, "change a key", &patchKey{Op: op, Hash: h, Patch: p})
+}
+
+// RevokeKey ends a key for good; again is no error. Errors: keys.ErrNotFound,
+// ErrNoLeader.
+func (c *Control) RevokeKey(ctx context.Context, h keys.Hash) (keys.Key, error) {
+	return c.keyChange(ctx, "revoke a key", &revokeKey{Hash: h, At: time.Now().Unix()})
+}
+
+func (c *Control) keyChange(ctx context.Context, what string, cmd command) (keys.Key, error) {
+	answer, err := c.propose(ctx, cmd)
+	if err != nil {
+		return keys.Key{}, fmt.Errorf("%s: %w", what, err)
+	}
+	return *answer.Key, nil
+}
+
+// RotateKey registers a successor; the old key lives for grace more seconds
+// (0..keys.MaxGrace). Errors: keys.ErrNotFound, ErrRevoked, ErrRotated,
+// ErrExists for a successor that is taken, ErrNoLeader.
+func (c *Control) RotateKey(ctx context.Context, old, successor keys.Hash, grace int64) (oldKey, fresh keys.Key, err error) {
+	if grace < 0 || grace > keys.MaxGrace {
+		return keys.Key{}, keys.Key{}, fmt.Errorf("rotate a key: a grace of %d s is not in 0..%d", grace, keys.MaxGrace)
+	}
+	op, err := newOp()
+	if err != nil {
+		return keys.Key{}, keys.Key{}, err
+	}
+	answer, err := c.propose(ctx, &rotateKey{Op: op, Hash: old, Successor: successor, At: time.Now().Unix(), Grace: grace})
+	if err != nil {
+		return keys.Key{}, keys.Key{}, fmt.Errorf("rotate a key: %w", err)
+	}
+	return *answer.Key, *answer.Fresh, nil
+}
+
+// EnsureRootKey registers the root key as an admin key, waiting for a leader as
+// long as ctx allows. It can be repeated. A root key that was revoked stays
+// revoked: revoked is true then, and the node runs on.
+func (c *Control) EnsureRootKey(ctx context.Context, h keys.Hash) (revoked bool, err error) {
+	_, _, err = c.CreateKey(ctx, keys.Key{
+		Hash: h, Project: keys.SharedProject, Role: keys.Admin, Label: "root", Root: true, Enabled: true, CreatedAt: time.Now().Unix(),
+	})
+	switch {
+	case errors.Is(err, keys.ErrRevoked):
+		c.log.Warn("the root key of the configuration was revoked and stays revoked; configure another one", "key_hash", h.String())
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("seed the root key: %w", err)
+	}
+	return false, nil
+}
+
+// ReportNotWhole records that this node lost records, so that it counts in no
+// read until a change has refilled it. It is called once for each loss, after
+// the node's cursors were set back (see Data), and repeats itself until it is
+// committed or ctx ends. A node that is no member has nothing to report.
+func (c *Control) ReportNotWhole(ctx context.Context) error {
+	op, err := newOp()
+	if err != nil {
+		return err
+	}
+	_, err = c.propose(ctx, &loss{Member: c.id, Loss: op})
+	if err != nil && !errors.Is(err, errNotMember) {
+		return fmt.Errorf("report that this node is not whole: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,193 @@
+// Package raftmem keeps Raft's log, vote and snapshots in memory, for tests in
+// which a node is restarted. What was written survives Open as it survives a
+// restart on a disk that was synced; an instance from before writes no more.
+package raftmem
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// errStale is what a node gets that was restarted and still tries to write.
+var errStale = errors.New("this storage was opened anew by a later start of the node")
+
+// Disk is the storage of one node over its restarts.
+type Disk struct {
+	mu       sync.Mutex // guards everything here
+	logs     *raft.InmemStore
+	snapshot *saved // the newest one that was finished
+	opened   int
+	failing  error
+}
+
+// New returns an empty disk.
+func New() *Disk {
+	return &Disk{logs: raft.NewInmemStore()}
+}
+
+// Open returns the storage for a start of the node. Earlier ones fail from now on.
+func (d *Disk) Open() *Storage {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.opened++
+	return &Storage{disk: d, start: d.opened}
+}
+
+// Fail makes all later writes fail; nil lets them work again.
+func (d *Disk) Fail(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failing = err
+}
+
+// Snapshot returns up to which index the newest finished snapshot reaches, 0 when
+// there is none.
+func (d *Disk) Snapshot() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.snapshot == nil {
+		return 0
+	}
+	return d.snapshot.meta.Index
+}
+
+// Storage is what one start of a node sees. It implements control.RaftStorage.
+type Storage struct {
+	disk   *Disk
+	start  int
+	closed bool
+}
+
+// write runs f unless the storage is closed, stale or failing.
+func (s *Storage) write(f func() error) error {
+	s.disk.mu.Lock()
+	defer s.disk.mu.Unlock()
+	switch {
+	case s.closed || s.disk.opened != s.start:
+		return errStale
+	case s.disk.failing != nil:
+		return s.disk.failing
+	}
+	return f()
+}
+
+// Logs implements control.RaftStorage.
+func (s *Storage) Logs() raft.LogStore { return logs{s} }
+
+// Stable implements control.RaftStorage.
+func (s *Storage) Stable() raft.StableStore { return stable{s} }
+
+// Snapshots implements control.RaftStorage.
+func (s *Storage) Snapshots() raft.SnapshotStore { return snapshots{s} }
+
+// Close implements control.RaftStorage.
+func (s *Storage) Close() error {
+	s.disk.mu.Lock()
+	defer s.disk.mu.Unlock()
+	s.closed = true
+	return nil
+}
+
+type logs struct{ s *Storage }
+
+func (l logs) FirstIndex() (uint64, error)            { return l.s.disk.logs.FirstIndex() }
+func (l logs) LastIndex() (uint64, error)             { return l.s.disk.logs.LastIndex() }
+func (l logs) GetLog(index uint64, e *raft.Log) error { return l.s.disk.logs.GetLog(index, e) }
+func (l logs) StoreLog(e *raft.Log) error             { return l.StoreLogs([]*raft.Log{e}) }
+
+func (l logs) StoreLogs(e []*raft.Log) error {
+	return l.s.write(func() error { return l.s.disk.logs.StoreLogs(e) })
+}
+
+func (l logs) DeleteRange(first, last uint64) error {
+	return l.s.write(func() error { return l.s.disk.logs.DeleteRange(first, last) })
+}
+
+type stable struct{ s *Storage }
+
+func (t stable) Get(key []byte) ([]byte, error)       { return t.s.disk.logs.Get(key) }
+func (t stable) GetUint64(key []byte) (uint64, error) { return t.s.disk.logs.GetUint64(key) }
+
+func (t stable) Set(key, value []byte) error {
+	return t.s.write(func() error { return t.s.disk.logs.Set(key, value) })
+}
+
+func (t stable) SetUint64(key []byte, value uint64) error {
+	return t.s.write(func() error { return t.s.disk.logs.SetUint64(key, value) })
+}
+
+// saved is a snapshot.
+type saved struct {
+	meta raft.SnapshotMeta
+	data []byte
+}
+
+type snapshots struct{ s *Storage }
+
+// Create begins a snapshot, which is there once its sink was closed.
+func (t snapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
+	configurationIndex uint64, _ raft.Transport,
+) (raft.SnapshotSink, error) {
+	id := fmt.Sprintf("%d-%d-%d", term, index, time.Now().UnixNano())
+	return &sink{s: t.s, saved: saved{meta: raft.SnapshotMeta{
+		Version: version, ID: id, Index: index, Term: term,
+		Configuration: configuration, ConfigurationIndex: configurationIndex,
+	}}}, nil
+}
+
+func (t snapshots) List() ([]*raft.SnapshotMeta, error) {
+	t.s.disk.mu.Lock()
+	defer t.s.disk.mu.Unlock()
+	if t.s.disk.snapshot == nil {
+		return nil, nil
+	}
+	meta := t.s.disk.snapshot.meta
+	return []*raft.SnapshotMeta{&meta}, nil
+}
+
+func (t snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	t.s.disk.mu.Lock()
+	defer t.s.disk.mu.Unlock()
+	have := t.s.disk.snapshot
+	if have == nil || have.meta.ID != id {
+		return nil, nil, fmt.Errorf("there is no snapshot %s", id)
+	}
+	meta := have.meta
+	return &meta, io.NopCloser(bytes.NewReader(have.data)), nil
+}
+
+type sink struct {
+	s *Storage
+	saved
+	done bool
+}
+
+func (k *sink) ID() string { return k.meta.ID }
+
+func (k *sink) Write(p []byte) (int, error) {
+	k.data = append(k.data, p...)
+	return len(p), nil
+}
+
+func (k *sink) Close() error {
+	if k.done {
+		return nil
+	}
+	k.done = true
+	return k.s.write(func() error {
+		k.meta.Size = int64(len(k.data))
+		k.s.disk.snapshot = &k.saved
+		return nil
+	})
+}
+
+func (k *sink) Cancel() error {
+	k.done = true
+	return nil
+}

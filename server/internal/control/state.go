@@ -1,0 +1,204 @@
+package control
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"github.com/stemedb/stemedb/server/internal/keys"
+)
+
+// Format is the newest format of commands and snapshots that this code knows.
+const Format = 1
+
+// Member is one node of the cluster as the control table names it.
+type Member struct {
+	// Name is the node's lasting name, such as stemedb-0.
+	Name string `cbor:"name"`
+	// Incarnation is drawn anew when a node begins with empty volumes.
+	Incarnation string `cbor:"incarnation"`
+	// PeerAddr and APIAddr are host:port of the peer port and of the HTTP API.
+	PeerAddr string `cbor:"peer_addr"`
+	APIAddr  string `cbor:"api_addr"`
+	// Whole: the member holds everything that was acknowledged, but for what
+	// catch-up is still bringing, and therefore counts in reads. Closing a
+	// change sets it, a reported loss clears it.
+	Whole bool `cbor:"whole"`
+	// Loss names the report that cleared Whole, so that a repeated report is
+	// told from a new one.
+	Loss string `cbor:"loss,omitempty"`
+}
+
+// ID is name/incarnation: what votes in Raft, and what acknowledges records.
+func (m Member) ID() string { return MemberID(m.Name, m.Incarnation) }
+
+// MemberID joins a name and an incarnation.
+func MemberID(name, incarnation string) string { return name + "/" + incarnation }
+
+// ChangeKind says what a change of members is for.
+type ChangeKind string
+
+// The kinds of changes.
+const (
+	// Join adds a member.
+	Join ChangeKind = "join"
+	// Replace puts a new incarnation in the place of a lost one.
+	Replace ChangeKind = "replace"
+	// Refill makes a member whole that lost a part of its data.
+	Refill ChangeKind = "refill"
+)
+
+// Change is a change of members that is open. While it is, writes need a
+// majority of Old and one of New, and reads follow Old.
+type Change struct {
+	ID   uint64     `cbor:"id"`
+	Kind ChangeKind `cbor:"kind"`
+	// Subject is the id of the member that is to become whole by the change.
+	Subject string `cbor:"subject"`
+	// Old and New are ordered by name. A member of both is the same in both.
+	Old []Member `cbor:"old"`
+	New []Member `cbor:"new"`
+	// Generation is the one since which Old and New are what they are. Log
+	// ends noted at an older generation prove nothing about this change.
+	Generation uint64 `cbor:"generation"`
+	// OpenedAt is in unix seconds, by the clock of who proposed the change.
+	OpenedAt int64 `cbor:"opened_at"`
+}
+
+// State is the control table at one moment. A State that was handed out is
+// never changed.
+type State struct {
+	// ClusterID is empty until the cluster has formed.
+	ClusterID string `cbor:"cluster_id"`
+	// Generation grows by one whenever it changes who is a member, who is whole
+	// or what change is open. An address that changes leaves it as it is.
+	Generation uint64 `cbor:"generation"`
+	// Members is ordered by name. While a change is open these are the old ones.
+	Members []Member `cbor:"members"`
+	Change  *Change  `cbor:"change,omitempty"`
+	// DigestKey keys the digests that members compare.
+	DigestKey [32]byte `cbor:"digest_key"`
+	// Keys never forgets a revoked key.
+	Keys map[keys.Hash]keys.Key `cbor:"keys"`
+	// Format is the newest format of commands that every member is known to
+	// understand; a command of a newer one is refused by all alike.
+	Format int `cbor:"format"`
+	// Index is the Raft index of the last command that was applied.
+	Index uint64 `cbor:"index"`
+
+	// LastChange is the id of the newest change ever opened.
+	LastChange uint64 `cbor:"last_change"`
+	// Recent names the last operations that were applied, oldest first, so
+	// that one which is sent again after a lost answer is not applied twice.
+	Recent []string `cbor:"recent"`
+}
+
+// Formed tells whether the table belongs to a cluster yet.
+func (s *State) Formed() bool { return s.ClusterID != "" }
+
+// Member returns the member of that name: of the new set while a change is open.
+func (s *State) Member(name string) (Member, bool) {
+	return find(s.Current(), func(m Member) bool { return m.Name == name })
+}
+
+// MemberByID returns the member with that id, of the new or of the old set.
+func (s *State) MemberByID(id string) (Member, bool) {
+	is := func(m Member) bool { return m.ID() == id }
+	if m, ok := find(s.Current(), is); ok {
+		return m, true
+	}
+	return find(s.Members, is)
+}
+
+// Current is the set of members that holds when the open change is done, or the
+// members when none is open: whom to replicate to besides Members.
+func (s *State) Current() []Member {
+	if s.Change != nil {
+		return s.Change.New
+	}
+	return s.Members
+}
+
+// Everyone returns the members of the old and of the new set, each once,
+// ordered by id: everyone to whom writes are sent.
+func (s *State) Everyone() []Member {
+	all := slices.Clone(s.Current())
+	if s.Change != nil {
+		for _, m := range s.Change.Old {
+			if _, ok := find(all, func(o Member) bool { return o.ID() == m.ID() }); !ok {
+				all = append(all, m)
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b Member) int { return cmp.Compare(a.ID(), b.ID()) })
+	return all
+}
+
+// Majority is how many of n make a majority.
+func Majority(n int) int { return n/2 + 1 }
+
+// WriteQuorum tells whether the members for which acked is true make a record
+// acknowledged: a majority of the members and, while a change is open, a
+// majority of its old set and one of its new set. It is asked with the state at
+// the time of completion, never with one from the beginning of a write.
+func (s *State) WriteQuorum(acked func(memberID string) bool) bool {
+	if s.Change == nil {
+		return majorityOf(s.Members, acked)
+	}
+	return majorityOf(s.Change.Old, acked) && majorityOf(s.Change.New, acked)
+}
+
+// ReadSet returns the members that count in reads, and how many of them have to
+// be heard so that every read meets every acknowledged write: n−m+1 of the n
+// members, of the old set while a change is open. When fewer candidates than
+// needed are left, no read can be answered, and readers say so.
+func (s *State) ReadSet() (candidates []Member, need int) {
+	set := s.Members
+	if s.Change != nil {
+		set = s.Change.Old
+	}
+	for _, m := range set {
+		if m.Whole {
+			candidates = append(candidates, m)
+		}
+	}
+	return candidates, meeting(len(set))
+}
+
+// meeting is how many of n members meet every majority of them: n−m+1.
+func meeting(n int) int { return n - Majority(n) + 1 }
+
+func majorityOf(set []Member, acked func(string) bool) bool {
+	count := 0
+	for _, m := range set {
+		if acked(m.ID()) {
+			count++
+		}
+	}
+	return len(set) > 0 && count >= Majority(len(set))
+}
+
+func find(set []Member, match func(Member) bool) (Member, bool) {
+	if i := slices.IndexFunc(set, match); i >= 0 {
+		return set[i], true
+	}
+	return Member{}, false
+}
+
+// clone returns a copy whose slices and maps can be changed.
+func (s *State) clone() *State {
+	c := *s
+	c.Members = slices.Clone(s.Members)
+	c.Keys = maps.Clone(s.Keys)
+	if c.Keys == nil {
+		c.Keys = map[keys.Hash]keys.Key{}
+	}
+	c.Recent = slices.Clone(s.Recent)
+	if s.Change != nil {
+		change := *s.Change
+		change.Old = slices.Clone(change.Old)
+		change.New = slices.Clone(change.New)
+		c.Change = &change
+	}
+	return &c
+}

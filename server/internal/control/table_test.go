@@ -1,0 +1,320 @@
+package control
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"testing"
+
+	"github.com/hashicorp/raft"
+	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/server/internal/control/controlpb"
+	"github.com/stemedb/stemedb/server/internal/keys"
+)
+
+// applied runs commands through a table as Raft does.
+func applied(t *testing.T, tb *table, cmds ...command) []*result {
+	t.Helper()
+	var answers []*result
+	for _, c := range cmds {
+		b, err := encodeCommand(c)
+		require.NoError(t, err)
+		answers = append(answers, tb.Apply(&raft.Log{Index: tb.state.Load().Index + 1, Data: b}).(*result))
+	}
+	return answers
+}
+
+func member(name, incarnation string) Member {
+	return Member{Name: name, Incarnation: incarnation, PeerAddr: name + ":1", APIAddr: name + ":2"}
+}
+
+func formed(t *testing.T, names ...string) *table {
+	t.Helper()
+	tb := newTable(&broadcast{})
+	f := &found{ClusterID: "c"}
+	for _, name := range names {
+		f.Members = append(f.Members, member(name, "1"))
+	}
+	require.NoError(t, applied(t, tb, f)[0].err())
+	return tb
+}
+
+func TestUnknownCommandsAreRefused(t *testing.T) {
+	tb := formed(t, "a")
+	before := tb.state.Load()
+	good, err := encodeCommand(&revokeKey{})
+	require.NoError(t, err)
+	extra, err := marshal(map[string]any{"hash": make([]byte, 32), "at": 1, "surprise": true})
+	require.NoError(t, err)
+	for name, b := range map[string][]byte{
+		"nothing":        nil,
+		"one byte":       {1},
+		"format 0":       append([]byte{0}, good[1:]...),
+		"newer format":   append([]byte{2}, good[1:]...),
+		"unknown kind":   append([]byte{1, 200}, good[2:]...),
+		"broken body":    {1, kindRevokeKey, 0xff},
+		"unknown field":  append([]byte{1, kindRevokeKey}, extra...),
+		"trailing bytes": append(bytes.Clone(good), 0),
+	} {
+		t.Run(name, func(t *testing.T) {
+			answer := tb.Apply(&raft.Log{Index: 7, Data: b}).(*result)
+			require.ErrorIs(t, answer.err(), errFormat)
+			after := *tb.state.Load()
+			require.Equal(t, uint64(7), after.Index)
+			after.Index = before.Index
+			require.Equal(t, *before, after)
+			require.NoError(t, tb.err(), "all nodes refuse it alike")
+		})
+	}
+}
+
+// A cluster that has switched on a format which this code does not know: this
+// copy must stop rather than skip.
+func TestNewerClusterStopsThisCopy(t *testing.T) {
+	tb := formed(t, "a")
+	s := tb.state.Load().clone()
+	s.Format = Format + 1
+	tb.state.Store(s)
+	good, err := encodeCommand(&revokeKey{})
+	require.NoError(t, err)
+	answer := tb.Apply(&raft.Log{Index: 9, Data: append([]byte{Format + 1}, good[1:]...)}).(*result)
+	require.ErrorIs(t, answer.err(), ErrTooOld)
+	require.ErrorIs(t, tb.err(), ErrTooOld)
+	applied(t, tb, &createKey{Op: "1", Key: keys.Key{Project: "p"}})
+	require.Empty(t, tb.state.Load().Keys, "frozen")
+	require.Less(t, tb.state.Load().Index, uint64(9))
+	_, err = tb.Snapshot()
+	require.ErrorIs(t, err, ErrTooOld)
+	require.ErrorIs(t, tb.Restore(io.NopCloser(bytes.NewReader([]byte{Format + 1, 0xa0}))), ErrTooOld)
+}
+
+type memSink struct{ bytes.Buffer }
+
+func (*memSink) ID() string    { return "x" }
+func (*memSink) Cancel() error { return nil }
+func (*memSink) Close() error  { return nil }
+
+func TestSnapshotRoundTrip(t *testing.T) {
+	tb := formed(t, "a", "b", "c")
+	successor := keys.HashOf("s")
+	applied(t, tb, &createKey{Op: "1", Key: keys.Key{Hash: keys.HashOf("k"), Project: "p", Role: keys.Admin, Label: "l", Enabled: true, CreatedAt: 5, ExpiresAt: 9, Root: true}},
+		&rotateKey{Op: "2", Hash: keys.HashOf("k"), Successor: successor, At: 6, Grace: 3}, &revokeKey{Hash: successor, At: 8},
+		&loss{Member: "b/1", Loss: "x"}, &admit{Member: member("d", "1"), At: 10})
+	snap, err := tb.Snapshot()
+	require.NoError(t, err)
+	sink := &memSink{}
+	require.NoError(t, snap.Persist(sink))
+	again := newTable(&broadcast{})
+	require.NoError(t, again.Restore(io.NopCloser(bytes.NewReader(sink.Bytes()))))
+	require.Equal(t, tb.state.Load(), again.state.Load())
+	require.NotNil(t, again.state.Load().Change)
+	for cut := range sink.Len() {
+		require.Error(t, newTable(&broadcast{}).Restore(io.NopCloser(bytes.NewReader(sink.Bytes()[:cut]))))
+	}
+}
+
+// Commands that are sent again after a lost answer change nothing more and
+// answer the same.
+func TestCommandsBearRepeating(t *testing.T) {
+	tb := formed(t, "a", "b", "c")
+	k, label := keys.HashOf("k"), "new"
+	for _, c := range []command{
+		&createKey{Op: "1", Key: keys.Key{Hash: k, Project: "p", Role: keys.Admin, Enabled: true}},
+		&patchKey{Op: "2", Hash: k, Patch: keys.Patch{Version: 1, Label: &label}},
+		&rotateKey{Op: "3", Hash: k, Successor: keys.HashOf("s"), Grace: 3},
+		&revokeKey{Hash: k, At: 5},
+		&loss{Member: "b/1", Loss: "x"},
+		&admit{Member: member("d", "1")},
+		&found{ClusterID: "another"},
+	} {
+		t.Run(fmt.Sprintf("%T", c), func(t *testing.T) {
+			first := applied(t, tb, c)[0]
+			require.NoError(t, first.err())
+			before := *tb.state.Load()
+			second := applied(t, tb, c)[0]
+			require.Equal(t, first, second)
+			after := *tb.state.Load()
+			after.Index = before.Index
+			require.Equal(t, before, after)
+		})
+	}
+}
+
+// An old State that somebody holds must not change under them.
+func TestStatesAreImmutable(t *testing.T) {
+	tb := formed(t, "a", "b", "c")
+	applied(t, tb, &admit{Member: member("d", "1")})
+	held := tb.state.Load()
+	copied := held.clone()
+	applied(t, tb, &admit{Member: member("d", "2")}, &loss{Member: "a/1", Loss: "l"}, &admit{Member: member("b", "2")},
+		&createKey{Op: "1", Key: keys.Key{Project: "p"}})
+	require.Equal(t, copied, held)
+	require.NotEqual(t, held, tb.state.Load())
+}
+
+func TestQuorums(t *testing.T) {
+	for n, want := range map[int]struct{ write, read int }{1: {1, 1}, 2: {2, 1}, 3: {2, 2}, 4: {3, 2}, 5: {3, 3}, 6: {4, 3}, 7: {4, 4}} {
+		var names []string
+		for i := range n {
+			names = append(names, string(rune('a'+i)))
+		}
+		s := formed(t, names...).state.Load()
+		candidates, need := s.ReadSet()
+		require.Len(t, candidates, n)
+		require.Equal(t, want.read, need, "%d members", n)
+		for acks := range n + 1 {
+			left := acks
+			require.Equal(t, acks >= want.write, s.WriteQuorum(func(string) bool { left--; return left >= 0 }), "%d of %d", acks, n)
+		}
+	}
+	require.False(t, (&State{}).WriteQuorum(func(string) bool { return true }), "no cluster, no acknowledgement")
+}
+
+func progressOf(incarnation string, generation uint64, cursors map[string]uint64) *controlpb.ProgressResponse {
+	return &controlpb.ProgressResponse{Incarnation: incarnation, Generation: generation, Cursors: cursors}
+}
+
+func TestClosable(t *testing.T) {
+	whole := func(name string, is bool) Member {
+		m := member(name, name+"1")
+		m.Whole = is
+		return m
+	}
+	a, b, c, d := whole("a", true), whole("b", true), whole("c", true), whole("d", false)
+	lostC := whole("c", false)
+	newC := member("c", "c2")
+	all := map[string]uint64{"a1": 10, "b1": 20, "c1": 30}
+	marks := map[string]uint64{a.ID(): 10, b.ID(): 20, c.ID(): 30}
+	tests := []struct {
+		name     string
+		change   Change
+		marks    map[string]uint64
+		progress map[string]*controlpb.ProgressResponse
+		closes   bool
+		alsoKnow []string // besides those that marks are of
+	}{
+		{
+			"join, all caught up",
+			Change{Subject: d.ID(), Old: []Member{a, b, c}, New: []Member{a, b, c, d}, Generation: 5},
+			marks,
+			map[string]*controlpb.ProgressResponse{a.ID(): progressOf("a1", 5, all), b.ID(): progressOf("b1", 5, all), c.ID(): progressOf("c1", 5, all), d.ID(): progressOf("d1", 5, all)},
+			true, nil,
+		},
+		{
+			"two of three logs are enough",
+			Change{Subject: d.ID(), Old: []Member{a, b, c}, New: []Member{a, b, c, d}, Generation: 5},
+			marks,
+			map[string]*controlpb.ProgressResponse{
+				a.ID(): progressOf("a1", 5, map[string]uint64{"b1": 20}), b.ID(): progressOf("b1", 5, map[string]uint64{"c1": 30}),
+				c.ID(): progressOf("c1", 5, map[string]uint64{"a1": 10}), d.ID(): progressOf("d1", 5, map[string]uint64{"a1": 10, "c1": 31}),
+			},
+			true, nil,
+		},
+		{
+			"the newcomer lacks one byte",
+			Change{Subject: d.ID(), Old: []Member{a, b, c}, New: []Member{a, b, c, d}, Generation: 5},
+			marks,
+			map[string]*controlpb.ProgressResponse{
+				a.ID(): progressOf("a1", 5, all), b.ID(): progressOf("b1", 5, all), c.ID(): progressOf("c1", 5, all),
+				d.ID(): progressOf("d1", 5, map[string]uint64{"a1": 10, "b1": 19}),
+			},
+			false, nil,
+		},
+		{
+			"an old member lacks something",
+			Change{Subject: d.ID(), Old: []Member{a, b, c}, New: []Member{a, b, c, d}, Generation: 5},
+			marks,
+			map[string]*controlpb.ProgressResponse{
+				a.ID(): progressOf("a1", 5, nil), b.ID(): progressOf("b1", 5, all), c.ID(): progressOf("c1", 5, all), d.ID(): progressOf("d1", 5, all),
+			},
+			false, nil,
+		},
+		{
+			"cursors told at an older generation",
+			Change{Subject: d.ID(), Old: []Member{a, b, c}, New: []Member{a, b, c, d}, Generation: 5},
+			marks,
+			map[string]*controlpb.ProgressResponse{
+				a.ID(): progressOf("a1", 5, all), b.ID(): progressOf("b1", 5, all), c.ID(): progressOf("c1", 5, all), d.ID(): progressOf("d1", 4, all),
+			},
+			false, nil,
+		},
+		{
+			"replacement",
+			Change{Subject: newC.ID(), Old: []Member{a, b, lostC}, New: []Member{a, b, newC}, Generation: 5},
+			map[string]uint64{a.ID(): 10, b.ID(): 20},
+			map[string]*controlpb.ProgressResponse{a.ID(): progressOf("a1", 5, all), b.ID(): progressOf("b1", 5, all), newC.ID(): progressOf("c2", 5, all)},
+			true, nil,
+		},
+		{
+			"replacement with one mark",
+			Change{Subject: newC.ID(), Old: []Member{a, b, lostC}, New: []Member{a, b, newC}, Generation: 5},
+			map[string]uint64{a.ID(): 10},
+			map[string]*controlpb.ProgressResponse{a.ID(): progressOf("a1", 5, all), b.ID(): progressOf("b1", 5, all), newC.ID(): progressOf("c2", 5, all)},
+			false, nil,
+		},
+		{
+			// By the old rule one member answers a read: the one that has not
+			// heard would go on without what the other two acknowledge.
+			name:   "of two old members only one has heard",
+			change: Change{Subject: d.ID(), Old: []Member{a, b}, New: []Member{a, b, d}, Generation: 5},
+			marks:  map[string]uint64{a.ID(): 10},
+			progress: map[string]*controlpb.ProgressResponse{
+				a.ID(): progressOf("a1", 5, all), b.ID(): progressOf("b1", 4, all), d.ID(): progressOf("d1", 5, all),
+			},
+			closes: false,
+		},
+		{
+			name:   "of two old members both have heard, one is not whole",
+			change: Change{Subject: d.ID(), Old: []Member{a, whole("b", false)}, New: []Member{a, whole("b", false), d}, Generation: 5},
+			marks:  map[string]uint64{a.ID(): 10},
+			progress: map[string]*controlpb.ProgressResponse{
+				a.ID(): progressOf("a1", 5, all), b.ID(): progressOf("b1", 5, all), d.ID(): progressOf("d1", 5, all),
+			},
+			closes:   true,
+			alsoKnow: []string{b.ID()},
+		},
+		{
+			"one becomes two",
+			Change{Subject: d.ID(), Old: []Member{a}, New: []Member{a, d}, Generation: 5},
+			map[string]uint64{a.ID(): 10},
+			map[string]*controlpb.ProgressResponse{a.ID(): progressOf("a1", 5, nil), d.ID(): progressOf("d1", 5, all)},
+			true, nil,
+		},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			knows := map[string]bool{}
+			for id := range test.marks {
+				knows[id] = true
+			}
+			for _, id := range test.alsoKnow {
+				knows[id] = true
+			}
+			got, waits := closable(&test.change, test.marks, knows, test.progress)
+			require.Equal(t, test.closes, len(waits) == 0, waits)
+			if test.closes {
+				require.Contains(t, got, test.change.Subject)
+			}
+		})
+	}
+}
+
+func FuzzCommand(f *testing.F) {
+	for _, c := range []command{&found{}, &admit{}, &loss{}, &refill{}, &closeChange{}, &createKey{}, &patchKey{}, &revokeKey{}, &rotateKey{}} {
+		b, err := encodeCommand(c)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		tb := formed(t, "a", "b", "c")
+		applied(t, tb, &admit{Member: member("d", "1")})
+		tb.Apply(&raft.Log{Index: 3, Data: b})
+		s := tb.state.Load()
+		require.NoError(t, tb.err())
+		require.Equal(t, uint64(3), s.Index)
+		require.Equal(t, "c", s.ClusterID)
+	})
+}

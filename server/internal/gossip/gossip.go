@@ -1,0 +1,518 @@
+// Package gossip tells which nodes are alive, and nothing more: who is a member
+// is decided by the control table. It runs SWIM (hashicorp/memberlist) over a
+// network.Network, encrypted with keys derived from the cluster secret.
+//
+// Promised: a dead node is noticed within seconds, a node that comes back is
+// noticed wherever its address is now, and a cluster that was down as a whole
+// finds itself again. Nothing here blocks because a peer is gone.
+package gossip
+
+import (
+	"cmp"
+	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/hashicorp/memberlist"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/stemedb/stemedb/server/internal/network"
+)
+
+// State is what gossip believes about a node.
+type State string
+
+// The states. A node that stopped answering is Dead after a few seconds; one
+// that said goodbye has Left.
+const (
+	Alive State = "alive"
+	Dead  State = "dead"
+	Left  State = "left"
+)
+
+// Node is one node as gossip knows it.
+type Node struct {
+	Name        string
+	Incarnation string
+	// APIAddr is where the node serves its HTTP API, host:port.
+	APIAddr string
+	// Ready is what the node said last about being able to serve.
+	Ready bool
+	State State
+	// Since is when State or Ready changed, by the local clock.
+	Since time.Time
+}
+
+// Config describes this node and where the others may be.
+type Config struct {
+	Network network.Network
+	// Name and Incarnation identify this node; APIAddr is told to the others.
+	Name, Incarnation, APIAddr string
+	// BindAddr is host:port for TCP and UDP, such as ":18183".
+	BindAddr string
+	// AdvertiseHost is the name or IP address under which others reach this
+	// node; it is looked up when gossip starts.
+	AdvertiseHost string
+	// Peers lists host:port of nodes that may be there. It is called and its
+	// names are looked up again for each attempt, for addresses change.
+	Peers func() []string
+	// Secrets are the cluster secrets, first the one that encrypts.
+	Secrets []string
+	// JoinEvery is how often nodes that are not alive are looked for, 5 s when 0.
+	JoinEvery  time.Duration
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer // nil: no metrics
+}
+
+// probeInterval is how often one other node is probed.
+const probeInterval = time.Second
+
+// Gossip is a running participant. Its methods may be called by several
+// goroutines at once.
+type Gossip struct {
+	cfg  Config
+	log  *slog.Logger
+	boot int64 // when this process started, in unix nanoseconds
+
+	ready   chan struct{} // poked when what this node says has changed
+	ctx     context.Context
+	stop    context.CancelFunc
+	hurry   chan struct{} // closed when Close is to wait no longer
+	once    sync.Once     // closes hurry
+	workers sync.WaitGroup
+	metrics []prometheus.Collector
+	dropped prometheus.Counter
+
+	mu      sync.Mutex // guards what is below; never held across a wait
+	self    meta
+	nodes   map[string]*seen // by name
+	changed chan struct{}
+}
+
+// meta is what a node tells about itself with its membership: 512 bytes at most.
+type meta struct {
+	Name        string `cbor:"1,keyasint"`
+	Incarnation string `cbor:"2,keyasint"`
+	APIAddr     string `cbor:"3,keyasint"`
+	Ready       bool   `cbor:"4,keyasint"`
+	// Boot orders the starts of one node: what an earlier process of it is
+	// believed to be does not count.
+	Boot    int64 `cbor:"5,keyasint"`
+	Leaving bool  `cbor:"6,keyasint"`
+}
+
+// seen is the newest start of a node.
+type seen struct {
+	Node
+	boot int64
+	addr string // gossip address, ip:port
+}
+
+// Start begins to gossip. It returns at once; nodes are found in the background.
+// Close it.
+func Start(cfg Config) (*Gossip, error) {
+	if cfg.Name == "" || cfg.Incarnation == "" || len(cfg.Secrets) == 0 || cfg.Network == nil {
+		return nil, errors.New("gossip: name, incarnation, secret and network are needed")
+	}
+	cfg.JoinEvery = cmp.Or(cfg.JoinEvery, 5*time.Second)
+	g := &Gossip{cfg: cfg, log: cfg.Logger, boot: time.Now().UnixNano(), ready: make(chan struct{}, 1), hurry: make(chan struct{}), nodes: map[string]*seen{}}
+	if g.log == nil {
+		g.log = slog.New(slog.DiscardHandler)
+	}
+	g.self = meta{Name: cfg.Name, Incarnation: cfg.Incarnation, APIAddr: cfg.APIAddr, Boot: g.boot}
+	if b, err := cbor.Marshal(g.self); err != nil || len(b) > memberlist.MetaMaxSize {
+		return nil, fmt.Errorf("gossip: name, incarnation and API address are %d bytes together, at most %d fit (%w)", len(b), memberlist.MetaMaxSize, err)
+	}
+	g.note(g.self, "", Alive)
+	keyring, err := keyring(cfg.Secrets)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.register(); err != nil {
+		return nil, err
+	}
+	transport, err := newTransport(cfg.Network, cfg.BindAddr, g.dropped)
+	if err != nil {
+		g.unregister()
+		return nil, fmt.Errorf("gossip on %s: %w", cfg.BindAddr, err)
+	}
+	g.ctx, g.stop = context.WithCancel(context.Background())
+	g.workers.Go(func() { g.run(transport, keyring) })
+	return g, nil
+}
+
+// keyring derives a key from each secret: HKDF-SHA256 to an AES-256 key. The
+// first encrypts, all decrypt.
+func keyring(secrets []string) (*memberlist.Keyring, error) {
+	var derived [][]byte
+	for _, secret := range secrets {
+		key, err := hkdf.Key(sha256.New, []byte(secret), nil, "stemedb gossip v1", 32)
+		if err != nil {
+			return nil, fmt.Errorf("derive the gossip key: %w", err)
+		}
+		derived = append(derived, key)
+	}
+	return memberlist.NewKeyring(derived, derived[0])
+}
+
+// run is the life of a participant: it waits until its own address is known,
+// then looks for others that are not alive until it is closed.
+func (g *Gossip) run(t *transport, keys *memberlist.Keyring) {
+	defer t.close()
+	ip, ok := g.ownAddress()
+	if !ok {
+		return
+	}
+	t.ip = ip
+	list, err := memberlist.Create(g.config(t, keys))
+	if err != nil {
+		g.log.Error("gossip cannot start; nobody is seen as alive", "error", err)
+		return
+	}
+	for {
+		g.join(list, t)
+		timer := time.NewTimer(g.cfg.JoinEvery)
+		select {
+		case <-timer.C:
+		case <-g.ready:
+			g.announce(list)
+		case <-g.ctx.Done():
+			timer.Stop()
+			g.leave(list)
+			return
+		}
+		timer.Stop()
+	}
+}
+
+func (g *Gossip) config(t *transport, keys *memberlist.Keyring) *memberlist.Config {
+	c := memberlist.DefaultLANConfig()
+	// Each start is a node of its own: another address under an old name would
+	// be taken for a conflict as long as the old one is not known to be dead.
+	c.Name = g.cfg.Name + "#" + strconv.FormatInt(g.boot, 16)
+	c.Transport = t
+	c.BindPort, c.AdvertisePort = int(t.port), int(t.port)
+	c.ProbeInterval = probeInterval
+	c.TCPTimeout = 3 * time.Second
+	c.Keyring = keys
+	c.Delegate = delegate{g}
+	c.Events = events{g}
+	c.Logger = log.New(logWriter{g.log}, "", 0)
+	return c
+}
+
+// ownAddress looks its own name up until that works.
+func (g *Gossip) ownAddress() (netip.Addr, bool) {
+	for try := 0; ; try++ {
+		ctx, cancel := context.WithTimeout(g.ctx, 3*time.Second)
+		ips, err := g.cfg.Network.LookupHost(ctx, g.cfg.AdvertiseHost)
+		cancel()
+		if ip, ok := pick(ips); ok {
+			return ip, true
+		}
+		if try == 10 {
+			g.log.Warn("gossip waits for this node's own name to resolve", "name", g.cfg.AdvertiseHost, "error", err)
+		}
+		if !g.sleep(time.Second) {
+			return netip.Addr{}, false
+		}
+	}
+}
+
+// pick prefers IPv4, which every member is reached by when there are both.
+func pick(ips []string) (best netip.Addr, ok bool) {
+	for _, text := range ips {
+		ip, err := netip.ParseAddr(text)
+		if err != nil {
+			continue
+		}
+		if ip = ip.Unmap(); !ok || (ip.Is4() && !best.Is4()) {
+			best, ok = ip, true
+		}
+	}
+	return best, ok
+}
+
+// join contacts every listed peer that is not known to be alive.
+func (g *Gossip) join(list *memberlist.Memberlist, t *transport) {
+	var peers []string
+	if g.cfg.Peers != nil {
+		peers = g.cfg.Peers()
+	}
+	own := net.JoinHostPort(t.ip.String(), strconv.Itoa(int(t.port)))
+	for _, peer := range peers {
+		host, port, err := net.SplitHostPort(peer)
+		if err != nil {
+			g.log.Warn("gossip peer is no host:port", "peer", peer, "error", err)
+			continue
+		}
+		ctx, cancel := context.WithTimeout(g.ctx, 3*time.Second)
+		ips, err := g.cfg.Network.LookupHost(ctx, host)
+		cancel()
+		if err != nil {
+			g.log.Debug("gossip peer does not resolve", "peer", peer, "error", err)
+			continue
+		}
+		for _, ip := range ips {
+			addr := net.JoinHostPort(ip, port)
+			if addr == own || g.knows(addr) || g.ctx.Err() != nil {
+				continue
+			}
+			if _, err := list.Join([]string{addr}); err != nil {
+				g.log.Debug("gossip peer does not answer", "peer", peer, "address", addr, "error", err)
+			}
+		}
+	}
+}
+
+// announce spreads what this node says about itself now.
+func (g *Gossip) announce(list *memberlist.Memberlist) {
+	if err := list.UpdateNode(time.Second); err != nil {
+		g.log.Debug("gossip has not spread this node's state yet", "error", err)
+	}
+}
+
+// leave says goodbye.
+func (g *Gossip) leave(list *memberlist.Memberlist) {
+	g.mu.Lock()
+	g.self.Leaving, g.self.Ready = true, false
+	g.mu.Unlock()
+	g.announce(list)
+	if err := list.Leave(time.Second); err != nil {
+		g.log.Debug("gossip could not say goodbye", "error", err)
+	}
+	score := list.GetHealthScore()
+	if err := list.Shutdown(); err != nil {
+		g.log.Debug("gossip did not shut down cleanly", "error", err)
+	}
+	g.outlast(score)
+}
+
+// outlast waits until no probe of memberlist's can be under way: it has no way
+// to wait for them, and each ends by a timer of its own, which is longer the
+// worse the node is doing.
+func (g *Gossip) outlast(score int) {
+	if len(g.Members()) < 2 {
+		return
+	}
+	timer := time.NewTimer(time.Duration(min(score+2, 8)) * probeInterval)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-g.hurry:
+	}
+}
+
+// Close says goodbye and stops. It waits for what memberlist has under way, some
+// seconds, or until ctx ends.
+func (g *Gossip) Close(ctx context.Context) error {
+	g.stop()
+	release := context.AfterFunc(ctx, func() { g.once.Do(func() { close(g.hurry) }) })
+	defer release()
+	g.workers.Wait()
+	g.unregister()
+	return nil
+}
+
+// SetReady tells the others whether this node can serve.
+func (g *Gossip) SetReady(ready bool) {
+	g.mu.Lock()
+	same := g.self.Ready == ready
+	g.self.Ready = ready
+	self := g.self
+	g.mu.Unlock()
+	if same {
+		return
+	}
+	g.note(self, "", Alive)
+	select {
+	case g.ready <- struct{}{}:
+	default: // poked already
+	}
+}
+
+// Members lists every node that is or was seen, this one included, by name: one
+// entry a name, of its newest start.
+func (g *Gossip) Members() []Node {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	nodes := make([]Node, 0, len(g.nodes))
+	for _, s := range g.nodes {
+		nodes = append(nodes, s.Node)
+	}
+	slices.SortFunc(nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
+	return nodes
+}
+
+// Alive tells whether the node of that name is believed to be alive.
+func (g *Gossip) Alive(name string) bool {
+	n, ok := g.Get(name)
+	return ok && n.State == Alive
+}
+
+// Get returns what is known of the node of that name.
+func (g *Gossip) Get(name string) (Node, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s := g.nodes[name]; s != nil {
+		return s.Node, true
+	}
+	return Node{}, false
+}
+
+// Watch returns a channel that is closed at the next change of Members. Take it
+// before looking, then nothing is missed.
+func (g *Gossip) Watch() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.changed == nil {
+		g.changed = make(chan struct{})
+	}
+	return g.changed
+}
+
+func (g *Gossip) knows(addr string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range g.nodes {
+		if s.addr == addr && s.State == Alive {
+			return true
+		}
+	}
+	return false
+}
+
+// note takes in what was heard of a start of a node.
+func (g *Gossip) note(m meta, addr string, state State) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	held := g.nodes[m.Name]
+	if held != nil && held.boot > m.Boot {
+		return // of a process that is gone, whatever became of it
+	}
+	next := &seen{boot: m.Boot, addr: addr, Node: Node{
+		Name: m.Name, Incarnation: m.Incarnation, APIAddr: m.APIAddr, Ready: m.Ready && state == Alive, State: state, Since: time.Now(),
+	}}
+	if held != nil && held.boot == m.Boot && held.State == state && held.Ready == next.Ready {
+		next.Since = held.Since
+	}
+	g.nodes[m.Name] = next
+	if g.changed != nil {
+		close(g.changed)
+		g.changed = nil
+	}
+}
+
+func (g *Gossip) sleep(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-g.ctx.Done():
+		return false
+	}
+}
+
+// events takes in what memberlist reports. It is called with memberlist's locks
+// held and therefore never waits.
+type events struct{ g *Gossip }
+
+func (e events) NotifyJoin(n *memberlist.Node)   { e.take(n, Alive) }
+func (e events) NotifyUpdate(n *memberlist.Node) { e.take(n, Alive) }
+func (e events) NotifyLeave(n *memberlist.Node)  { e.take(n, Dead) }
+
+func (e events) take(n *memberlist.Node, state State) {
+	var m meta
+	if err := cbor.Unmarshal(n.Meta, &m); err != nil || m.Name == "" {
+		e.g.log.Warn("gossip heard of a node that says nothing readable about itself", "node", n.Name, "error", err)
+		return
+	}
+	if m.Leaving && state == Dead {
+		state = Left
+	}
+	e.g.note(m, n.Address(), state)
+}
+
+// delegate says what this node tells about itself.
+type delegate struct{ g *Gossip }
+
+func (d delegate) NodeMeta(int) []byte {
+	d.g.mu.Lock()
+	self := d.g.self
+	d.g.mu.Unlock()
+	b, err := cbor.Marshal(self)
+	if err != nil {
+		d.g.log.Error("gossip cannot encode this node's state", "error", err)
+	}
+	return b
+}
+
+func (delegate) NotifyMsg([]byte)                {}
+func (delegate) GetBroadcasts(int, int) [][]byte { return nil }
+func (delegate) LocalState(bool) []byte          { return nil }
+func (delegate) MergeRemoteState([]byte, bool)   {}
+
+// logWriter takes memberlist's lines, which begin with a level in brackets.
+// What it warns of is that a peer is gone, which is no news of its own here.
+type logWriter struct{ log *slog.Logger }
+
+var _ io.Writer = logWriter{}
+
+func (w logWriter) Write(line []byte) (int, error) {
+	w.log.Debug(string(line[:max(0, len(line)-1)]), "part", "memberlist")
+	return len(line), nil
+}
+
+func (g *Gossip) register() error {
+	g.dropped = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "stemedb_gossip_dropped_packets_total",
+		Help: "Packets of gossip that came faster than they were handled.",
+	})
+	alive := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "stemedb_gossip_alive_nodes",
+		Help: "Nodes that this node believes to be alive, itself included.",
+	}, func() float64 {
+		count := 0
+		for _, n := range g.Members() {
+			if n.State == Alive {
+				count++
+			}
+		}
+		return float64(count)
+	})
+	g.metrics = []prometheus.Collector{g.dropped, alive}
+	if g.cfg.Registerer == nil {
+		return nil
+	}
+	var errs []error
+	for _, m := range g.metrics {
+		errs = append(errs, g.cfg.Registerer.Register(m))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("register the metrics of gossip: %w", err)
+	}
+	return nil
+}
+
+func (g *Gossip) unregister() {
+	if g.cfg.Registerer == nil {
+		return
+	}
+	for _, m := range g.metrics {
+		g.cfg.Registerer.Unregister(m)
+	}
+}

@@ -1,0 +1,59 @@
+// Package network is the only way by which a node reaches other machines: it
+// listens, dials, sends packets and looks names up through one small interface.
+//
+// A node is given its Network from outside. In a real process that is OS; in
+// tests it is package memnet, where hosts, cuts, delays and losses are made to
+// order and time may be virtual. Code below server/ therefore never calls the
+// dial and listen functions of package net.
+package network
+
+import (
+	"context"
+	"net"
+	"time"
+)
+
+// Network is what one node sees of the world. All methods may be called by
+// several goroutines at once. Addresses are "host:port", the host a DNS name or
+// an IP address; an empty host means every address of this node.
+type Network interface {
+	// Listen accepts stream connections on addr until the listener is closed.
+	Listen(ctx context.Context, addr string) (net.Listener, error)
+	// Dial opens a stream connection. It ends at the latest with ctx; callers
+	// give ctx a deadline, since a peer that is gone may never answer.
+	Dial(ctx context.Context, addr string) (net.Conn, error)
+	// ListenPacket sends and receives datagrams on addr. Datagrams are lost,
+	// reordered and never waited for.
+	ListenPacket(ctx context.Context, addr string) (net.PacketConn, error)
+	// LookupHost returns the IP addresses of a name now. An IP address is its
+	// own answer. Answers are not cached: addresses of pods change.
+	LookupHost(ctx context.Context, name string) ([]string, error)
+}
+
+// OS returns the network of this machine.
+func OS() Network { return osNetwork{} }
+
+// keepAlive finds a peer that vanished without a word (a node that lost power)
+// within a minute even on a connection that is silent.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 6}
+
+type osNetwork struct{}
+
+func (osNetwork) Listen(ctx context.Context, addr string) (net.Listener, error) {
+	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
+	return lc.Listen(ctx, "tcp", addr)
+}
+
+func (osNetwork) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	d := net.Dialer{KeepAliveConfig: keepAlive}
+	return d.DialContext(ctx, "tcp", addr)
+}
+
+func (osNetwork) ListenPacket(ctx context.Context, addr string) (net.PacketConn, error) {
+	var lc net.ListenConfig
+	return lc.ListenPacket(ctx, "udp", addr)
+}
+
+func (osNetwork) LookupHost(ctx context.Context, name string) ([]string, error) {
+	return net.DefaultResolver.LookupHost(ctx, name)
+}
