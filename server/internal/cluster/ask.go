@@ -1,0 +1,212 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
+	"github.com/stemedb/stemedb/server/internal/control"
+)
+
+// plan says whom a quorum read has to hear.
+type plan struct {
+	self  string
+	state *control.State
+	// old are the whole members of the set that reads follow, of which need
+	// have to be heard; next, while a change is open, the members of the new
+	// set, of which needNext have to be. The latter bring no record that the
+	// former would miss, but one of them knows it if the change has been closed
+	// without this node's having heard of it yet, and then refuses this node.
+	old, next      map[string]bool
+	need, needNext int
+	// others are the members to ask, the likeliest first.
+	others []control.Member
+}
+
+func (c *Cluster) planRead() (*plan, error) {
+	state := c.control.State()
+	if err := c.wholeNow(state); err != nil {
+		return nil, err
+	}
+	candidates, need := state.ReadSet()
+	p := &plan{self: c.id, state: state, need: need, old: map[string]bool{}, others: c.preferred(candidates)}
+	for _, m := range candidates {
+		p.old[m.ID()] = true
+	}
+	if len(candidates) < need {
+		return nil, unavailable(CodeTooFewWhole, fmt.Sprintf(
+			"only %d of %d members are whole, and %d are needed for a read that is sure to see every acknowledged write; the others are being refilled, or must be accepted as lost by an operator",
+			len(candidates), len(state.Members), need), nil)
+	}
+	if state.Change != nil {
+		p.next = map[string]bool{}
+		var added []control.Member
+		for _, m := range state.Change.New {
+			p.next[m.ID()] = true
+			if !p.old[m.ID()] {
+				added = append(added, m)
+			}
+		}
+		p.others = append(p.others, c.preferred(added)...)
+		// Those that count for both come first.
+		slices.SortStableFunc(p.others, func(a, b control.Member) int { return p.worth(b) - p.worth(a) })
+		n := len(state.Change.New)
+		p.needNext = n - control.Majority(n) + 1
+	}
+	return p, nil
+}
+
+func (p *plan) worth(m control.Member) int {
+	if p.old[m.ID()] && p.next[m.ID()] {
+		return 1
+	}
+	return 0
+}
+
+// enough tells whether hearing this node and these members suffices.
+func (p *plan) enough(heard []control.Member) bool {
+	old, next := 0, 0
+	count := func(id string) {
+		if p.old[id] {
+			old++
+		}
+		if p.next[id] {
+			next++
+		}
+	}
+	count(p.self)
+	for _, m := range heard {
+		count(m.ID())
+	}
+	return old >= p.need && next >= p.needNext
+}
+
+// firstCalls is how many of the others have to be asked at once: the fewest
+// that suffice if all of them answer.
+func (p *plan) firstCalls() int {
+	for n := range len(p.others) {
+		if p.enough(p.others[:n]) {
+			return n
+		}
+	}
+	return len(p.others)
+}
+
+// answer is what one member said.
+type answer[T any] struct {
+	member control.Member
+	client peerpb.PeerClient
+	value  T
+	err    error
+}
+
+// ask calls as many members as the plan needs, all at once, and another one for
+// each that fails or is slow, until enough have answered. Members that failed
+// but seem to be alive (they may just be starting) are asked again until ctx
+// ends.
+func ask[T any](ctx context.Context, c *Cluster, p *plan, call func(context.Context, peerpb.PeerClient) (T, error)) ([]answer[T], error) {
+	if p.enough(nil) {
+		return nil, nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	q := &question[T]{c: c, call: call, results: make(chan answer[T], len(p.others)), waiting: p.others}
+	defer q.end(cancel)
+	for range p.firstCalls() {
+		q.next(ctx)
+	}
+	hedge := time.NewTimer(c.timings.Hedge)
+	defer hedge.Stop()
+	var good []answer[T]
+	var heard []control.Member
+	failures := map[string]error{}
+	for q.running > 0 {
+		select {
+		case a := <-q.results:
+			q.running--
+			if a.err == nil {
+				delete(failures, a.member.Name)
+				good, heard = append(good, a), append(heard, a.member)
+				if p.enough(heard) {
+					return good, nil
+				}
+				continue
+			}
+			if _, stale := control.StaleGeneration(a.err); stale {
+				return nil, a.err
+			}
+			failures[a.member.Name] = a.err
+			q.next(ctx)
+			if c.alive(a.member.Name) && !control.WrongMember(a.err) {
+				q.start(ctx, a.member, c.timings.Hedge)
+			}
+		case <-hedge.C:
+			if q.next(ctx) {
+				hedge.Reset(c.timings.Hedge)
+			}
+		case <-ctx.Done():
+			return nil, c.tooFewAnswers(p, len(heard), failures)
+		}
+	}
+	return nil, c.tooFewAnswers(p, len(heard), failures)
+}
+
+// question is one round of calls to members.
+type question[T any] struct {
+	c       *Cluster
+	call    func(context.Context, peerpb.PeerClient) (T, error)
+	results chan answer[T] // has room for one result of each member
+	waiting []control.Member
+	running int
+}
+
+// next asks the next member that was not asked yet; false when there is none.
+func (q *question[T]) next(ctx context.Context) bool {
+	if len(q.waiting) == 0 {
+		return false
+	}
+	m := q.waiting[0]
+	q.waiting = q.waiting[1:]
+	q.start(ctx, m, 0)
+	return true
+}
+
+// start asks a member after a pause.
+func (q *question[T]) start(ctx context.Context, m control.Member, after time.Duration) {
+	q.running++
+	go func() {
+		if after > 0 {
+			pause(ctx, after)
+		}
+		a := answer[T]{member: m}
+		conn, err := q.c.control.Conn(m)
+		if err != nil {
+			a.err = err
+		} else {
+			a.client = peerpb.NewPeerClient(conn)
+			a.value, a.err = q.call(ctx, a.client)
+		}
+		q.results <- a
+	}()
+}
+
+// end cancels the calls that are still under way and waits for them.
+func (q *question[T]) end(cancel context.CancelFunc) {
+	cancel()
+	for ; q.running > 0; q.running-- {
+		<-q.results
+	}
+}
+
+func (c *Cluster) tooFewAnswers(p *plan, heard int, failures map[string]error) error {
+	causes := make([]error, 0, len(failures))
+	for _, name := range slices.Sorted(maps.Keys(failures)) {
+		causes = append(causes, fmt.Errorf("%s: %w", name, failures[name]))
+	}
+	return unavailable(CodePeersUnreachable, fmt.Sprintf(
+		"%d of %d members answered, this node included, and %d are needed for a read that is sure to see every acknowledged write",
+		heard+1, len(p.state.Members), max(p.need, p.needNext)), errors.Join(causes...))
+}

@@ -1,0 +1,180 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// Assert makes assertions durable on a majority, in one go, and returns one
+// result for each, in order; one bad assertion does not spoil the others. It
+// takes at most Timings.WriteWait, or as long as ctx allows. The project's name
+// is the caller's to check. The assertions must not be changed afterwards.
+func (c *Cluster) Assert(ctx context.Context, project string, as []*record.Assertion) []WriteResult {
+	results := make([]WriteResult, len(as))
+	b := writeBatch{results: results, spans: make([]span, len(as))}
+	latest := c.latestTime()
+	for i, a := range as {
+		err := a.Validate()
+		if err == nil {
+			err = checkTime(a.Timestamp, latest)
+		}
+		if err != nil {
+			results[i].ID, results[i].Err = a.ID(), err
+			continue
+		}
+		b.addAssertion(i, project, a)
+	}
+	c.commit(ctx, &b)
+	return results
+}
+
+// Vote does for a vote what Assert does.
+func (c *Cluster) Vote(ctx context.Context, project string, v *record.Vote) WriteResult {
+	results := make([]WriteResult, 1)
+	b := writeBatch{results: results, spans: make([]span, 1)}
+	err := v.Validate()
+	if err == nil {
+		err = checkTime(v.Timestamp, c.latestTime())
+	}
+	if err != nil {
+		return WriteResult{ID: v.ID(), Err: err}
+	}
+	b.addVote(project, v)
+	c.commit(ctx, &b)
+	return results[0]
+}
+
+// span says which items and signatures of a batch are one record's.
+type span struct{ items, itemsEnd, sigs, sigsEnd int }
+
+// writeBatch is one request's records while they are checked.
+type writeBatch struct {
+	results []WriteResult
+	spans   []span // by record; empty when it was refused
+	items   []store.Item
+	sigs    []record.SignedItem
+}
+
+func (b *writeBatch) addAssertion(i int, project string, a *record.Assertion) {
+	s := span{items: len(b.items), sigs: len(b.sigs)}
+	if b.items == nil {
+		b.items = make([]store.Item, 0, 2*len(b.spans))
+		b.sigs = make([]record.SignedItem, 0, len(b.spans))
+	}
+	// The id is that of the item's own bytes, so the content is encoded once.
+	it := store.NewContent(project, record.Hash{}, &a.Content)
+	id := record.HashOf(it.Payload[1+len(project):])
+	it.Key.ID = id
+	b.items = append(b.items, it)
+	for _, sig := range a.Signatures {
+		b.items = append(b.items, store.NewSignature(project, id, sig))
+	}
+	b.sigs = a.AppendSigned(b.sigs, id)
+	s.itemsEnd, s.sigsEnd = len(b.items), len(b.sigs)
+	b.results[i].ID, b.spans[i] = id, s
+}
+
+func (b *writeBatch) addVote(project string, v *record.Vote) {
+	it := store.NewVote(project, v)
+	b.items = append(b.items, it)
+	b.sigs = append(b.sigs, v.Signed())
+	b.results[0].ID, b.spans[0] = it.Key.Vote, span{0, 1, 0, 1}
+}
+
+// refuse takes out the records with an invalid signature, and returns the items
+// that are left; spans follow.
+func (b *writeBatch) refuse(valid []bool) []store.Item {
+	kept := b.items[:0]
+	for i := range b.spans {
+		s := &b.spans[i]
+		items := b.items[s.items:s.itemsEnd]
+		for j, ok := range valid[s.sigs:s.sigsEnd] {
+			if ok {
+				continue
+			}
+			b.results[i].Err = &record.FieldError{
+				Field:   signatureField(items[0].Kind, j),
+				Code:    CodeInvalidSignature,
+				Problem: "is not this agent's signature on this record's id",
+				Remedy:  "sign the id of the canonical bytes with the agent's own key, with the prefix of its kind",
+			}
+			items = nil
+			break
+		}
+		s.items = len(kept)
+		kept = append(kept, items...)
+		s.itemsEnd = len(kept)
+	}
+	return kept
+}
+
+func signatureField(kind store.Kind, i int) string {
+	if kind == store.KindVote {
+		return "signature"
+	}
+	return fmt.Sprintf("signatures[%d].signature", i)
+}
+
+// commit checks the batch's signatures, writes what is valid, and fills in the
+// results.
+func (c *Cluster) commit(ctx context.Context, b *writeBatch) {
+	items := b.items
+	if !c.skipSignatures && len(b.sigs) > 0 {
+		valid, err := c.signatures.check(ctx, b.sigs)
+		if err != nil {
+			b.fail(unavailable(CodeOverloaded, "the signatures could not be checked in time", err))
+			return
+		}
+		items = b.refuse(valid)
+	}
+	if len(items) == 0 {
+		return
+	}
+	fresh, err := c.write(ctx, items)
+	if err != nil {
+		b.fail(err)
+		return
+	}
+	for i := range b.results {
+		s := b.spans[i]
+		for j := s.items; j < s.itemsEnd; j++ {
+			// Without the local answer nobody knows; what is new is the rule.
+			if fresh == nil || fresh[j] {
+				b.results[i].Created = true
+				break
+			}
+		}
+	}
+}
+
+// fail gives err to every record that was not refused for itself.
+func (b *writeBatch) fail(err error) {
+	for i := range b.results {
+		if b.results[i].Err == nil {
+			b.results[i].Err = err
+		}
+	}
+}
+
+// latestTime is the latest time that a record may be signed with here and now.
+func (c *Cluster) latestTime() uint64 {
+	return uint64(max(time.Now().Add(c.timings.FutureMargin).Unix(), 0))
+}
+
+// checkTime refuses times far ahead of this node's clock. Only the node that
+// accepts a record applies this; replication and catch-up never do.
+func checkTime(signed, latest uint64) error {
+	if signed <= latest {
+		return nil
+	}
+	return &record.FieldError{
+		Field:   "timestamp",
+		Code:    record.CodeOutOfRange,
+		Problem: fmt.Sprintf("is %d s later than this server's clock allows", signed-latest),
+		Remedy:  "set the clock of the machine that signs; times may lie in the past, not in the future",
+	}
+}

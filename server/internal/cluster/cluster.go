@@ -1,0 +1,115 @@
+package cluster
+
+import (
+	"context"
+	"iter"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/wal"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// Store is what this node holds; *store.Store implements it and says what the
+// methods promise.
+type Store interface {
+	Put(items []store.Item, done func(store.PutResult)) error
+	Repair(items []store.Item, done func(store.PutResult)) error
+	Has(keys []store.Key) ([]bool, error)
+	Read(key store.Key) (store.Item, error)
+	ReadAt(pos wal.Position) (store.Item, error)
+
+	Assertion(project record.ProjectName, id record.Hash) (*store.Stored, error)
+	Claims(q store.ClaimQuery) iter.Seq2[*store.Claim, error]
+	Subjects(project record.ProjectName, prefix, after string, limit int) ([]string, error)
+
+	AssertionDigest(project record.ProjectName, id record.Hash) (store.Digest, error)
+	AssertionKeys(project record.ProjectName, id record.Hash) ([]store.Key, error)
+	SetDigest(project record.ProjectName, subject, predicate string) (store.Digest, error)
+	KeysOf(project record.ProjectName, subject, predicate string) ([]store.Key, error)
+	BucketDigests(ctx context.Context, prefix []byte) (*[256]store.Digest, error)
+	BucketKeys(ctx context.Context, prefix []byte, limit int) (keys []store.Key, more bool, err error)
+	SetDigestKey(key [32]byte)
+
+	Cursors() map[string]wal.Position
+	ScanKeys(from wal.Position, limitBytes int) (keys []store.KeyAt, next wal.Position, gaps int, err error)
+	End() wal.Position
+	Watch() <-chan struct{}
+	Empty() bool
+	Identity() wal.Identity
+	Whole() bool
+	SetWhole(whole bool) error
+	Health() store.Health
+}
+
+// Control is the control table as this package needs it; *control.Control
+// implements it.
+type Control interface {
+	State() *control.State
+	Watch() <-chan struct{}
+	Leader() (name string, ok bool)
+	ChangeWaitsFor() []string
+	ReportNotWhole(ctx context.Context) error
+	WaitGeneration(ctx context.Context, generation uint64) error
+	CheckGeneration(caller uint64) error
+	Conn(m control.Member) (grpc.ClientConnInterface, error)
+}
+
+// Liveness tells who seems to be alive; package gossip knows.
+type Liveness interface {
+	// Alive tells whether the node of that name answers, as far as is known.
+	Alive(name string) bool
+}
+
+// Timings are the intervals and time-outs of replication; zero values mean
+// the defaults named here.
+type Timings struct {
+	WriteWait    time.Duration // 5 s: how long a write waits for a majority
+	ReadWait     time.Duration // 5 s: how long a read waits for its peers
+	Hedge        time.Duration // 100 ms: after which another peer is asked as well
+	Backoff      time.Duration // 50 ms: first pause after a failed stream; doubles
+	MaxBackoff   time.Duration // 2 s
+	AckTimeout   time.Duration // 10 s: a stream without acknowledgement for so long is given up
+	TailLinger   time.Duration // 50 ms: how long new records gather before a puller hears of them
+	PullWait     time.Duration // 20 s: how long a pull waits for something new
+	CursorEvery  time.Duration // 30 s: how often progress that brought nothing new is noted durably
+	LossEvery    time.Duration // 1 s: how often the store is asked whether it found a loss
+	StartWait    time.Duration // 10 s: how long a start waits for members that do not answer
+	ScrubEvery   time.Duration // 30 min: between rounds of comparison with one peer; negative: never
+	ScrubSettle  time.Duration // 30 s: a difference that is gone after so long was only a delay
+	FutureMargin time.Duration // 5 min: how far a signed time may lie ahead of this node's clock
+}
+
+// Limits bound memory and load; zero values mean the defaults named here.
+type Limits struct {
+	InFlightBytes    int64 // 8 MiB: writes through this node that wait for a majority; others wait for their turn
+	PeerQueueBytes   int64 // 32 MiB: records that wait for one peer's acknowledgement
+	StreamBytes      int64 // 16 MiB: records of one peer's stream that wait for the disk here
+	MessageBytes     int   // 1 MiB: records in one message of a stream
+	PullBytes        int   // 1 MiB: log that one answer of a pull covers
+	CatchUpBytesRate int64 // bytes/s that one puller fetches; 0: no limit
+	CachedKeys       int   // 4,096: agents whose expanded keys are kept
+	VerifyGroup      int   // 64: single signatures checked together
+	ReadTries        int   // 3: how often a read starts again because members changed
+}
+
+// Config is what a Cluster is made of. Store, Control and Progress are needed.
+type Config struct {
+	Store   Store
+	Control Control
+	// Progress is the object that Control was given as its Data.
+	Progress *Progress
+	// Liveness may be nil: then everybody is taken for alive.
+	Liveness Liveness
+	// SkipSignatures accepts records without looking at their signatures.
+	SkipSignatures bool
+	Logger         *slog.Logger
+	Registerer     prometheus.Registerer
+	Timings        Timings
+	Limits         Limits
+}

@@ -1,0 +1,34 @@
+// Package cluster makes several stores one: it replicates what is written,
+// brings members up to date, and lets a read see every acknowledged write.
+//
+// What it promises:
+//   - A write that was answered without error is durable on a majority of the
+//     members (on a majority of the old and of the new ones while a change of
+//     members is open), by the state of the control table at the moment of the
+//     answer. That holds for what existed before as well.
+//   - A quorum read sees every write that was acknowledged before it began, and
+//     what it has shown, later quorum reads show too. When too few members are
+//     whole to promise that, it says so.
+//   - Every member comes to hold everything that any other member holds, however
+//     long it was away, and goes on from where it was when it starts again.
+//   - A peer that is slow, gone or sends nonsense costs bounded memory and never
+//     holds up what the others can do.
+//
+// Records are immutable and content-addressed, so every copy is a harmless
+// repetition, and nothing here has to agree on an order. What must be agreed on,
+// the members, comes from package control as snapshots with a generation.
+// Three rules keep the two worlds together:
+//
+//  1. The write rule is evaluated with the newest state when acks come in, never
+//     with the one from the beginning of a write (write.go).
+//  2. A member acknowledges a peer's record only if at that moment, the record
+//     being durable, it has not passed the caller's generation (serve_replicate.go). So
+//     whoever notes its log's end at a newer generation has noted all that older
+//     callers may count.
+//  3. While a change of members is open, a quorum read also hears as many of the
+//     new members as will be needed once it is closed (read.go), for it cannot
+//     know whether others have closed it already.
+//
+// An acknowledgement belongs to an incarnation: package control puts the target's
+// id into every call, so that an emptied node never answers for its old self.
+package cluster

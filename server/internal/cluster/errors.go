@@ -1,0 +1,83 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Codes of an UnavailableError.
+const (
+	// CodeNoQuorum: too few members made the record durable in time. It may
+	// surface all the same; sending it again is right.
+	CodeNoQuorum = "no_quorum"
+	// CodeOverloaded: too much is waiting for the disk or for peers.
+	CodeOverloaded = "overloaded"
+	// CodeReadOnly: this node has too little space left (507).
+	CodeReadOnly = "read_only"
+	// CodeStorageFailed: this node's log or index failed.
+	CodeStorageFailed = "storage_failed"
+	// CodeNotMember: this node is not, or not any more, a member.
+	CodeNotMember = "not_a_member"
+	// CodeNotWhole: this node lost records and is being refilled.
+	CodeNotWhole = "not_whole"
+	// CodeTooFewWhole: too few members are whole for any read to be sure of
+	// seeing every acknowledged write. Lasts until they were refilled.
+	CodeTooFewWhole = "too_few_whole_members"
+	// CodePeersUnreachable: enough members are whole, but too few answered.
+	CodePeersUnreachable = "peers_unreachable"
+	// CodeCatchingUp: this node has started and does not hold yet what the
+	// others had then.
+	CodeCatchingUp = "catching_up"
+	// CodeDamaged: the record is held but unreadable, here and at the peers
+	// that could be asked.
+	CodeDamaged = "damaged_record"
+	// CodeClosed: the node is shutting down.
+	CodeClosed = "shutting_down"
+)
+
+// UnavailableError says that something cannot be done now. Nothing about the
+// request was wrong; it may be sent again.
+type UnavailableError struct {
+	// Code is one of the Code constants.
+	Code string
+	// Message says what happened, for people.
+	Message string
+	// RetryAfter is when trying again may help; at least one second.
+	RetryAfter time.Duration
+	// Elsewhere tells that another member may be able to do it at once.
+	Elsewhere bool
+	// Err is the cause, if there is one to show.
+	Err error
+}
+
+func (e *UnavailableError) Error() string {
+	if e.Err != nil {
+		return fmt.Sprintf("%s: %v", e.Message, e.Err)
+	}
+	return e.Message
+}
+
+func (e *UnavailableError) Unwrap() error { return e.Err }
+
+// Is makes every UnavailableError match ErrUnavailable.
+func (e *UnavailableError) Is(target error) bool { return target == ErrUnavailable }
+
+// ErrUnavailable matches every *UnavailableError.
+var ErrUnavailable = errors.New("unavailable now")
+
+// CodeInvalidSignature is the code of the *record.FieldError for a signature
+// that does not fit its agent and content.
+const CodeInvalidSignature = "invalid_signature"
+
+func unavailable(code, message string, cause error) *UnavailableError {
+	e := &UnavailableError{Code: code, Message: message, RetryAfter: time.Second, Err: cause}
+	switch code {
+	case CodeReadOnly, CodeStorageFailed, CodeNotMember, CodeNotWhole, CodeOverloaded, CodeCatchingUp, CodeDamaged, CodeClosed, CodePeersUnreachable, CodeNoQuorum:
+		e.Elsewhere = true
+	}
+	if code == CodeReadOnly || code == CodeStorageFailed || code == CodeTooFewWhole {
+		e.RetryAfter = 10 * time.Second
+	}
+	return e
+}

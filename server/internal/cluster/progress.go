@@ -1,0 +1,78 @@
+package cluster
+
+import (
+	"maps"
+	"sync"
+
+	"github.com/stemedb/stemedb/server/internal/wal"
+)
+
+// Progress is how far this node has come in the logs of the others. It is made
+// before the control table, which takes it as its Data.
+type Progress struct {
+	store Store
+
+	mu sync.Mutex
+	// cursors: everything below the position in that incarnation's log is held
+	// here, durably. The store's own cursors lag behind these, since progress
+	// that brought nothing new is noted seldom.
+	cursors map[string]wal.Position
+	// epoch grows when all cursors are set back, so that a puller which is
+	// just coming from further on does not set its own forward again.
+	epoch int
+}
+
+// NewProgress begins with the cursors that the store holds.
+func NewProgress(s Store) *Progress {
+	return &Progress{store: s, cursors: maps.Clone(s.Cursors())}
+}
+
+// LogEnd is the end of the durable part of this node's log.
+func (p *Progress) LogEnd() uint64 { return uint64(p.store.End()) }
+
+// Cursors tells for each incarnation of a peer up to which position of that
+// peer's log this node holds everything, durably.
+func (p *Progress) Cursors() map[string]uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make(map[string]uint64, len(p.cursors))
+	for incarnation, pos := range p.cursors {
+		all[incarnation] = uint64(pos)
+	}
+	return all
+}
+
+// Empty tells whether this node holds no record at all.
+func (p *Progress) Empty() bool { return p.store.Empty() }
+
+func (p *Progress) at(incarnation string) (pos wal.Position, epoch int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cursors[incarnation], p.epoch
+}
+
+// set moves a cursor, unless all were set back since epoch was read.
+func (p *Progress) set(incarnation string, pos wal.Position, epoch int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if epoch != p.epoch {
+		return
+	}
+	if p.cursors == nil {
+		p.cursors = map[string]wal.Position{}
+	}
+	p.cursors[incarnation] = pos
+}
+
+// reset sets every cursor back: records were lost, so nothing is known to be
+// held any more. It returns whose cursors there were.
+func (p *Progress) reset() (incarnations []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for incarnation := range p.cursors {
+		incarnations = append(incarnations, incarnation)
+	}
+	clear(p.cursors)
+	p.epoch++
+	return incarnations
+}

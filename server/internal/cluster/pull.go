@@ -1,0 +1,442 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
+	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/wal"
+)
+
+// puller takes in the whole log of one other member: first which records there
+// are, then those that this node lacks. Progress is a cursor, which becomes
+// durable in one commit with the records before it.
+type puller struct {
+	c      *Cluster
+	member control.Member
+	log    *slog.Logger
+
+	// Only run's goroutine uses these.
+	noted     wal.Position // the cursor that is durable
+	notedAt   time.Time
+	unnoted   int64 // bytes of records seen since then
+	unnotedAt int   // their number
+
+	mu sync.Mutex
+	// heard is when the member answered last; connected, whether it still may.
+	heard     time.Time
+	connected bool
+	// startEnd is the end that the member's log had when it was first heard
+	// of; caughtUp, that everything before it is held.
+	startEnd wal.Position
+	caughtUp bool
+	behind   int64
+}
+
+func newPuller(c *Cluster, m control.Member) *puller {
+	return &puller{c: c, member: m, log: c.log.With("peer", m.Name)}
+}
+
+// run pulls until ctx ends, and then notes durably how far it came.
+func (p *puller) run(ctx context.Context) {
+	p.noted, _ = p.c.progress.at(p.member.Incarnation)
+	p.notedAt = time.Now()
+	retry := pauses{first: p.c.timings.Backoff, most: p.c.timings.MaxBackoff}
+	for ctx.Err() == nil {
+		moved, err := p.session(ctx)
+		p.disconnected()
+		if ctx.Err() != nil {
+			break
+		}
+		if moved {
+			retry.reset()
+		}
+		p.log.Debug("pulling from a member was interrupted", "error", err)
+		if p.c.refresh(ctx, err) {
+			continue
+		}
+		retry.wait(ctx)
+	}
+	if p.unnotedAt > 0 {
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		at, _ := p.c.progress.at(p.member.Incarnation)
+		if err := p.note(last, at); err != nil {
+			p.log.Debug("the last cursor was not noted; its records are looked at again", "error", err)
+		}
+	}
+}
+
+// session pulls through one stream; moved tells whether anything came.
+func (p *puller) session(ctx context.Context) (moved bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	conn, err := p.c.control.Conn(p.member)
+	if err != nil {
+		return false, err
+	}
+	client := peerpb.NewPeerClient(conn)
+	stream, err := client.Pull(ctx)
+	if err != nil {
+		return false, err
+	}
+	// The first answer comes at once: it tells how far there is to go.
+	wait := time.Duration(0)
+	for {
+		from, epoch := p.c.progress.at(p.member.Incarnation)
+		if err := p.noteIfDue(ctx, from); err != nil {
+			return moved, err
+		}
+		if err := stream.Send(&peerpb.PullRequest{
+			From: uint64(from), LimitBytes: uint32(p.c.limits.PullBytes),
+			WaitMs: uint32(wait.Milliseconds()),
+		}); err != nil {
+			_, err = stream.Recv()
+			return moved, err
+		}
+		began := time.Now()
+		res, err := stream.Recv()
+		if status.Code(err) == codes.OutOfRange {
+			// Its log ends before what it once told. Whatever happened to it,
+			// looking at everything again misses nothing.
+			p.log.Warn("a member's log is shorter than it was; its whole log is looked at again", "error", err)
+			return true, p.rewind(ctx, epoch)
+		}
+		if err != nil {
+			return moved, err
+		}
+		p.hears()
+		next := wal.Position(res.Next)
+		if next < from || res.End < res.Next {
+			return moved, fmt.Errorf("the member went back from %v to %v in a log that ends at %v", from, next, wal.Position(res.End))
+		}
+		fetched, err := p.take(ctx, client, res)
+		if err != nil {
+			return moved, err
+		}
+		moved, wait = true, p.waitFor()
+		p.reached(next, epoch, res)
+		p.hold(ctx, fetched, began)
+		if next == from && next < wal.Position(res.End) {
+			pause(ctx, p.c.timings.Backoff) // a member that does not get on
+		}
+	}
+}
+
+// waitFor is how long the member may wait for something new: not beyond the
+// time at which progress has to be noted.
+func (p *puller) waitFor() time.Duration {
+	if p.unnotedAt == 0 {
+		return p.c.timings.PullWait
+	}
+	due := time.Until(p.notedAt.Add(p.c.timings.CursorEvery))
+	return min(max(due, 10*time.Millisecond), p.c.timings.PullWait)
+}
+
+// take brings what of an answer is lacking here, and returns its size.
+func (p *puller) take(ctx context.Context, client peerpb.PeerClient, res *peerpb.PullResponse) (fetched int64, err error) {
+	keys, err := parseKeys(res.Keys)
+	if err != nil || len(keys) != len(res.Positions) || len(keys) != len(res.Sizes) {
+		p.c.metrics.malformed.Inc()
+		return 0, fmt.Errorf("the member's answer is malformed: %d keys, %d positions, %d sizes: %w",
+			len(keys), len(res.Positions), len(res.Sizes), errors.Join(err))
+	}
+	if res.Gaps > 0 {
+		p.c.metrics.gaps.WithLabelValues(p.member.Name).Add(float64(res.Gaps))
+		p.log.Warn("a member cannot read a part of its log; other members may have it", "gaps", res.Gaps, "before", wal.Position(res.Next))
+	}
+	for _, size := range res.Sizes {
+		p.unnoted += int64(size)
+	}
+	p.unnotedAt += len(keys)
+	patient := true
+	for {
+		lacking, err := p.c.lacking(keys)
+		if err != nil {
+			return fetched, fmt.Errorf("looking up what is held: %w", err)
+		}
+		mine, claim, others := p.c.fetching.claim(keys, lacking)
+		if !patient {
+			mine, others = lacking, nil
+		}
+		n, err := p.bringAll(ctx, client, keys, res, mine, len(others) == 0)
+		p.c.fetching.release(claim)
+		fetched += n
+		if err != nil || len(others) == 0 {
+			return fetched, err
+		}
+		patient = awaitClaims(ctx, others)
+		if ctx.Err() != nil {
+			return fetched, ctx.Err()
+		}
+	}
+}
+
+// bringAll brings the records of which in pieces of a bounded size; with the
+// last of all also the cursor.
+func (p *puller) bringAll(ctx context.Context, client peerpb.PeerClient, keys []store.Key, res *peerpb.PullResponse, which []int, last bool) (fetched int64, err error) {
+	for start := 0; start < len(which); {
+		end, size := start, 0
+		for end < len(which) && (end == start || size+int(res.Sizes[which[end]]) <= fetchBytes) {
+			size += int(res.Sizes[which[end]])
+			end++
+		}
+		if err := p.bring(ctx, client, keys, res, which[start:end], last && end == len(which)); err != nil {
+			return fetched, err
+		}
+		fetched += int64(size)
+		start = end
+	}
+	return fetched, nil
+}
+
+// lacking returns the indexes of the keys that are not held durably, or, while
+// this node is being refilled, are held damaged.
+func (c *Cluster) lacking(keys []store.Key) ([]int, error) {
+	if c.refilling.Load() {
+		return c.unreadable(keys)
+	}
+	maybe := c.recent.missing(keys)
+	if len(maybe) == 0 {
+		return nil, nil
+	}
+	ask := make([]store.Key, len(maybe))
+	for i, k := range maybe {
+		ask[i] = keys[k]
+	}
+	has, err := c.store.Has(ask)
+	if err != nil {
+		return nil, err
+	}
+	lacking := maybe[:0]
+	for i, k := range maybe {
+		if !has[i] {
+			lacking = append(lacking, k)
+		}
+	}
+	return lacking, nil
+}
+
+// unreadable returns the indexes of the keys whose records cannot be read here,
+// after looking at every byte: the index alone does not know what is damaged.
+func (c *Cluster) unreadable(keys []store.Key) ([]int, error) {
+	var bad []int
+	for i, k := range keys {
+		_, err := c.store.Read(k)
+		var damage *store.DamageError
+		switch {
+		case err == nil:
+		case errors.Is(err, store.ErrNotFound), errors.As(err, &damage):
+			bad = append(bad, i)
+		default:
+			return nil, err
+		}
+	}
+	return bad, nil
+}
+
+// bring fetches records and makes them durable, with the last ones also the
+// cursor behind them.
+func (p *puller) bring(ctx context.Context, client peerpb.PeerClient, keys []store.Key, res *peerpb.PullResponse, which []int, last bool) error {
+	wanted := make([]store.Key, len(which))
+	positions := make([]uint64, len(which))
+	for i, k := range which {
+		wanted[i], positions[i] = keys[k], res.Positions[k]
+	}
+	items, err := p.c.fetch(ctx, client, wanted, positions)
+	if err != nil {
+		return fmt.Errorf("fetching %d records: %w", len(wanted), err)
+	}
+	if missed := len(wanted) - len(items); missed > 0 {
+		p.c.metrics.gaps.WithLabelValues(p.member.Name).Add(float64(missed))
+		p.log.Warn("a member cannot read records of its log; other members may have them", "records", missed)
+	}
+	if last {
+		items = append(items, store.NewCursor(p.member.Incarnation, wal.Position(res.Next)))
+	}
+	if len(items) == 0 {
+		return nil
+	}
+	if err := p.c.mend(ctx, items); err != nil {
+		return fmt.Errorf("replacing damaged records: %w", err)
+	}
+	if err := p.c.putAndWait(ctx, items); err != nil {
+		return fmt.Errorf("keeping %d records: %w", len(items), err)
+	}
+	records := items
+	if last {
+		records = items[:len(items)-1]
+		p.notedNow(wal.Position(res.Next))
+	}
+	p.c.recent.add(records)
+	p.c.metrics.caughtUp.WithLabelValues(p.member.Name).Add(float64(len(records)))
+	return nil
+}
+
+// putAndWait makes items durable here, patiently.
+func (c *Cluster) putAndWait(ctx context.Context, items []store.Item) error {
+	done := make(chan error, 1)
+	if err := putPatiently(ctx, c.store, items, func(res store.PutResult) { done <- res.Err }); err != nil {
+		return err
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// fetch asks a member for records until it has looked at all of them, and
+// returns those that it has, in order.
+func (c *Cluster) fetch(ctx context.Context, client peerpb.PeerClient, keys []store.Key, positions []uint64) ([]store.Item, error) {
+	var items []store.Item
+	for len(keys) > 0 {
+		n := min(len(keys), fetchKeys)
+		b, err := appendKeys(nil, keys[:n]...)
+		if err != nil {
+			return nil, err
+		}
+		req := &peerpb.FetchRequest{Keys: b}
+		if len(positions) > 0 {
+			req.Positions = positions[:n]
+		}
+		res, err := client.Fetch(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		looked := int(res.LookedAt)
+		if looked == 0 || looked > n {
+			return nil, fmt.Errorf("the member looked at %d of %d records", looked, n)
+		}
+		if items, err = c.appendFetched(items, res.Items, keys[:looked]); err != nil {
+			return nil, err
+		}
+		keys = keys[looked:]
+		if len(positions) > 0 {
+			positions = positions[looked:]
+		}
+	}
+	return items, nil
+}
+
+// fetchKeys bounds the keys of one request.
+const fetchKeys = 4096
+
+// appendFetched appends the items in b, which are some of those asked for, in
+// their order. One that cannot be parsed counts as one that the member does not
+// have: it must not keep the others from coming.
+func (c *Cluster) appendFetched(items []store.Item, b []byte, asked []store.Key) ([]store.Item, error) {
+	for len(b) > 0 {
+		kind, payload, rest, err := cutItem(b)
+		if err != nil {
+			return nil, err
+		}
+		b = rest
+		it, err := parseRecord(kind, payload)
+		if err != nil {
+			c.metrics.malformed.Inc()
+			c.log.Error("a member sent a record that is none; it is passed over", "error", err)
+			continue
+		}
+		for len(asked) > 0 && asked[0] != it.Key {
+			asked = asked[1:]
+		}
+		if len(asked) == 0 {
+			return nil, fmt.Errorf("the member sent %v, which was not asked for", it.Key)
+		}
+		asked = asked[1:]
+		items = append(items, it)
+	}
+	return items, nil
+}
+
+// noteIfDue makes progress durable that brought nothing new. Only records count:
+// a note is itself an entry of the log that the others pull, and noting that
+// would never end.
+func (p *puller) noteIfDue(ctx context.Context, at wal.Position) error {
+	if p.unnotedAt == 0 || at == p.noted {
+		return nil
+	}
+	if p.unnoted < noteBytes && time.Since(p.notedAt) < p.c.timings.CursorEvery {
+		return nil
+	}
+	return p.note(ctx, at)
+}
+
+// noteBytes is how much is looked at again after a crash, at most.
+const noteBytes = 64 << 20
+
+func (p *puller) note(ctx context.Context, at wal.Position) error {
+	if err := p.c.putAndWait(ctx, []store.Item{store.NewCursor(p.member.Incarnation, at)}); err != nil {
+		return fmt.Errorf("noting the cursor: %w", err)
+	}
+	p.notedNow(at)
+	return nil
+}
+
+func (p *puller) notedNow(at wal.Position) {
+	p.noted, p.notedAt, p.unnoted, p.unnotedAt = at, time.Now(), 0, 0
+}
+
+// rewind begins again at the start of the member's log.
+func (p *puller) rewind(ctx context.Context, epoch int) error {
+	p.c.progress.set(p.member.Incarnation, 0, epoch)
+	return p.note(ctx, 0)
+}
+
+// reached tells everybody how far this puller has come.
+func (p *puller) reached(next wal.Position, epoch int, res *peerpb.PullResponse) {
+	p.c.progress.set(p.member.Incarnation, next, epoch)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.startEnd == 0 {
+		p.startEnd = wal.Position(res.End)
+	}
+	p.behind = int64(res.BehindBytes)
+	p.caughtUp = p.caughtUp || next >= p.startEnd
+	p.c.metrics.lagBytes.WithLabelValues(p.member.Name).Set(float64(p.behind))
+}
+
+// hears notes that the member answers, whatever becomes of the answer here.
+func (p *puller) hears() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.heard, p.connected = time.Now(), true
+}
+
+func (p *puller) disconnected() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.connected = false
+}
+
+// hold keeps to the limit of the rate of catch-up.
+func (p *puller) hold(ctx context.Context, fetched int64, began time.Time) {
+	rate := p.c.limits.CatchUpBytesRate
+	if rate <= 0 || fetched == 0 {
+		return
+	}
+	due := began.Add(time.Duration(float64(fetched) / float64(rate) * float64(time.Second)))
+	if wait := time.Until(due); wait > 0 {
+		pause(ctx, wait)
+	}
+}
+
+// logBytes is about how much log lies between two positions.
+func logBytes(from, to wal.Position) int64 {
+	const segment = 64 << 20 // the usual size; what is asked for is an estimate
+	if from.Segment() == 0 {
+		from = 1 << 32
+	}
+	return max(int64(to.Segment())-int64(from.Segment()), 0)*segment + int64(to.Offset()) - int64(from.Offset())
+}

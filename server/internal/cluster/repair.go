@@ -1,0 +1,136 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
+	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/store"
+)
+
+// repair fetches a record whose bytes here are damaged from any member that can
+// read it, and writes it anew.
+func (c *Cluster) repair(ctx context.Context, key store.Key) error {
+	_, err, _ := c.repairs.Do(key.String(), func() (any, error) {
+		it, err := c.findElsewhere(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		return nil, c.rewrite(ctx, []store.Item{it})
+	})
+	if err != nil {
+		return unavailable(CodeDamaged, "the record's bytes on this node are damaged, and no other member could give it", err)
+	}
+	c.log.Warn("a damaged record was replaced by a member's copy", "key", key.String())
+	return nil
+}
+
+// findElsewhere asks one member after the other for a record.
+func (c *Cluster) findElsewhere(ctx context.Context, key store.Key) (store.Item, error) {
+	var failures []error
+	for _, m := range c.preferred(c.control.State().Everyone()) {
+		conn, err := c.control.Conn(m)
+		if err == nil {
+			var items []store.Item
+			items, err = c.fetch(ctx, peerpb.NewPeerClient(conn), []store.Key{key}, nil)
+			if err == nil && len(items) == 1 {
+				return items[0], nil
+			}
+		}
+		if err == nil {
+			err = errors.New("does not hold it readably")
+		}
+		failures = append(failures, fmt.Errorf("%s: %w", m.Name, err))
+	}
+	return store.Item{}, errors.Join(failures...)
+}
+
+// rewrite writes records anew whose stored bytes are damaged.
+func (c *Cluster) rewrite(ctx context.Context, items []store.Item) error {
+	done := make(chan error, 1)
+	if err := c.store.Repair(items, func(res store.PutResult) { done <- res.Err }); err != nil {
+		return err
+	}
+	select {
+	case err := <-done:
+		if err == nil {
+			c.metrics.repaired.Add(float64(len(items)))
+		}
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// mend rewrites those of the items that the index calls held. While this node
+// is being refilled, a record that came although it is held came because it is
+// damaged.
+func (c *Cluster) mend(ctx context.Context, items []store.Item) error {
+	if !c.refilling.Load() {
+		return nil
+	}
+	var records []store.Item
+	var keys []store.Key
+	for i := range items {
+		if items[i].Kind.Record() {
+			records, keys = append(records, items[i]), append(keys, items[i].Key)
+		}
+	}
+	has, err := c.store.Has(keys)
+	if err != nil {
+		return err
+	}
+	damaged := records[:0]
+	for i := range has {
+		if has[i] {
+			damaged = append(damaged, records[i])
+		}
+	}
+	if len(damaged) == 0 {
+		return nil
+	}
+	return c.rewrite(ctx, damaged)
+}
+
+// preferred orders the other members by how likely they answer soon: those that
+// take part in replication, then the living; among equals each in its turn.
+func (c *Cluster) preferred(members []control.Member) []control.Member {
+	others := make([]control.Member, 0, len(members))
+	for _, m := range members {
+		if m.ID() != c.id {
+			others = append(others, m)
+		}
+	}
+	if len(others) < 2 {
+		return others
+	}
+	first := int(c.turn.Add(1)) % len(others)
+	ordered := make([]control.Member, 0, len(others))
+	for rank := range 3 {
+		for i := range others {
+			m := others[(first+i)%len(others)]
+			if c.rank(m) == rank {
+				ordered = append(ordered, m)
+			}
+		}
+	}
+	return ordered
+}
+
+func (c *Cluster) rank(m control.Member) int {
+	switch {
+	case !c.alive(m.Name):
+		return 2
+	case c.connectedTo(m.ID()):
+		return 0
+	default:
+		return 1
+	}
+}
+
+func (c *Cluster) connectedTo(id string) bool {
+	l, ok := c.linkTo(id)
+	return ok && l.peer.isConnected()
+}

@@ -1,0 +1,165 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
+	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/store"
+)
+
+// How scrubbing narrows down: buckets of ids by prefix, one byte at a time.
+const (
+	// maxPrefix bounds the depth; 2^32 buckets hold one record each.
+	maxPrefix = 4
+	// bucketLimit is how many keys of a bucket are listed instead of
+	// narrowing it down further.
+	bucketLimit = 4096
+	// suspectLimit bounds what one round looks into; the next one goes on.
+	suspectLimit = 10_000
+)
+
+// scrub compares everything with one member after the other, slowly, for ever.
+// It finds what replication and catch-up should have brought and did not: a
+// defect of the program, or of a disk that nobody has read from.
+func (c *Cluster) scrub(ctx context.Context) {
+	if c.timings.ScrubEvery < 0 {
+		return
+	}
+	for {
+		if pause(ctx, c.timings.ScrubEvery); ctx.Err() != nil {
+			return
+		}
+		for _, m := range c.control.State().Everyone() {
+			if m.ID() == c.id || !m.Whole {
+				continue
+			}
+			if err := c.scrubWith(ctx, m); err != nil && ctx.Err() == nil {
+				c.log.Info("comparing records with a member was broken off", "peer", m.Name, "error", err)
+			}
+		}
+	}
+}
+
+// scrubWith compares with one member and fetches what this node lacks; the
+// other direction is the other member's scrub.
+func (c *Cluster) scrubWith(ctx context.Context, m control.Member) error {
+	if err := c.followsTail(m); err != nil {
+		return err
+	}
+	conn, err := c.control.Conn(m)
+	if err != nil {
+		return err
+	}
+	client := peerpb.NewPeerClient(conn)
+	s := &comparison{c: c, client: client}
+	if err := s.narrow(ctx, nil); err != nil {
+		return err
+	}
+	if len(s.suspects) > 0 {
+		// What is only on its way has arrived after a while.
+		if pause(ctx, c.timings.ScrubSettle); ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := c.followsTail(m); err != nil {
+			return err
+		}
+		if err := c.fetchDifferences(ctx, m, client, s.suspects); err != nil {
+			return err
+		}
+	}
+	c.metrics.scrubRounds.Inc()
+	return nil
+}
+
+// followsTail refuses to compare while catch-up is still at work.
+func (c *Cluster) followsTail(m control.Member) error {
+	l, ok := c.linkTo(m.ID())
+	if !ok {
+		return fmt.Errorf("%s is no member any more", m.Name)
+	}
+	l.puller.mu.Lock()
+	defer l.puller.mu.Unlock()
+	if !l.puller.connected || l.puller.behind > tailBytes {
+		return fmt.Errorf("this node has not caught up with %s", m.Name)
+	}
+	return nil
+}
+
+func (c *Cluster) fetchDifferences(ctx context.Context, m control.Member, client peerpb.PeerClient, suspects []store.Key) error {
+	lacking, err := c.lacking(suspects)
+	if err != nil || len(lacking) == 0 {
+		return err
+	}
+	keys := make([]store.Key, len(lacking))
+	for i, k := range lacking {
+		keys[i] = suspects[k]
+	}
+	c.metrics.scrubFound.WithLabelValues(m.Name).Add(float64(len(keys)))
+	c.log.Error("this node lacked records although it had caught up; it fetches them now", "peer", m.Name, "records", len(keys), "first", keys[0].String())
+	items, err := c.fetch(ctx, client, keys, nil)
+	if err != nil || len(items) == 0 {
+		return err
+	}
+	return c.putAndWait(ctx, items)
+}
+
+// comparison is one walk over the buckets of this node and another one.
+type comparison struct {
+	c        *Cluster
+	client   peerpb.PeerClient
+	suspects []store.Key // the member holds them, this node did not
+}
+
+// narrow compares the 256 buckets below a prefix and looks into those that
+// differ.
+func (s *comparison) narrow(ctx context.Context, prefix []byte) error {
+	own, err := s.c.store.BucketDigests(ctx, prefix)
+	if err != nil {
+		return err
+	}
+	theirs, err := s.client.Buckets(ctx, &peerpb.BucketsRequest{Prefix: prefix})
+	if err != nil {
+		return err
+	}
+	if len(theirs.Digests) != 256*32 || len(theirs.Counts) != 256 {
+		return fmt.Errorf("the member sent %d bytes of digests and %d counts", len(theirs.Digests), len(theirs.Counts))
+	}
+	for i := range own {
+		if bytes.Equal(own[i].Sum[:], theirs.Digests[32*i:32*i+32]) || theirs.Counts[i] == 0 {
+			continue
+		}
+		bucket := append(bytes.Clone(prefix), byte(i))
+		if max(own[i].Count, theirs.Counts[i]) <= bucketLimit || len(bucket) == maxPrefix {
+			err = s.list(ctx, bucket)
+		} else {
+			err = s.narrow(ctx, bucket)
+		}
+		if err != nil || len(s.suspects) >= suspectLimit {
+			return err
+		}
+	}
+	return nil
+}
+
+// list compares one bucket key by key.
+func (s *comparison) list(ctx context.Context, bucket []byte) error {
+	stream, err := s.client.BucketKeys(ctx, &peerpb.BucketKeysRequest{Prefix: bucket})
+	if err != nil {
+		return err
+	}
+	keys, err := receiveKeys(stream.Recv)
+	if err != nil {
+		return err
+	}
+	lacking, err := s.c.lacking(keys)
+	if err != nil {
+		return err
+	}
+	for _, k := range lacking {
+		s.suspects = append(s.suspects, keys[k])
+	}
+	return nil
+}

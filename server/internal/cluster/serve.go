@@ -1,0 +1,301 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
+	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/wal"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// service answers the other members. That a call is meant for this incarnation,
+// in this cluster, by a caller that is up to date, package control has checked
+// before it comes here.
+type service struct {
+	peerpb.UnimplementedPeerServer
+	c *Cluster
+}
+
+// Pull tells what stands in this node's log, one answer for each request.
+func (s *service) Pull(stream peerpb.Peer_PullServer) error {
+	for {
+		req, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-s.c.closing:
+			return status.Error(codes.Unavailable, "the node is shutting down")
+		default:
+		}
+		res, err := s.pull(stream.Context(), req)
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(res); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *service) pull(ctx context.Context, req *peerpb.PullRequest) (*peerpb.PullResponse, error) {
+	from := wal.Position(req.From)
+	if end := s.c.store.End(); from > end {
+		return nil, status.Errorf(codes.OutOfRange, "position %v lies behind the end of this log, %v", from, end)
+	}
+	if err := s.awaitTail(ctx, from, time.Duration(req.WaitMs)*time.Millisecond); err != nil {
+		return nil, err
+	}
+	limit := min(max(int(req.LimitBytes), 1), s.c.limits.PullBytes)
+	keys, next, gaps, err := s.c.store.ScanKeys(from, limit)
+	if err != nil {
+		return nil, status.Errorf(codes.Internal, "reading the log from %v: %v", from, err)
+	}
+	end := s.c.store.End()
+	res := &peerpb.PullResponse{
+		Next: uint64(next), End: uint64(end), BehindBytes: uint64(logBytes(next, end)),
+		Gaps: uint32(gaps), Whole: s.c.store.Whole(),
+		Positions: make([]uint64, 0, len(keys)), Sizes: make([]uint32, 0, len(keys)),
+	}
+	res.Keys = make([]byte, 0, 96*len(keys))
+	for i := range keys {
+		if !keys[i].Key.Kind.Record() {
+			continue
+		}
+		if res.Keys, err = appendKeys(res.Keys, keys[i].Key); err != nil {
+			return nil, status.Errorf(codes.Internal, "at %v: %v", keys[i].Position, err)
+		}
+		res.Positions = append(res.Positions, uint64(keys[i].Position))
+		res.Sizes = append(res.Sizes, uint32(keys[i].Bytes))
+	}
+	return res, nil
+}
+
+// tailBytes is how near the end of the log a puller follows its tail instead of
+// catching up.
+const tailBytes = 256 << 10
+
+// awaitTail waits until the log goes on behind from, and a little longer, so
+// that a busy log is told of in runs and not record by record.
+func (s *service) awaitTail(ctx context.Context, from wal.Position, wait time.Duration) error {
+	if end := s.c.store.End(); wait <= 0 || logBytes(from, end) > tailBytes {
+		return nil
+	}
+	timer := time.NewTimer(min(wait, s.c.timings.PullWait))
+	defer timer.Stop()
+	for {
+		moved := s.c.store.Watch()
+		if s.c.store.End() > from {
+			pause(ctx, s.c.timings.TailLinger)
+			return ctx.Err()
+		}
+		select {
+		case <-moved:
+		case <-timer.C:
+			return nil
+		case <-s.c.closing:
+			return status.Error(codes.Unavailable, "the node is shutting down")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// fetchBytes bounds an answer of Fetch, but for its last record.
+const fetchBytes = 1 << 20
+
+// Fetch returns records. Those that are not held, or cannot be read, are left
+// out: the caller looks for them elsewhere.
+func (s *service) Fetch(ctx context.Context, req *peerpb.FetchRequest) (*peerpb.FetchResponse, error) {
+	keys, err := parseKeys(req.Keys)
+	if err != nil || len(req.Positions) > 0 && len(req.Positions) != len(keys) {
+		s.c.metrics.malformed.Inc()
+		return nil, status.Errorf(codes.InvalidArgument, "%d positions for %d keys: %v", len(req.Positions), len(keys), err)
+	}
+	res := &peerpb.FetchResponse{}
+	for i, k := range keys {
+		if len(res.Items) >= fetchBytes || ctx.Err() != nil {
+			break
+		}
+		res.LookedAt++
+		var at wal.Position
+		if len(req.Positions) > 0 {
+			at = wal.Position(req.Positions[i])
+		}
+		it, err := s.readItem(k, at)
+		if err != nil {
+			if !errors.Is(err, store.ErrNotFound) {
+				s.c.log.Warn("a record that a peer asked for cannot be read", "key", k.String(), "error", err)
+			}
+			continue
+		}
+		res.Items = appendItem(res.Items, &it)
+	}
+	return res, ctx.Err()
+}
+
+// readItem reads a record at its place in the log if that is known, otherwise
+// (or when something else stands there) through the index.
+func (s *service) readItem(k store.Key, at wal.Position) (store.Item, error) {
+	if at > 0 {
+		if it, err := s.c.store.ReadAt(at); err == nil && it.Key == k {
+			return it, nil
+		}
+	}
+	return s.c.store.Read(k)
+}
+
+// setRef names a set of records: an assertion with all that belongs to it, or
+// everything about a subject (and predicate, unless empty).
+type setRef struct {
+	project            string
+	id                 *record.Hash
+	subject, predicate string
+}
+
+func (r *setRef) request() *peerpb.SetRequest {
+	req := &peerpb.SetRequest{Project: r.project, Subject: r.subject, Predicate: r.predicate}
+	if r.id != nil {
+		req.Id = r.id[:]
+	}
+	return req
+}
+
+func parseSetRef(req *peerpb.SetRequest) (*setRef, error) {
+	r := &setRef{project: req.Project, subject: req.Subject, predicate: req.Predicate}
+	switch len(req.Id) {
+	case 0:
+		return r, nil
+	case 32:
+		r.id = (*record.Hash)(req.Id)
+		return r, nil
+	default:
+		return nil, status.Errorf(codes.InvalidArgument, "an id of %d bytes", len(req.Id))
+	}
+}
+
+func (c *Cluster) setDigest(r *setRef) (store.Digest, error) {
+	if r.id != nil {
+		return c.store.AssertionDigest(r.project, *r.id)
+	}
+	return c.store.SetDigest(r.project, r.subject, r.predicate)
+}
+
+func (c *Cluster) setKeys(r *setRef) ([]store.Key, error) {
+	if r.id != nil {
+		return c.store.AssertionKeys(r.project, *r.id)
+	}
+	return c.store.KeysOf(r.project, r.subject, r.predicate)
+}
+
+// countsInReads refuses what only a whole member may answer. The control table
+// may still call this node whole when its store has just found a loss.
+func (s *service) countsInReads() error {
+	if !s.c.store.Whole() {
+		return status.Error(codes.FailedPrecondition, "this member lost records and is not whole")
+	}
+	return nil
+}
+
+// SetDigest describes a set that this node holds.
+func (s *service) SetDigest(_ context.Context, req *peerpb.SetRequest) (*peerpb.SetDigestResponse, error) {
+	if err := s.countsInReads(); err != nil {
+		return nil, err
+	}
+	r, err := parseSetRef(req)
+	if err != nil {
+		return nil, err
+	}
+	d, err := s.c.setDigest(r)
+	if err != nil {
+		return nil, storageStatus(err)
+	}
+	return &peerpb.SetDigestResponse{Digest: d.Sum[:], Count: d.Count}, nil
+}
+
+// SetKeys lists a set that this node holds.
+func (s *service) SetKeys(req *peerpb.SetRequest, stream peerpb.Peer_SetKeysServer) error {
+	if err := s.countsInReads(); err != nil {
+		return err
+	}
+	r, err := parseSetRef(req)
+	if err != nil {
+		return err
+	}
+	keys, err := s.c.setKeys(r)
+	if err != nil {
+		return storageStatus(err)
+	}
+	return sendKeys(keys, stream.Send)
+}
+
+// keysPerMessage keeps a message of keys below half a MiB.
+const keysPerMessage = 2048
+
+func sendKeys(keys []store.Key, send func(*peerpb.SetKeysResponse) error) error {
+	for start := 0; start < len(keys); start += keysPerMessage {
+		b, err := appendKeys(nil, keys[start:min(start+keysPerMessage, len(keys))]...)
+		if err != nil {
+			return status.Error(codes.Internal, err.Error())
+		}
+		if err := send(&peerpb.SetKeysResponse{Keys: b}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxSubjects bounds one page of subjects.
+const maxSubjects = 10_000
+
+// Subjects lists names that this node holds.
+func (s *service) Subjects(_ context.Context, req *peerpb.SubjectsRequest) (*peerpb.SubjectsResponse, error) {
+	if err := s.countsInReads(); err != nil {
+		return nil, err
+	}
+	limit := min(max(int(req.Limit), 1), maxSubjects)
+	subjects, err := s.c.store.Subjects(req.Project, req.Prefix, req.After, limit)
+	if err != nil {
+		return nil, storageStatus(err)
+	}
+	return &peerpb.SubjectsResponse{Subjects: subjects}, nil
+}
+
+// Buckets tells the digests of the buckets below a prefix of ids.
+func (s *service) Buckets(ctx context.Context, req *peerpb.BucketsRequest) (*peerpb.BucketsResponse, error) {
+	if len(req.Prefix) > maxPrefix {
+		return nil, status.Errorf(codes.InvalidArgument, "a prefix of %d bytes", len(req.Prefix))
+	}
+	digests, err := s.c.store.BucketDigests(ctx, req.Prefix)
+	if err != nil {
+		return nil, storageStatus(err)
+	}
+	res := &peerpb.BucketsResponse{Digests: make([]byte, 0, 256*32), Counts: make([]uint64, 0, 256)}
+	for i := range digests {
+		res.Digests = append(res.Digests, digests[i].Sum[:]...)
+		res.Counts = append(res.Counts, digests[i].Count)
+	}
+	return res, nil
+}
+
+// BucketKeys lists the records of one bucket.
+func (s *service) BucketKeys(req *peerpb.BucketKeysRequest, stream peerpb.Peer_BucketKeysServer) error {
+	if len(req.Prefix) == 0 || len(req.Prefix) > maxPrefix {
+		return status.Errorf(codes.InvalidArgument, "a prefix of %d bytes", len(req.Prefix))
+	}
+	keys, _, err := s.c.store.BucketKeys(stream.Context(), req.Prefix, bucketLimit)
+	if err != nil {
+		return storageStatus(err)
+	}
+	return sendKeys(keys, stream.Send)
+}

@@ -1,0 +1,73 @@
+package cluster
+
+import (
+	"time"
+
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// Consistency says what a read has to see.
+type Consistency uint8
+
+const (
+	// Quorum sees every write that was acknowledged before.
+	Quorum Consistency = iota
+	// Local sees what this very node holds.
+	Local
+)
+
+func (c Consistency) String() string {
+	if c == Local {
+		return "local"
+	}
+	return "quorum"
+}
+
+// WriteResult is what became of one record.
+type WriteResult struct {
+	// ID is the id of the content, or of the vote; set whenever the record
+	// could be encoded.
+	ID record.Hash
+	// Created is false when everything of the record was held already.
+	Created bool
+	// Err is nil when the record is durable on a majority. A
+	// *record.FieldError says what is wrong with it, an *UnavailableError that
+	// it has to be sent again.
+	Err error
+}
+
+// Status is what this node knows of its cluster.
+type Status struct {
+	ClusterID  string         `json:"cluster_id"`
+	Generation uint64         `json:"generation"`
+	Node       string         `json:"node"`
+	Leader     string         `json:"leader,omitempty"` // of the control table
+	Ready      bool           `json:"ready"`
+	Reason     string         `json:"reason,omitempty"` // why it is not ready
+	Members    []MemberStatus `json:"members"`
+	// Change is the kind of the open change of members, WaitsFor what it
+	// waits for, as far as the leader told.
+	Change   string   `json:"change,omitempty"`
+	WaitsFor []string `json:"waits_for,omitempty"`
+	// WriteQuorum and ReadQuorum tell whether enough members are alive.
+	WriteQuorum bool `json:"write_quorum"`
+	ReadQuorum  bool `json:"read_quorum"`
+}
+
+// MemberStatus is one member as seen from this node.
+type MemberStatus struct {
+	Name        string `json:"name"`
+	Incarnation string `json:"incarnation"`
+	Self        bool   `json:"self,omitempty"`
+	Alive       bool   `json:"alive"`
+	Whole       bool   `json:"whole"`
+	// Connected tells whether writes reach it through an open stream.
+	Connected bool `json:"connected"`
+	// LagBytes is how much of that member's log this node has not taken in,
+	// -1 when it has not been heard of since this node started. 0 for self.
+	LagBytes int64 `json:"lag_bytes"`
+	// LastHeard is when its log was heard of last; zero when never.
+	LastHeard time.Time `json:"last_heard,omitzero"`
+	PeerAddr  string    `json:"peer_addr,omitempty"`
+	APIAddr   string    `json:"api_addr,omitempty"`
+}

@@ -1,0 +1,183 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/store"
+)
+
+// watchLosses sees to it that a node which lost records is refilled and becomes
+// whole again, whether the loss was found at the start or later:
+//
+//  1. its cursors go back to the beginning (at a start the store has done it),
+//     so that all of the others' logs is looked at again,
+//  2. the loss is reported, so that this node counts in no read, and a change of
+//     members is opened, which closes when the cursors have come far enough,
+//  3. when the control table calls this node whole after that, the store may.
+func (c *Cluster) watchLosses(ctx context.Context) {
+	ticker := time.NewTicker(c.timings.LossEvery)
+	defer ticker.Stop()
+	handled := lossOf(c.store) // what the start found is in the store's cursors
+	if !c.store.Whole() {
+		c.refilling.Store(true)
+		if !c.reportLoss(ctx) {
+			return
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if now := lossOf(c.store); now != handled {
+			handled = now
+			if now.whole {
+				continue
+			}
+			c.forgetHeld(ctx)
+			if !c.reportLoss(ctx) {
+				return
+			}
+		}
+		if !c.refilling.Load() {
+			continue
+		}
+		if m, ok := c.self(c.control.State()); ok && m.Whole {
+			if err := c.store.SetWhole(true); err != nil {
+				c.log.Error("this node is whole again, but that could not be noted", "error", err)
+				continue
+			}
+			c.log.Info("this node is whole again")
+			c.refilling.Store(false)
+			handled = lossOf(c.store)
+		}
+	}
+}
+
+// loss tells one finding of losses from the next.
+type loss struct {
+	whole   bool
+	damages int
+}
+
+func lossOf(s Store) loss {
+	h := s.Health()
+	return loss{whole: h.Whole, damages: len(h.Damage)}
+}
+
+// forgetHeld sets every cursor back, in memory and durably.
+func (c *Cluster) forgetHeld(ctx context.Context) {
+	c.log.Error("this node lost records; it takes in everything from the other members again")
+	c.refilling.Store(true)
+	c.recent.forget()
+	var items []store.Item
+	for _, incarnation := range c.progress.reset() {
+		items = append(items, store.NewCursor(incarnation, 0))
+	}
+	if len(items) == 0 {
+		return
+	}
+	if err := c.putAndWait(ctx, items); err != nil {
+		// The next start finds the loss too, and does it then.
+		c.log.Warn("the cursors could not be set back durably", "error", err)
+	}
+}
+
+// reportLoss returns when the loss is on record, or false when ctx ended.
+func (c *Cluster) reportLoss(ctx context.Context) bool {
+	wait := pauses{first: c.timings.Backoff, most: c.timings.MaxBackoff}
+	for {
+		err := c.control.ReportNotWhole(ctx)
+		if err == nil {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		c.log.Warn("the loss of records could not be reported yet", "error", err)
+		wait.wait(ctx)
+	}
+}
+
+// self is this node among the members that count in reads now.
+func (c *Cluster) self(state *control.State) (control.Member, bool) {
+	for _, m := range state.Members {
+		if m.ID() == c.id {
+			return m, true
+		}
+	}
+	return control.Member{}, false
+}
+
+// wholeNow says why this node does not count in reads.
+func (c *Cluster) wholeNow(state *control.State) error {
+	m, ok := c.self(state)
+	switch {
+	case !ok:
+		if _, joining := state.MemberByID(c.id); joining {
+			return unavailable(CodeNotWhole, "this node is joining the cluster and does not hold everything yet", nil)
+		}
+		return c.notMember(state)
+	case !m.Whole || !c.store.Whole():
+		return unavailable(CodeNotWhole, "this node lost records and is being refilled by the other members", nil)
+	}
+	return nil
+}
+
+// Ready says why this node cannot serve, as an *UnavailableError; nil when it
+// can: its log is replayed, it is a member, caught up and whole, and its
+// storage works. That the majority is gone does not make it unready.
+func (c *Cluster) Ready() error {
+	select {
+	case <-c.closing:
+		return unavailable(CodeClosed, "the node is shutting down", nil)
+	default:
+	}
+	if h := c.store.Health(); h.State == store.StateFailed || h.State == store.StateIndexFailed {
+		return unavailable(CodeStorageFailed, "this node's storage failed; it must be started again", h.Err)
+	}
+	state := c.control.State()
+	if err := c.wholeNow(state); err != nil {
+		return err
+	}
+	return c.catchingUp(state)
+}
+
+// catchingUp says what this node still lacks of what the other whole members
+// held when it started. Members that are not heard of are waited for only so
+// long. Once caught up, it stays so until the next start.
+func (c *Cluster) catchingUp(state *control.State) error {
+	if c.caughtUp.Load() {
+		return nil
+	}
+	for _, m := range state.Members {
+		if m.ID() == c.id || !m.Whole {
+			continue
+		}
+		l, ok := c.linkTo(m.ID())
+		if !ok {
+			return unavailable(CodeCatchingUp, "this node has just started", nil)
+		}
+		if behind, done := l.puller.standing(c.started, c.timings.StartWait); !done {
+			return unavailable(CodeCatchingUp, fmt.Sprintf("this node is still taking in what %s held when it started (about %d bytes of log are left)", m.Name, behind), nil)
+		}
+	}
+	c.caughtUp.Store(true)
+	return nil
+}
+
+// standing tells whether the node need not wait for this member any more: what
+// it held at the start is here, or it has not been heard of for too long.
+func (p *puller) standing(started time.Time, wait time.Duration) (behind int64, done bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.caughtUp {
+		return 0, true
+	}
+	lost := !p.connected && time.Since(started) > wait && time.Since(p.heard) > wait
+	return p.behind, lost
+}

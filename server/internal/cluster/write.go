@@ -1,0 +1,278 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/wal"
+)
+
+// write is one request's records on their way to a majority. It is shared by
+// the request that waits, this node's log and one queue per peer.
+type write struct {
+	items []store.Item
+	// wire holds the items as they travel; message i ends at cuts[i]. Made when
+	// the first peer is offered the write.
+	encoding sync.Once
+	wire     []byte
+	cuts     []int
+
+	// done is closed when the write rule holds.
+	done chan struct{}
+	// settled tells that nobody waits any more, because the rule holds or
+	// because the request gave up: a queue may forget the write then, since
+	// catch-up brings the records as well.
+	settled atomic.Bool
+
+	mu sync.Mutex
+	// acks are the ids of members that hold every item durably. An ack is a
+	// fact and stays one, whatever becomes of the generation.
+	acks []string
+	// fresh is what the local store said to be new; nil until it is done.
+	fresh    []bool
+	localErr error
+	won      bool
+}
+
+// ack notes that member holds every item durably, and settles the write when
+// the write rule holds.
+func (w *write) ack(member string, newest func() *control.State) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !slices.Contains(w.acks, member) {
+		w.acks = append(w.acks, member)
+	}
+	w.evaluate(newest)
+}
+
+// judge evaluates the rule again, after the state has changed.
+func (w *write) judge(newest func() *control.State) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.evaluate(newest)
+}
+
+// evaluate asks for the state after the acks are known, under the lock. So
+// whenever the rule of an old state lets the write win, every ack that counted
+// came before this node passed to a newer one, its own included.
+func (w *write) evaluate(newest func() *control.State) {
+	if w.won || !newest().WriteQuorum(func(id string) bool { return slices.Contains(w.acks, id) }) {
+		return
+	}
+	w.won = true
+	w.settled.Store(true)
+	close(w.done)
+}
+
+// outcome ends the wait: from here on nobody asks for the write.
+func (w *write) outcome() (fresh []bool, won bool, acks int, localErr error) {
+	w.settled.Store(true)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.fresh, w.won, len(w.acks), w.localErr
+}
+
+// encode fills in wire and cuts, once.
+func (w *write) encode(messageBytes int) { w.encoding.Do(func() { w.encodeNow(messageBytes) }) }
+
+func (w *write) encodeNow(messageBytes int) {
+	size := 0
+	for i := range w.items {
+		size += wireSize(&w.items[i])
+	}
+	w.wire = make([]byte, 0, size)
+	start := 0
+	for i := range w.items {
+		if len(w.wire) > start && len(w.wire)-start+wireSize(&w.items[i]) > messageBytes {
+			w.cuts = append(w.cuts, len(w.wire))
+			start = len(w.wire)
+		}
+		w.wire = appendItem(w.wire, &w.items[i])
+	}
+	w.cuts = append(w.cuts, len(w.wire))
+}
+
+// inFlight is the set of writes that wait for their majority.
+type inFlight struct {
+	mu     sync.Mutex
+	writes map[*write]struct{}
+}
+
+func (f *inFlight) add(w *write) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.writes[w] = struct{}{}
+}
+
+func (f *inFlight) remove(w *write) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.writes, w)
+}
+
+func (f *inFlight) all() []*write {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := make([]*write, 0, len(f.writes))
+	for w := range f.writes {
+		all = append(all, w)
+	}
+	return all
+}
+
+// write makes items durable on a majority: the local log and the peers' streams
+// work at the same time. fresh tells for each item whether this node wrote it
+// just now; it is nil when a majority was there before this node's own log.
+// Errors are *UnavailableError.
+func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, err error) {
+	state := c.control.State()
+	if _, ok := state.MemberByID(c.id); !ok {
+		return nil, c.notMember(state)
+	}
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, c.timings.WriteWait)
+	defer cancel()
+	cost := writeCost(items, c.limits.InFlightBytes)
+	if err := c.room.Acquire(ctx, cost); err != nil {
+		return nil, unavailable(CodeOverloaded, "too many writes are waiting for the disks", err)
+	}
+	defer c.room.Release(cost)
+	w := &write{items: items, done: make(chan struct{})}
+	// In this order: whoever adds a peer from now on offers it this write.
+	c.inFlight.add(w)
+	defer c.inFlight.remove(w)
+	peers := c.currentPeers()
+
+	if err := c.put(ctx, w); err != nil {
+		return nil, err
+	}
+	if refused := c.offer(w, peers); len(refused) > 0 {
+		reachable := func(id string) bool { return !slices.Contains(refused, id) }
+		if !state.WriteQuorum(reachable) {
+			w.settled.Store(true) // nobody waits for it
+			return nil, unavailable(CodeOverloaded, "the queues to the other members are full", nil)
+		}
+	}
+	waitErr := c.await(ctx, w)
+	fresh, won, acks, localErr := w.outcome()
+	if !won {
+		c.metrics.writeFailures.Inc()
+		return nil, c.noQuorum(waitErr, localErr, acks, len(items))
+	}
+	c.metrics.writeSeconds.Observe(time.Since(began).Seconds())
+	if fresh != nil {
+		c.recent.add(items)
+	}
+	return fresh, nil
+}
+
+// writeCost is what a write counts for among those in flight: about what it
+// takes in the memory of each member until the index has taken it in. One that
+// is too large goes alone.
+func writeCost(items []store.Item, limit int64) int64 {
+	cost := int64(0)
+	for i := range items {
+		cost += int64(len(items[i].Payload)) + 1024
+	}
+	return min(cost, limit)
+}
+
+// put hands w to the local store, waiting while its queues are full.
+func (c *Cluster) put(ctx context.Context, w *write) error {
+	for {
+		err := c.store.Put(w.items, func(res store.PutResult) { c.putDone(w, res) })
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, wal.ErrBusy) && !errors.Is(err, store.ErrBusy) {
+			return storageError(err)
+		}
+		if pause(ctx, busyPause); ctx.Err() != nil {
+			return storageError(err)
+		}
+	}
+}
+
+// await returns nil when the write rule holds.
+func (c *Cluster) await(ctx context.Context, w *write) error {
+	select {
+	case <-w.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.closing:
+		return errClosing
+	}
+}
+
+var errClosing = errors.New("the node is shutting down")
+
+// putDone is called by the local store; it must not block.
+func (c *Cluster) putDone(w *write, res store.PutResult) {
+	w.mu.Lock()
+	if res.Err != nil {
+		w.localErr = res.Err
+		w.mu.Unlock()
+		return
+	}
+	w.fresh = res.New
+	w.mu.Unlock()
+	w.ack(c.id, c.control.State)
+}
+
+// offer queues w at peers and returns the ids of those whose queue is full.
+func (c *Cluster) offer(w *write, peers []*peer) (refused []string) {
+	if len(peers) == 0 {
+		return nil
+	}
+	w.encode(c.limits.MessageBytes)
+	for _, p := range peers {
+		if !p.offer(w) {
+			refused = append(refused, p.id)
+		}
+	}
+	return refused
+}
+
+func (c *Cluster) noQuorum(waitErr, localErr error, acks, items int) error {
+	switch {
+	case errors.Is(waitErr, errClosing):
+		return unavailable(CodeClosed, "the node is shutting down; the records may have been kept, send them again", nil)
+	case localErr != nil:
+		return storageError(localErr)
+	}
+	state := c.control.State()
+	members := len(state.Current())
+	return unavailable(CodeNoQuorum, fmt.Sprintf(
+		"durable on %d of %d members, which is no majority; the %d records may surface all the same, send them again",
+		acks, members, items), waitErr)
+}
+
+// storageError says what an error of the local store means to a caller.
+func storageError(err error) error {
+	switch {
+	case errors.Is(err, wal.ErrReadOnly):
+		return unavailable(CodeReadOnly, "this node is read-only because a volume is nearly full", err)
+	case errors.Is(err, wal.ErrBusy), errors.Is(err, store.ErrBusy):
+		return unavailable(CodeOverloaded, "this node's disk does not keep up", err)
+	case errors.Is(err, wal.ErrClosed), errors.Is(err, store.ErrClosed):
+		return unavailable(CodeClosed, "the node is shutting down", err)
+	default:
+		return unavailable(CodeStorageFailed, "this node's storage failed", err)
+	}
+}
+
+func (c *Cluster) notMember(state *control.State) error {
+	message := "this node is not a member of the cluster yet"
+	if !state.Formed() {
+		message = "the cluster has not formed yet"
+	}
+	return unavailable(CodeNotMember, message, nil)
+}
