@@ -1,0 +1,126 @@
+// Command stemedb-k8s is what in StemeDB's image talks to the Kubernetes API,
+// so that the server itself links no client of it and needs no rights. The
+// chart's Jobs run it inside the cluster.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+)
+
+// namespaceFile is where Kubernetes tells a pod its namespace.
+const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	logger := slog.New(slog.NewJSONHandler(os.Stderr, nil))
+	if err := newCommand(logger, connect).ExecuteContext(ctx); err != nil {
+		logger.Error("stemedb-k8s failed", "error", err.Error())
+		stop()
+		os.Exit(1)
+	}
+}
+
+// connector opens the Kubernetes API; tests bring their own.
+type connector func() (corev1client.SecretsGetter, error)
+
+// connect uses the pod's service account.
+func connect() (corev1client.SecretsGetter, error) {
+	config, err := rest.InClusterConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find the Kubernetes API: %w; this command runs in a pod whose service account token is mounted", err)
+	}
+	config.Timeout = 10 * time.Second
+	config.UserAgent = "stemedb-k8s"
+	return corev1client.NewForConfig(config)
+}
+
+func newCommand(logger *slog.Logger, connect connector) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "stemedb-k8s",
+		Short:         "Do for StemeDB what needs the Kubernetes API",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(newEnsureSecretCommand(logger, connect))
+	return root
+}
+
+func newEnsureSecretCommand(logger *slog.Logger, connect connector) *cobra.Command {
+	spec := secretSpec{}
+	timeout := 90 * time.Second
+	cmd := &cobra.Command{
+		Use:   "ensure-secret",
+		Short: "Make the Secret with the root API key and the cluster secret unless it is there",
+		Long: `Makes a Secret with a fresh root API key and a fresh cluster secret. When the
+Secret is there already, only a field that it lacks is added; what it holds is
+never changed, so running this again is harmless. Values are never printed.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if spec.namespace == "" {
+				spec.namespace = podNamespace()
+			}
+			if err := spec.check(); err != nil {
+				return err
+			}
+			client, err := connect()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			done, err := ensureSecret(ctx, client, spec, logger)
+			if err != nil {
+				return err
+			}
+			logger.Info("the secret is there", "namespace", spec.namespace, "name", spec.name, "result", string(done))
+			return nil
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&spec.name, "name", "", "name of the Secret (required)")
+	flags.StringVar(&spec.namespace, "namespace", "", "namespace of the Secret (default: the pod's own)")
+	flags.StringVar(&spec.rootKeyField, "root-key-field", "root-api-key", "field for the root API key")
+	flags.StringVar(&spec.clusterSecretField, "cluster-secret-field", "cluster-secret", "field for the cluster secret")
+	flags.DurationVar(&timeout, "timeout", timeout, "give up after this long")
+	return cmd
+}
+
+func podNamespace() string {
+	raw, err := os.ReadFile(namespaceFile)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(raw))
+}
+
+// check refuses what cannot work, with the flag to change.
+func (s secretSpec) check() error {
+	switch {
+	case s.name == "":
+		return errors.New("--name is empty; name the Secret to make")
+	case s.namespace == "":
+		return errors.New("--namespace is empty and this is no pod; name the Secret's namespace")
+	case s.rootKeyField == "":
+		return errors.New("--root-key-field is empty; name the field for the root API key")
+	case s.clusterSecretField == "":
+		return errors.New("--cluster-secret-field is empty; name the field for the cluster secret")
+	case s.rootKeyField == s.clusterSecretField:
+		return fmt.Errorf("--root-key-field and --cluster-secret-field are both %q; give each secret a field of its own", s.rootKeyField)
+	}
+	return nil
+}

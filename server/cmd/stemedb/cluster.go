@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// clusterStatus is what GET /v1/cluster/status answers: with a key the members,
+// without one their number.
+type clusterStatus struct {
+	Detail      string   `json:"detail"`
+	Because     string   `json:"because"`
+	ClusterID   string   `json:"cluster_id"`
+	Generation  uint64   `json:"generation"`
+	Node        string   `json:"node"`
+	Leader      string   `json:"leader"`
+	Ready       bool     `json:"ready"`
+	Reason      string   `json:"reason"`
+	Change      string   `json:"change"`
+	WaitsFor    []string `json:"waits_for"`
+	WriteQuorum bool     `json:"write_quorum"`
+	ReadQuorum  bool     `json:"read_quorum"`
+	Members     []struct {
+		Name        string `json:"name"`
+		Incarnation string `json:"incarnation"`
+		Alive       bool   `json:"alive"`
+		Whole       bool   `json:"whole"`
+		LagBytes    int64  `json:"lag_bytes"`
+	} `json:"members"`
+	MemberCount int `json:"member_count"`
+	AliveCount  int `json:"alive_count"`
+	WholeCount  int `json:"whole_count"`
+}
+
+// counts returns members, alive ones and whole ones in either form of status.
+func (s *clusterStatus) counts() (members, alive, whole int) {
+	if s.Detail != "full" {
+		return s.MemberCount, s.AliveCount, s.WholeCount
+	}
+	for _, m := range s.Members {
+		if m.Alive {
+			alive++
+		}
+		if m.Whole {
+			whole++
+		}
+	}
+	return len(s.Members), alive, whole
+}
+
+// trouble says what keeps the cluster from being healthy, or nothing.
+func (s *clusterStatus) trouble() string {
+	members, alive, whole := s.counts()
+	var parts []string
+	if members == 0 {
+		parts = append(parts, "the cluster has not formed")
+	}
+	if alive < members {
+		parts = append(parts, fmt.Sprintf("%d of %d members are alive", alive, members))
+	}
+	if whole < members {
+		parts = append(parts, fmt.Sprintf("%d of %d members are whole", whole, members))
+	}
+	if !s.WriteQuorum {
+		parts = append(parts, "too few members are alive for writes")
+	}
+	if !s.ReadQuorum {
+		parts = append(parts, "too few whole members are alive for reads")
+	}
+	if s.Change != "" {
+		parts = append(parts, "a change of members is open ("+s.Change+")")
+	}
+	return strings.Join(parts, "; ")
+}
+
+func clusterCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "cluster", Short: "Look at a cluster"}
+	cmd.AddCommand(clusterStatusCommand())
+	return cmd
+}
+
+func clusterStatusCommand() *cobra.Command {
+	var t target
+	var output string
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the members of a cluster, who is alive and who is whole",
+		Long: `Show the members of a cluster, who is alive and who is whole. With an API key
+(STEMEDB_API_KEY or STEMEDB_API_KEY_FILE) members are listed, without one counted.
+
+Exits with 3 unless every member is alive and whole and no change is open.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			a, err := c.do(ctx, http.MethodGet, "/v1/cluster/status", nil)
+			if err != nil {
+				return fail(exitFailed, "ask %s: %w", t.url, err)
+			}
+			if a.status != http.StatusOK {
+				return fail(exitFailed, "ask %s: %w", t.url, a.refused())
+			}
+			var s clusterStatus
+			if err := json.Unmarshal(a.body, &s); err != nil {
+				return fail(exitFailed, "decode the status: %w", err)
+			}
+			switch output {
+			case "json":
+				_, err = cmd.OutOrStdout().Write(a.body)
+			case "text":
+				err = printStatus(cmd.OutOrStdout(), &s)
+			default:
+				return fail(exitUsage, "--output: %q is not an output; use text or json", output)
+			}
+			if err != nil {
+				return fail(exitFailed, "print: %w", err)
+			}
+			if trouble := s.trouble(); trouble != "" {
+				return fail(exitNo, "%s", trouble)
+			}
+			return nil
+		},
+	}
+	t.flags(cmd.Flags(), "http://localhost:18180", true)
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long to wait for the answer")
+	return cmd
+}
+
+func printStatus(out io.Writer, s *clusterStatus) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	if s.Detail != "full" {
+		members, alive, whole := s.counts()
+		why := "no API key was given"
+		if s.Because != "" && s.Because != "key_missing" {
+			why = s.Because
+		}
+		fmt.Fprintf(w, "members\t%d (%d alive, %d whole)\ngeneration\t%d\nnames\tnot shown: %s\n", members, alive, whole, s.Generation, why)
+	} else {
+		fmt.Fprintf(w, "cluster\t%s\nanswered by\t%s\nleader\t%s\ngeneration\t%d\n", s.ClusterID, s.Node, s.Leader, s.Generation)
+	}
+	if s.Change != "" {
+		fmt.Fprintf(w, "open change\t%s, waits for %s\n", s.Change, strings.Join(s.WaitsFor, ", "))
+	}
+	if s.Reason != "" {
+		fmt.Fprintf(w, "not ready\t%s\n", s.Reason)
+	}
+	if s.Detail == "full" {
+		fmt.Fprintf(w, "\nMEMBER\tALIVE\tWHOLE\tBEHIND (BYTES)\tINCARNATION\n")
+		for _, m := range s.Members {
+			fmt.Fprintf(w, "%s\t%t\t%t\t%d\t%s\n", m.Name, m.Alive, m.Whole, m.LagBytes, m.Incarnation)
+		}
+	}
+	return w.Flush()
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func healthcheckCommand() *cobra.Command {
+	var t target
+	var check string
+	var timeout time.Duration
+	checks := []string{"live", "ready", "startup"}
+	cmd := &cobra.Command{
+		Use:   "healthcheck",
+		Short: "Ask a server whether it is live, ready or started",
+		Long:  "Ask a server whether it is live, ready or started. Exits with 0 when it is, with 3\nwhen it says no, with 2 when it does not answer.",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !slices.Contains(checks, check) {
+				return fail(exitUsage, "--check: %q is not one of live, ready and startup", check)
+			}
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			var s struct{ Status string }
+			err = c.get(ctx, "/v1/health/"+check, &s)
+			var r *refusal
+			switch {
+			case errors.As(err, &r) && r.status == http.StatusServiceUnavailable:
+				return fail(exitNo, "%w", err)
+			case err != nil:
+				return fail(exitFailed, "ask %s: %w", t.url, err)
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), s.Status)
+			return err
+		},
+	}
+	t.flags(cmd.Flags(), "http://localhost:18180", false)
+	cmd.Flags().StringVar(&check, "check", "ready", "live, ready or startup")
+	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "how long to wait for the answer")
+	return cmd
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stemedb/stemedb/server/internal/config"
+	"github.com/stemedb/stemedb/server/internal/node"
+)
+
+func serveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run a server",
+		Long: `Run a server: one member of a cluster, or a cluster of its own.
+
+Every setting is a flag and an environment variable; the flag wins. Where [_FILE] is
+shown, the variable with that ending names a file that holds the value; secrets have
+no flag but the one that names such a file, since command lines are public. A variable
+that begins with STEMEDB_ and is not known is an error.
+
+SIGTERM or SIGINT ends the server gracefully: it turns unready, goes on serving for the
+shutdown grace, finishes what is under way and stops. A second signal ends it at once.`,
+		Example: `  stemedb serve --wal-dir /tmp/stemedb/wal --db-dir /tmp/stemedb/db`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(cmd.Flags(), config.Source{})
+			if err != nil {
+				return fail(exitUsage, "the configuration is wrong; nothing was started\n%w", err)
+			}
+			return serve(cmd.Context(), cfg, cmd.ErrOrStderr())
+		},
+	}
+	config.RegisterFlags(cmd.Flags())
+	cmd.SetUsageTemplate("Usage:\n  stemedb serve [flags]\n\nExample:\n" + cmd.Example + "\n" + config.Usage())
+	return cmd
+}
+
+// serve runs a node until it is told to stop or breaks.
+func serve(ctx context.Context, cfg *config.Config, logs io.Writer) error {
+	log := logger(cfg, logs)
+	slog.SetDefault(log)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
+	defer signal.Stop(signals)
+
+	log.Info("starting", "version", versionString(), "node", cfg.NodeName)
+	warn(log, cfg)
+	n, err := node.Start(ctx, cfg, node.Environment{Logger: log, Version: versionString()})
+	if err != nil {
+		return fail(exitFailed, "%w", err)
+	}
+	var cause error
+	select {
+	case s := <-signals:
+		log.Info("asked to stop; another signal stops at once", "signal", s.String())
+	case <-n.Done():
+		cause = n.Err()
+	}
+
+	stopping, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stopped := make(chan error, 1)
+	go func() { stopped <- n.Shutdown(stopping) }()
+	select {
+	case err = <-stopped:
+	case s := <-signals:
+		return &exitError{exitStopped, fmt.Errorf("stopped at once by a second signal (%s)", s)}
+	}
+	if cause != nil {
+		err = cause
+	}
+	if err != nil {
+		return fail(exitFailed, "%w", err)
+	}
+	return nil
+}
+
+func logger(cfg *config.Config, out io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if cfg.LogFormat == "text" {
+		return slog.New(slog.NewTextHandler(out, options))
+	}
+	return slog.New(slog.NewJSONHandler(out, options))
+}
+
+// warn tells of settings that are allowed and dangerous.
+func warn(log *slog.Logger, cfg *config.Config) {
+	if !cfg.AuthEnabled {
+		log.Warn("auth is off: whoever reaches this server may do everything", "setting", config.Prefix+"AUTH_ENABLED")
+	}
+	if cfg.UnsafeSkipSignatures {
+		log.Warn("signatures are not checked: records prove nothing", "setting", config.Prefix+"UNSAFE_SKIP_SIGNATURES")
+	}
+	if cfg.AuthEnabled && cfg.RootAPIKey == "" {
+		log.Warn("auth is on and no root key is given: a new cluster has no key that can make others", "setting", config.Prefix+"ROOT_API_KEY")
+	}
+}

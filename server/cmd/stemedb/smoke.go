@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// smoke writes through a gateway, reads back and looks at the cluster.
+type smoke struct {
+	client  *client
+	out     io.Writer
+	members int
+}
+
+func smokeCommand() *cobra.Command {
+	var t target
+	var s smoke
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "smoke",
+		Short: "Write one signed claim, read it back and check the cluster",
+		Long: `Write one signed claim, read it back and check the cluster. The claim is about the
+subject "stemedb://smoke" and is signed by a key that is made for it and forgotten.
+With auth on, STEMEDB_API_KEY or STEMEDB_API_KEY_FILE gives a key that may write.
+
+Each step is repeated until it succeeds or the time is over. Exits with 3 when a
+check fails.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if s.client, err = t.client(); err != nil {
+				return err
+			}
+			s.out = cmd.OutOrStdout()
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			return s.run(ctx)
+		},
+	}
+	t.flags(cmd.Flags(), "http://localhost:18181", true)
+	cmd.Flags().IntVar(&s.members, "members", 0, "how many members the cluster must have (0: any number)")
+	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to try")
+	return cmd
+}
+
+func (s *smoke) run(ctx context.Context) error {
+	a, err := smokeClaim()
+	if err != nil {
+		return fail(exitFailed, "make a claim: %w", err)
+	}
+	steps := []struct {
+		name string
+		step func(context.Context) error
+	}{
+		{"the server is healthy", s.health},
+		{"a claim is written", func(ctx context.Context) error { return s.write(ctx, a) }},
+		{"the claim is read back", func(ctx context.Context) error { return s.read(ctx, a) }},
+		{"a query finds it", func(ctx context.Context) error { return s.query(ctx, a) }},
+		{"every member is alive and whole", s.cluster},
+	}
+	for _, step := range steps {
+		began := time.Now()
+		if err := until(ctx, step.step); err != nil {
+			fmt.Fprintf(s.out, "FAIL  %s\n", step.name)
+			return fail(exitNo, "%s: %w", step.name, err)
+		}
+		fmt.Fprintf(s.out, "ok    %s (%s)\n", step.name, time.Since(began).Round(time.Millisecond))
+	}
+	return nil
+}
+
+// smokeClaim is a claim that no one made before, signed.
+func smokeClaim() (*record.Assertion, error) {
+	_, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, err
+	}
+	var nonce [8]byte
+	if _, err := rand.Read(nonce[:]); err != nil {
+		return nil, err
+	}
+	a := &record.Assertion{Content: record.Content{
+		Subject: "stemedb://smoke", Predicate: "smoke_test", Object: record.Text(hex.EncodeToString(nonce[:])),
+		Confidence: 1, SourceClass: record.Observational, Timestamp: uint64(time.Now().Unix()),
+	}}
+	a.Sign(private)
+	return a, nil
+}
+
+func (s *smoke) health(ctx context.Context) error {
+	var into struct{}
+	return s.client.get(ctx, "/v1/health", &into)
+}
+
+func (s *smoke) write(ctx context.Context, a *record.Assertion) error {
+	got, err := s.client.do(ctx, http.MethodPost, "/v1/assert", a)
+	if err != nil {
+		return err
+	}
+	if got.status != http.StatusCreated && got.status != http.StatusOK {
+		return got.refused()
+	}
+	return nil
+}
+
+func (s *smoke) read(ctx context.Context, a *record.Assertion) error {
+	var got struct {
+		Subject    string
+		Object     record.Object
+		Signatures []record.Signature
+	}
+	if err := s.client.get(ctx, "/v1/assertions/"+a.ID().String(), &got); err != nil {
+		return err
+	}
+	if got.Subject != a.Subject || got.Object != a.Object || !slices.Contains(got.Signatures, a.Signatures[0]) {
+		return errors.New("what was read is not what was written")
+	}
+	return nil
+}
+
+func (s *smoke) query(ctx context.Context, a *record.Assertion) error {
+	var got struct{ Claims []struct{ Hash string } }
+	path := "/v1/query?limit=1000&subject=" + url.QueryEscape(a.Subject) + "&predicate=" + a.Predicate
+	if err := s.client.get(ctx, path, &got); err != nil {
+		return err
+	}
+	for _, claim := range got.Claims {
+		if claim.Hash == a.ID().String() {
+			return nil
+		}
+	}
+	return errors.New("the claim is not among the newest ones of its subject")
+}
+
+func (s *smoke) cluster(ctx context.Context) error {
+	var status clusterStatus
+	if err := s.client.get(ctx, "/v1/cluster/status", &status); err != nil {
+		return err
+	}
+	if members, _, _ := status.counts(); s.members > 0 && members != s.members {
+		return fmt.Errorf("the cluster has %d members, not %d", members, s.members)
+	}
+	if trouble := status.trouble(); trouble != "" {
+		return errors.New(trouble)
+	}
+	return nil
+}

@@ -1,0 +1,178 @@
+// Package api is the HTTP face of a node: routes, who may use them, what they
+// accept and how they answer, and the gateway that serves the same routes
+// through whichever node can.
+//
+// It promises: every route stands in one table (routes.go) with its rights,
+// limits and parameters; every error is RFC 9457 problem+json with a stable
+// code out of one table (problem.go); every answer carries X-Request-Id and
+// Content-Length; no input crashes the process, hangs a connection or makes it
+// hold more memory than the limits say.
+//
+// The package knows no file and no socket: records and keys come through the
+// Backend and Keys interfaces, connections from the listeners given to Serve.
+package api
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/stemedb/stemedb/server/internal/keys"
+)
+
+// Keys is the table of API keys; *control.Control implements it. Its errors are
+// those of package keys; anything else means that the table cannot be asked or
+// changed now and is answered with 503.
+type Keys interface {
+	// Confirmed tells whether this node's copy was current in the last 30 s.
+	Confirmed() (ok bool, at time.Time)
+	// GetKey and ListKeys read this node's copy.
+	GetKey(h keys.Hash) (keys.Key, bool)
+	ListKeys() []keys.Key
+	// LookupAtLeader brings the copy up to date and looks again.
+	LookupAtLeader(ctx context.Context, h keys.Hash) (k keys.Key, found bool, err error)
+
+	CreateKey(ctx context.Context, k keys.Key) (after keys.Key, created bool, err error)
+	PatchKey(ctx context.Context, h keys.Hash, p keys.Patch) (keys.Key, error)
+	RevokeKey(ctx context.Context, h keys.Hash) (keys.Key, error)
+	// RotateKey registers successor; the old key works for grace more seconds.
+	RotateKey(ctx context.Context, old, successor keys.Hash, grace int64) (oldKey, fresh keys.Key, err error)
+}
+
+// Options of an API. Only Node is required.
+type Options struct {
+	Node    string // this node's name
+	Version string
+
+	Auth           bool     // ask for keys; off: project "default" and every role
+	AllowedOrigins []string // see config.Config
+
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer // nil: a registry of its own
+	Gatherer   prometheus.Gatherer   // what /metrics shows
+
+	// Dial connects to another member's HTTP API for the gateway, which speaks
+	// TLS on the connection when this node's own API does. Without it the
+	// gateway serves through this node only.
+	Dial func(ctx context.Context, p Peer) (net.Conn, error)
+
+	// RequestTimeout bounds the work for one request, 10 s when 0. A caller may
+	// ask for less, or for up to MaxRequestTimeout, with X-Request-Timeout.
+	RequestTimeout time.Duration
+	// ReadTimeout bounds how long a request with its body may take to arrive,
+	// 30 s when 0.
+	ReadTimeout time.Duration
+	// BodyBudget bounds the bytes of large bodies (over 64 KiB) that are held at
+	// once, 128 MiB when 0.
+	BodyBudget int64
+}
+
+const (
+	defaultRequestTimeout = 10 * time.Second
+	defaultReadTimeout    = 30 * time.Second
+	defaultBodyBudget     = 128 << 20
+	// MaxRequestTimeout is the longest that a caller may ask the server to work
+	// on one request.
+	MaxRequestTimeout = time.Minute
+)
+
+// Progress is how far a start has come.
+type Progress struct {
+	Phase string `json:"phase"` // what is being done, for people
+	// Rebuild: the whole index is being made again. That may take longer than
+	// any start-up window, goes on after a restart, and is not to be
+	// interrupted: the node counts as started, and as not ready.
+	Rebuild bool  `json:"rebuild,omitempty"`
+	Done    int64 `json:"done"` // bytes of log
+	Total   int64 `json:"total"`
+}
+
+// services are what the routes work on once the node has them.
+type services struct {
+	backend Backend
+	keys    Keys
+}
+
+// API serves the routes. It answers from the moment it is made: until Attach,
+// the startup path shows progress, and what needs records or keys is 503.
+type API struct {
+	opts     Options
+	log      *slog.Logger
+	handler  http.Handler
+	gateway  http.Handler
+	meters   *meters
+	ids      *ids
+	unknown  *unknownKeys
+	bodies   *semaphore.Weighted
+	began    time.Time
+	services atomic.Pointer[services]
+	progress atomic.Pointer[Progress]
+	certs    atomic.Pointer[Certificates]
+	draining atomic.Bool
+}
+
+// New makes an API.
+func New(opts Options) (*API, error) {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.Registerer == nil {
+		r := prometheus.NewRegistry()
+		opts.Registerer, opts.Gatherer = r, r
+	}
+	if opts.Gatherer == nil {
+		opts.Gatherer = prometheus.DefaultGatherer
+	}
+	if opts.RequestTimeout == 0 {
+		opts.RequestTimeout = defaultRequestTimeout
+	}
+	if opts.ReadTimeout == 0 {
+		opts.ReadTimeout = defaultReadTimeout
+	}
+	if opts.BodyBudget == 0 {
+		opts.BodyBudget = defaultBodyBudget
+	}
+	a := &API{
+		opts: opts, log: opts.Logger, ids: newIDs(), unknown: newUnknownKeys(),
+		bodies: semaphore.NewWeighted(opts.BodyBudget), began: time.Now(),
+	}
+	var err error
+	if a.meters, err = newMeters(a, opts.Registerer); err != nil {
+		return nil, err
+	}
+	a.handler = a.router(a.serve)
+	a.gateway = newGateway(a)
+	return a, nil
+}
+
+// Handler serves this node's API.
+func (a *API) Handler() http.Handler { return a.handler }
+
+// Gateway serves the same routes through this node or, when it cannot serve,
+// through another one.
+func (a *API) Gateway() http.Handler { return a.gateway }
+
+// Attach gives the API what its routes work on. It is called once.
+func (a *API) Attach(b Backend, k Keys) { a.services.Store(&services{b, k}) }
+
+// SetProgress says how far the start has come, until Attach.
+func (a *API) SetProgress(p Progress) { a.progress.Store(&p) }
+
+// Drain turns the node unready at once. It goes on serving, and from now on
+// every answer asks the caller to open its next connection elsewhere.
+func (a *API) Drain() { a.draining.Store(true) }
+
+// Draining tells whether Drain was called.
+func (a *API) Draining() bool { return a.draining.Load() }
+
+func (a *API) startingProblem() *Problem {
+	p := problem(codeStarting, "", "the node is still starting", "send the request again, or through another node; GET /v1/health/startup shows the progress").retry(retrySoon)
+	p.Progress = a.progress.Load()
+	return p
+}

@@ -1,0 +1,219 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/cluster"
+	"github.com/stemedb/stemedb/server/internal/keys"
+)
+
+const (
+	// Unknown keys are asked of the leader once, then refused from memory for
+	// this long, so that a flood of wrong keys costs the leader little. A key
+	// registered meanwhile is found in the copy, which is looked at first.
+	unknownFor = 2 * time.Second
+	// unknownKept bounds that memory.
+	unknownKept = 4096
+	// leaderQuestions bounds how many callers wait for the leader at once.
+	leaderQuestions = 32
+	leaderPatience  = 2 * time.Second
+)
+
+// authorize decides whether the call may go on, and fills caller. Every check
+// of a key is a look-up of its hash in an immutable table, so nothing about a
+// key can be learnt from how long a refusal takes.
+func (c *call) authorize() error {
+	if !c.api.opts.Auth {
+		c.caller = caller{project: defaultProject, role: keys.Admin, known: true}
+		return nil
+	}
+	if c.route.class == keys.Public {
+		return nil
+	}
+	if err := c.identify(); err != nil {
+		return err
+	}
+	if !c.caller.role.Allows(c.route.class) {
+		return problem(codeForbidden, headerName, "a key with the role "+string(c.caller.role)+" may not use "+c.route.method+" "+c.route.pattern, remedyAskAdministator)
+	}
+	if c.caller.project == keys.SharedProject && c.route.class == keys.Write && c.caller.role != keys.Admin {
+		return problem(codeForbidden, headerName, "only admin keys write to the project shared", remedyAskAdministator)
+	}
+	return nil
+}
+
+// headerName is how the documentation spells the key's header.
+const headerName = "X-API-Key"
+
+// givenKey is the text of the caller's key, if it can be one at all. That much
+// any node can tell.
+func (c *call) givenKey() (string, error) {
+	given := c.r.Header[headerKey]
+	if len(given) == 0 || given[0] == "" {
+		return "", problem(codeKeyMissing, headerName, "the request has no API key", "send the project's key in the header X-API-Key")
+	}
+	if len(given) > 1 {
+		return "", problem(codeKeyInvalid, headerName, "the request has more than one API key", "send the header X-API-Key once")
+	}
+	if !keys.WellFormed(given[0]) {
+		return "", problem(codeKeyInvalid, headerName, "the text is not an API key", "send the key as it was given: steme_live_ or steme_test_ and 48 lower-case hex digits")
+	}
+	return given[0], nil
+}
+
+// identify checks the caller's key.
+func (c *call) identify() error {
+	raw, err := c.givenKey()
+	if err != nil {
+		return err
+	}
+	if c.svc == nil {
+		return c.api.startingProblem()
+	}
+	if confirmed, _ := c.svc.keys.Confirmed(); !confirmed {
+		return problem(codeKeysUnconfirmed, headerName, "this node has not heard from the leader of the control table for 30 s, so it cannot tell whether the key still holds", "send the request again, or through another node").retry(retryAfterLeaderVote)
+	}
+	hash := keys.HashOf(raw)
+	key, held := c.svc.keys.GetKey(hash)
+	if !held {
+		if key, held, err = c.api.unknown.ask(c.ctx, c.svc.keys, hash); err != nil {
+			return err
+		}
+	}
+	if !held {
+		return problem(codeKeyInvalid, headerName, "no project has this key", "check that the key belongs to this StemeDB")
+	}
+	if err := usable(&key, time.Now()); err != nil {
+		return err
+	}
+	c.caller = caller{project: key.Project, role: key.Role, key: &key, known: true}
+	return nil
+}
+
+func usable(k *keys.Key, now time.Time) error {
+	switch k.Check(now) {
+	case keys.Usable:
+		return nil
+	case keys.Revoked:
+		return problem(codeKeyRevoked, headerName, "the key was revoked", remedyAskAdministator)
+	case keys.Rotated:
+		return problem(codeKeyRotated, headerName, "the key was replaced by another one and its grace is over", "use the new key")
+	case keys.Expired:
+		return problem(codeKeyExpired, headerName, "the key expired", remedyAskAdministator)
+	default:
+		return problem(codeKeyDisabled, headerName, "the key is switched off", remedyAskAdministator)
+	}
+}
+
+// unknownKeys asks the leader about keys that this node's copy lacks, and
+// remembers for a moment which ones the leader did not know either.
+type unknownKeys struct {
+	slots chan struct{}
+
+	mu   sync.Mutex
+	seen map[keys.Hash]time.Time // when the leader said that it knows no such key
+}
+
+func newUnknownKeys() *unknownKeys {
+	return &unknownKeys{slots: make(chan struct{}, leaderQuestions), seen: map[keys.Hash]time.Time{}}
+}
+
+func (u *unknownKeys) ask(ctx context.Context, table Keys, h keys.Hash) (keys.Key, bool, error) {
+	if u.recent(h, time.Now()) {
+		return keys.Key{}, false, nil
+	}
+	select {
+	case u.slots <- struct{}{}:
+		defer func() { <-u.slots }()
+	default:
+		return keys.Key{}, false, problem(cluster.CodeOverloaded, headerName, "too many unknown keys are being looked up", remedyRetry).retry(retrySoon)
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaderPatience)
+	defer cancel()
+	key, held, err := table.LookupAtLeader(ctx, h)
+	if err != nil {
+		return key, false, problem(codeKeysUnconfirmed, headerName, "this node does not know the key and the leader of the control table cannot be asked", "send the request again, or through another node").
+			retry(retryAfterLeaderVote).because(err)
+	}
+	if !held {
+		u.remember(h, time.Now())
+	}
+	return key, held, nil
+}
+
+func (u *unknownKeys) recent(h keys.Hash, now time.Time) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	at, ok := u.seen[h]
+	return ok && now.Sub(at) < unknownFor
+}
+
+func (u *unknownKeys) remember(h keys.Hash, now time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.seen) >= unknownKept {
+		for other, at := range u.seen {
+			if now.Sub(at) >= unknownFor {
+				delete(u.seen, other)
+			}
+		}
+		if len(u.seen) >= unknownKept {
+			clear(u.seen)
+		}
+	}
+	u.seen[h] = now
+}
+
+// maybeIdentify fills caller when the request carries a key that works, for
+// routes that show more to callers who are known. It returns why not.
+func (c *call) maybeIdentify() (why string) {
+	if c.caller.known {
+		return ""
+	}
+	err := c.identify()
+	var p *Problem
+	if errors.As(err, &p) {
+		return p.Code
+	}
+	return ""
+}
+
+// cors applies the rule for browsers: listed origins; none given: no origin
+// with auth, any without.
+func (a *API) cors(h http.Header, r *http.Request) {
+	origins := r.Header["Origin"]
+	if len(origins) != 1 {
+		return
+	}
+	allowed := a.originAllowed(origins[0])
+	if allowed == "" {
+		return
+	}
+	h.Set("Access-Control-Allow-Origin", allowed)
+	h.Set("Access-Control-Expose-Headers", "X-Request-Id, Retry-After")
+	if allowed != "*" {
+		h.Add("Vary", "Origin")
+	}
+}
+
+func (a *API) originAllowed(origin string) string {
+	if len(a.opts.AllowedOrigins) == 0 {
+		if a.opts.Auth {
+			return ""
+		}
+		return "*"
+	}
+	for _, o := range a.opts.AllowedOrigins {
+		if o == "*" {
+			return "*"
+		}
+		if o == origin {
+			return origin
+		}
+	}
+	return ""
+}

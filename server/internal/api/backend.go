@@ -1,0 +1,58 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"net/http"
+
+	"github.com/stemedb/stemedb/server/internal/cluster"
+	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// Backend is the cluster as the API needs it; *cluster.Cluster has the methods
+// but Peers, and says what they promise.
+type Backend interface {
+	Assert(ctx context.Context, project string, as []*record.Assertion) []cluster.WriteResult
+	Vote(ctx context.Context, project string, v *record.Vote) cluster.WriteResult
+	Get(ctx context.Context, project string, id record.Hash, consistency cluster.Consistency) (*store.Stored, error)
+	Claims(ctx context.Context, q store.ClaimQuery, consistency cluster.Consistency) (iter.Seq2[*store.Claim, error], error)
+	Content(ctx context.Context, claim *store.Claim) (*record.Content, error)
+	Subjects(ctx context.Context, project, prefix, after string, limit int, consistency cluster.Consistency) ([]string, error)
+	Ready() error
+	Status() cluster.Status
+	// Peers lists the other members, the likeliest to serve first. The slice
+	// is the caller's.
+	Peers() []Peer
+}
+
+// backendProblem is what the cluster or the store could not do.
+func backendProblem(err error) *Problem {
+	var u *cluster.UnavailableError
+	if errors.As(err, &u) {
+		p := problem(u.Code, "", u.Message, remedyRetry).retry(retryAfter(u.RetryAfter)).because(err)
+		if _, known := codeTable[u.Code]; !known {
+			p.Code, p.Status = codeUnavailable, http.StatusServiceUnavailable
+		}
+		if u.Code == cluster.CodeReadOnly {
+			p.Remedy = "free or add disk space on the node's volumes; until then write through another node"
+		}
+		return p
+	}
+	if errors.Is(err, store.ErrNotFound) {
+		return problem(codeNoRecord, "hash", "no record of this project has this hash", "check the hash, and that the key belongs to the project that it was asserted in")
+	}
+	var damage *store.DamageError
+	switch {
+	case errors.As(err, &damage):
+		return problem(cluster.CodeDamaged, "", "the record is held, but its bytes on this node are damaged", remedyRetry).retry(retrySoon).because(err)
+	case errors.Is(err, store.ErrBusy):
+		return problem(cluster.CodeOverloaded, "", err.Error(), remedyRetry).retry(retrySoon)
+	case errors.Is(err, store.ErrIndexFailed):
+		return problem(cluster.CodeStorageFailed, "", err.Error(), remedyRetry).retry(retryAfter(0)).because(err)
+	case errors.Is(err, store.ErrClosed):
+		return problem(cluster.CodeClosed, "", "the node is shutting down", remedyRetry).retry(retrySoon)
+	}
+	return nil
+}

@@ -1,0 +1,177 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+)
+
+// certificateEvery is how often the certificate's files are looked at.
+const certificateEvery = 5 * time.Second
+
+// Certificates holds the server's certificate and takes a new one from its
+// files soon after they hold one that fits. Files that are half written, or do
+// not fit together, change nothing but the log.
+type Certificates struct {
+	certPath, keyPath string
+	log               *slog.Logger
+
+	mu       sync.Mutex
+	current  *tls.Certificate
+	certText []byte
+	keyText  []byte
+	told     string // the last complaint, not to be repeated
+}
+
+// LoadCertificates reads certificate chain and key (PEM) for the first time;
+// then they must fit.
+func LoadCertificates(certPath, keyPath string, log *slog.Logger) (*Certificates, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	c := &Certificates{certPath: certPath, keyPath: keyPath, log: log}
+	return c, c.load()
+}
+
+// Watch looks for a new certificate until ctx ends.
+func (c *Certificates) Watch(ctx context.Context) {
+	tick := time.NewTicker(certificateEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			c.Reload()
+		}
+	}
+}
+
+// Reload looks for a new certificate now.
+func (c *Certificates) Reload() {
+	err := c.load()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case err == nil:
+		c.told = ""
+	case err.Error() != c.told:
+		c.told = err.Error()
+		c.log.Error("the new TLS certificate is not usable, the old one stays", "error", err)
+	}
+}
+
+// load takes what the files hold, if it is new and fits.
+func (c *Certificates) load() error {
+	certText, err := os.ReadFile(c.certPath)
+	if err != nil {
+		return fmt.Errorf("read the TLS certificate: %w", err)
+	}
+	keyText, err := os.ReadFile(c.keyPath)
+	if err != nil {
+		return fmt.Errorf("read the TLS certificate's key: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if bytes.Equal(certText, c.certText) && bytes.Equal(keyText, c.keyText) {
+		return nil
+	}
+	pair, err := tls.X509KeyPair(certText, keyText)
+	if err != nil {
+		return fmt.Errorf("the TLS certificate %s and its key %s do not fit: %w", c.certPath, c.keyPath, err)
+	}
+	if pair.Leaf == nil {
+		if pair.Leaf, err = x509.ParseCertificate(pair.Certificate[0]); err != nil {
+			return fmt.Errorf("parse the TLS certificate %s: %w", c.certPath, err)
+		}
+	}
+	if c.current != nil {
+		c.log.Info("the TLS certificate was replaced", "subject", pair.Leaf.Subject.String(), "expires", pair.Leaf.NotAfter)
+	}
+	c.current, c.certText, c.keyText = &pair, certText, keyText
+	return nil
+}
+
+func (c *Certificates) get() *tls.Certificate {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current
+}
+
+// Expiry is when the certificate ends.
+func (c *Certificates) Expiry() time.Time { return c.get().Leaf.NotAfter }
+
+// Config is for listeners: HTTP/1.1 over TLS 1.2 or later.
+func (c *Certificates) Config() *tls.Config {
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		NextProtos:     []string{"http/1.1"},
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.get(), nil },
+	}
+}
+
+// PeerConfig is for connections to other members' APIs. Those are addressed by
+// pods' names, for which their certificates are not made; but all members serve
+// under the same public names. So a peer is accepted when it presents this
+// node's own certificate or, while one is being renewed, one for the same name
+// from the same issuer.
+func (c *Certificates) PeerConfig() *tls.Config {
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		NextProtos:         []string{"http/1.1"},
+		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection checks more
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			return verifyPeer(c.get(), cs.PeerCertificates)
+		},
+	}
+}
+
+func verifyPeer(own *tls.Certificate, chain []*x509.Certificate) error {
+	if len(chain) == 0 {
+		return errors.New("the peer presented no certificate")
+	}
+	if chain[0].Equal(own.Leaf) {
+		return nil
+	}
+	if !sameName(own.Leaf, chain[0]) {
+		return errors.New("the peer's certificate is for another name than this node's")
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
+	}
+	for _, der := range own.Certificate[1:] {
+		if issuer, err := x509.ParseCertificate(der); err == nil {
+			roots.AddCert(issuer)
+		}
+	}
+	between := x509.NewCertPool()
+	for _, cert := range chain[1:] {
+		between.AddCert(cert)
+	}
+	if _, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between}); err != nil {
+		return fmt.Errorf("the peer's certificate is not this node's, nor of its issuer: %w", err)
+	}
+	return nil
+}
+
+func sameName(own, peer *x509.Certificate) bool {
+	for _, name := range own.DNSNames {
+		if peer.VerifyHostname(name) == nil {
+			return true
+		}
+	}
+	for _, ip := range own.IPAddresses {
+		if peer.VerifyHostname(ip.String()) == nil {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,205 @@
+package api
+
+import (
+	"cmp"
+	"iter"
+	"slices"
+
+	"github.com/stemedb/stemedb/server/internal/lens"
+	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// claims yields the claims of a query over all its scopes, by predicate, then
+// newest first, unfiltered. A claim that two projects hold appears once, with
+// the signatures and votes of both.
+func (c *call) claims(q *claimQuery, after *store.ClaimCursor) (iter.Seq2[*store.Claim, error], error) {
+	var all []iter.Seq2[*store.Claim, error]
+	for _, project := range q.scope {
+		seq, err := c.svc.backend.Claims(c.ctx, store.ClaimQuery{
+			Project: project, Subject: q.subject, Predicate: q.predicate, AsOf: q.asOf, After: after,
+		}, q.consistency)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, seq)
+	}
+	if len(all) == 1 {
+		return all[0], nil
+	}
+	return mergeClaims(all[0], all[1]), nil
+}
+
+// mergeClaims merges two ordered sequences into one.
+func mergeClaims(a, b iter.Seq2[*store.Claim, error]) iter.Seq2[*store.Claim, error] {
+	return func(yield func(*store.Claim, error) bool) {
+		nextB, stop := iter.Pull2(b)
+		defer stop()
+		held, errB, ok := nextB()
+		for x, errA := range a {
+			if errA != nil {
+				yield(nil, errA)
+				return
+			}
+			for ok && errB == nil && compareClaims(held, x) < 0 {
+				if !yield(held, nil) {
+					return
+				}
+				held, errB, ok = nextB()
+			}
+			if ok && errB != nil {
+				yield(nil, errB)
+				return
+			}
+			if ok && compareClaims(held, x) == 0 {
+				x = joinClaims(x, held)
+				held, errB, ok = nextB()
+			}
+			if !yield(x, nil) {
+				return
+			}
+		}
+		for ok {
+			if !yield(held, errB) || errB != nil {
+				return
+			}
+			held, errB, ok = nextB()
+		}
+	}
+}
+
+// compareClaims is the order of store.Claims: predicate, then newest first.
+func compareClaims(x, y *store.Claim) int {
+	if c := cmp.Compare(x.Predicate, y.Predicate); c != 0 {
+		return c
+	}
+	switch {
+	case x.Newer(&y.Claim):
+		return -1
+	case y.Newer(&x.Claim):
+		return 1
+	}
+	return 0
+}
+
+// joinClaims is the claim that two projects hold, as the first of them has it,
+// with everybody who signed and voted in either.
+func joinClaims(own, other *store.Claim) *store.Claim {
+	joined := *own
+	joined.Agents = slices.Concat(own.Agents, other.Agents)
+	slices.SortFunc(joined.Agents, record.AgentID.Compare)
+	joined.Agents = slices.Compact(joined.Agents)
+
+	joined.Votes = slices.Concat(own.Votes, other.Votes)
+	slices.SortFunc(joined.Votes, func(x, y lens.Vote) int {
+		return cmp.Or(x.Agent.Compare(y.Agent), cmp.Compare(y.Timestamp, x.Timestamp), y.ID.Compare(x.ID))
+	})
+	joined.Votes = slices.CompactFunc(joined.Votes, func(x, y lens.Vote) bool { return x.Agent == y.Agent })
+	return &joined
+}
+
+// source feeds claims to a lens and remembers what the lens cannot carry: an
+// error, and the claims around those that the lens was given.
+type source struct {
+	query *claimQuery
+	err   error
+	// held are the first claims that passed. An answer's winner is nearly
+	// always among them; another one is read by its id.
+	held []*store.Claim
+}
+
+const sourceHolds = 128
+
+// feed gives a lens the claims that pass the filter.
+func (s *source) feed(claims iter.Seq2[*store.Claim, error]) lens.Claims {
+	return func(yield func(*lens.Claim) bool) {
+		for claim, err := range claims {
+			if err != nil {
+				s.err = err
+				return
+			}
+			if !s.query.filter.Match(&claim.Claim) {
+				continue
+			}
+			if len(s.held) < sourceHolds {
+				s.held = append(s.held, claim)
+			}
+			if !yield(&claim.Claim) {
+				return
+			}
+		}
+	}
+}
+
+// show turns a claim that a lens named into what callers see.
+func (c *call) show(s *source, claim *lens.Claim) (*claimBody, error) {
+	for _, held := range s.held {
+		if held.ID == claim.ID {
+			return c.showClaim(held)
+		}
+	}
+	for _, project := range s.query.scope {
+		stored, err := c.svc.backend.Get(c.ctx, project, claim.ID, s.query.consistency)
+		if err == nil {
+			return newClaimBody(claim, project, stored.Content), nil
+		}
+		if project == s.query.scope[len(s.query.scope)-1] {
+			return nil, err
+		}
+	}
+	return nil, store.ErrNotFound
+}
+
+func (c *call) showClaim(claim *store.Claim) (*claimBody, error) {
+	content, err := c.svc.backend.Content(c.ctx, claim)
+	if err != nil {
+		return nil, err
+	}
+	return newClaimBody(&claim.Claim, claim.Project, content), nil
+}
+
+// claimBody is a claim as callers see it: the content as it was signed, and
+// what is known about it now.
+type claimBody struct {
+	Hash    string `json:"hash"`
+	Project string `json:"project"`
+	*record.Content
+	// EffectiveLifecycle is the lifecycle of the newest successor by
+	// parent_hash, the claim's own when there is none.
+	EffectiveLifecycle record.Lifecycle `json:"effective_lifecycle"`
+	ReplacedBy         *record.Hash     `json:"replaced_by,omitempty"`
+	Agents             []record.AgentID `json:"agents"`
+	Votes              voteSummary      `json:"votes"`
+}
+
+// voteSummary counts the newest vote of each agent.
+type voteSummary struct {
+	For     int     `json:"for"`
+	Against int     `json:"against"`
+	Weight  float64 `json:"weight"` // the sum
+}
+
+func newClaimBody(claim *lens.Claim, project string, content *record.Content) *claimBody {
+	b := &claimBody{
+		Hash: claim.ID.String(), Project: project, Content: content,
+		EffectiveLifecycle: claim.Lifecycle, ReplacedBy: claim.ReplacedBy,
+		Agents: claim.Agents, Votes: countVotes(claim.Votes),
+	}
+	if b.Agents == nil {
+		b.Agents = []record.AgentID{}
+	}
+	return b
+}
+
+func countVotes(votes []lens.Vote) (s voteSummary) {
+	for _, v := range votes {
+		s.Weight += v.Weight
+		switch {
+		case v.Weight > 0:
+			s.For++
+		case v.Weight < 0:
+			s.Against++
+		}
+	}
+	return s
+}

@@ -1,0 +1,166 @@
+package api
+
+import (
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/lens"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+const (
+	defaultDisputed = 1000
+	maxDisputed     = 10_000
+)
+
+// skepticBody shows who says what about one subject and predicate.
+type skepticBody struct {
+	Subject     string      `json:"subject"`
+	Predicate   string      `json:"predicate"`
+	Consistency string      `json:"consistency"`
+	AsOf        uint64      `json:"as_of,omitempty"`
+	Score       float64     `json:"conflict_score"`
+	Status      string      `json:"status,omitempty"` // absent when there is no claim
+	Why         string      `json:"why"`
+	Values      []valueBody `json:"values"`
+	// Truncated: there are more claims or values than limit allows to show.
+	// Score, status, support and counts are over all of them.
+	Truncated bool `json:"truncated,omitempty"`
+}
+
+type valueBody struct {
+	Object     record.Object    `json:"object"`
+	Support    float64          `json:"support"`
+	Share      float64          `json:"share"`   // of all positive support
+	Signers    int              `json:"signers"` // distinct agents
+	ClaimCount int              `json:"claim_count"`
+	Claims     []supporterClaim `json:"claims"` // the newest, at most 100
+}
+
+// supporterClaim is one claim that stands for a value.
+type supporterClaim struct {
+	Hash               string             `json:"hash"`
+	Timestamp          uint64             `json:"timestamp"`
+	Confidence         float64            `json:"confidence"`
+	SourceClass        record.SourceClass `json:"source_class"`
+	EffectiveLifecycle record.Lifecycle   `json:"effective_lifecycle"`
+	Agents             []record.AgentID   `json:"agents"`
+	Votes              voteSummary        `json:"votes"`
+}
+
+// skeptic shows disagreement instead of an answer.
+func (c *call) skeptic() error {
+	began := time.Now()
+	q, err := c.claimQuery(true)
+	if err != nil {
+		return err
+	}
+	limit, err := c.intParam("limit", defaultDisputed, 1, maxDisputed)
+	if err != nil {
+		return err
+	}
+	claims, err := c.claims(&q, nil)
+	if err != nil {
+		return err
+	}
+	src := source{query: &q}
+	dispute := lens.Skeptic(src.feed(claims), q.params)
+	if src.err != nil {
+		return src.err
+	}
+	body := skepticBody{
+		Subject: q.subject, Predicate: q.predicate, Consistency: q.consistency.String(), AsOf: q.asOf,
+		Score: dispute.Score, Status: string(dispute.Status), Why: dispute.Why, Values: []valueBody{},
+	}
+	if err := c.showValues(&body, &src, dispute.Values, limit); err != nil {
+		return err
+	}
+	c.api.meters.queried("skeptic", began)
+	return c.json(http.StatusOK, body)
+}
+
+// showValues shows values, strongest first, with up to limit claims in all and
+// as many bytes of values as fit a page.
+func (c *call) showValues(body *skepticBody, src *source, values []lens.ValueSupport, limit int) error {
+	size := 0
+	for i := range values {
+		v := &values[i]
+		if limit == 0 || size >= pageBytes {
+			body.Truncated = true
+			return nil
+		}
+		newest, err := c.show(src, v.Newest)
+		if err != nil {
+			return err
+		}
+		shown := valueBody{
+			Object: newest.Object, Support: v.Support, Share: v.Share, Signers: v.Signers, ClaimCount: v.Count, Claims: []supporterClaim{},
+		}
+		for _, claim := range v.Claims {
+			if limit == 0 {
+				break
+			}
+			limit--
+			shown.Claims = append(shown.Claims, supporterClaim{
+				Hash: claim.ID.String(), Timestamp: claim.Timestamp, Confidence: claim.Confidence, SourceClass: claim.Class,
+				EffectiveLifecycle: claim.Lifecycle, Agents: claim.Agents, Votes: countVotes(claim.Votes),
+			})
+		}
+		body.Truncated = body.Truncated || len(shown.Claims) < v.Count
+		text, err := json.Marshal(shown.Object)
+		if err != nil {
+			return err
+		}
+		size += len(text)
+		body.Values = append(body.Values, shown)
+	}
+	return nil
+}
+
+type layeredBody struct {
+	Subject     string      `json:"subject"`
+	Predicate   string      `json:"predicate"`
+	Consistency string      `json:"consistency"`
+	AsOf        uint64      `json:"as_of,omitempty"`
+	Layers      []layerBody `json:"layers"`
+}
+
+type layerBody struct {
+	SourceClass record.SourceClass `json:"source_class"`
+	Tier        int                `json:"tier"`
+	Winner      *claimBody         `json:"winner"`
+	Why         lens.Why           `json:"why"`
+}
+
+// layered draws one answer for each source class.
+func (c *call) layered() error {
+	began := time.Now()
+	q, err := c.claimQuery(true)
+	if err != nil {
+		return err
+	}
+	claims, err := c.claims(&q, nil)
+	if err != nil {
+		return err
+	}
+	src := source{query: &q}
+	layers := lens.Layered(src.feed(claims), q.params)
+	if src.err != nil {
+		return src.err
+	}
+	body := layeredBody{
+		Subject: q.subject, Predicate: q.predicate, Consistency: q.consistency.String(), AsOf: q.asOf, Layers: []layerBody{},
+	}
+	for _, l := range layers {
+		shown := layerBody{SourceClass: l.Class, Tier: l.Class.Tier(), Why: l.Answer.Why}
+		if l.Answer.Winner != nil {
+			if shown.Winner, err = c.show(&src, l.Answer.Winner); err != nil {
+				return err
+			}
+		}
+		body.Layers = append(body.Layers, shown)
+	}
+	c.api.meters.queried("layered", began)
+	return c.json(http.StatusOK, body)
+}

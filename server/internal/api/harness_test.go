@@ -1,0 +1,419 @@
+package api
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"io"
+	"iter"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/server/internal/cluster"
+	"github.com/stemedb/stemedb/server/internal/keys"
+	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// solo is a backend of one node: the real store on a simulated disk and real
+// signature checks, without replication. fail, when set, is what every call
+// answers instead.
+type solo struct {
+	store    *store.Store
+	verifier *record.Verifier
+	fail     atomic.Pointer[error]
+	slow     atomic.Int64 // nanoseconds that a write takes longer
+	calls    atomic.Int64
+	others   []Peer
+	panics   atomic.Bool
+}
+
+func newSolo(t testing.TB) *solo {
+	disk := memfs.New(1)
+	s, err := store.Open(t.Context(), store.Options{
+		FS: disk, WALDir: "/wal", DBDir: "/db", NodeName: "n0", SegmentSize: 1 << 20, CacheBytes: 1 << 20, WriteBuffer: 1 << 20,
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	return &solo{store: s, verifier: record.NewVerifier(16)}
+}
+
+func (b *solo) failure() error {
+	b.calls.Add(1)
+	if b.panics.Load() {
+		panic("told to")
+	}
+	if e := b.fail.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+func (b *solo) failWith(err error) {
+	if err == nil {
+		b.fail.Store(nil)
+		return
+	}
+	b.fail.Store(&err)
+}
+
+func (b *solo) Assert(ctx context.Context, project string, as []*record.Assertion) []cluster.WriteResult {
+	out := make([]cluster.WriteResult, len(as))
+	failed := b.failure()
+	for i, a := range as {
+		id := a.ID()
+		out[i] = b.write(ctx, failed, id, a.AppendSigned(nil, id), a.Timestamp, func() (items []store.Item) {
+			items = append(items, store.NewContent(project, id, &a.Content))
+			for _, s := range a.Signatures {
+				items = append(items, store.NewSignature(project, id, s))
+			}
+			return items
+		})
+	}
+	return out
+}
+
+func (b *solo) Vote(ctx context.Context, project string, v *record.Vote) cluster.WriteResult {
+	return b.write(ctx, b.failure(), v.ID(), []record.SignedItem{v.Signed()}, v.Timestamp, func() []store.Item {
+		return []store.Item{store.NewVote(project, v)}
+	})
+}
+
+func (b *solo) write(ctx context.Context, failed error, id record.Hash, signed []record.SignedItem, at uint64, items func() []store.Item) cluster.WriteResult {
+	r := cluster.WriteResult{ID: id, Err: failed}
+	if failed != nil {
+		return r
+	}
+	if at > uint64(time.Now().Add(5*time.Minute).Unix()) {
+		r.Err = &record.FieldError{Field: "timestamp", Code: record.CodeOutOfRange, Problem: "is in the future", Remedy: "set the clock"}
+		return r
+	}
+	for _, ok := range b.verifier.Verify(signed) {
+		if !ok {
+			r.Err = &record.FieldError{Field: "signatures[0].signature", Code: cluster.CodeInvalidSignature, Problem: "does not verify", Remedy: "sign the id"}
+			return r
+		}
+	}
+	if d := time.Duration(b.slow.Load()); d > 0 {
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+			r.Err = ctx.Err()
+			return r
+		}
+	}
+	done := make(chan store.PutResult, 1)
+	if r.Err = b.store.Put(items(), func(p store.PutResult) { done <- p }); r.Err == nil {
+		p := <-done
+		r.Err, r.Created = p.Err, slices.Contains(p.New, true)
+	}
+	return r
+}
+
+func (b *solo) Get(_ context.Context, project string, id record.Hash, _ cluster.Consistency) (*store.Stored, error) {
+	if err := b.failure(); err != nil {
+		return nil, err
+	}
+	return b.store.Assertion(project, id)
+}
+
+func (b *solo) Claims(_ context.Context, q store.ClaimQuery, _ cluster.Consistency) (iter.Seq2[*store.Claim, error], error) {
+	if err := b.failure(); err != nil {
+		return nil, err
+	}
+	return b.store.Claims(q), nil
+}
+
+func (b *solo) Content(_ context.Context, claim *store.Claim) (*record.Content, error) {
+	stored, err := b.store.Assertion(claim.Project, claim.ID)
+	if err != nil {
+		return nil, err
+	}
+	return stored.Content, nil
+}
+
+func (b *solo) Subjects(_ context.Context, project, prefix, after string, limit int, _ cluster.Consistency) ([]string, error) {
+	if err := b.failure(); err != nil {
+		return nil, err
+	}
+	return b.store.Subjects(project, prefix, after, limit)
+}
+
+func (b *solo) Ready() error {
+	if e := b.fail.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+func (b *solo) Status() cluster.Status {
+	return cluster.Status{
+		ClusterID: "c1", Generation: 3, Node: "n0", Leader: "n0", Ready: b.Ready() == nil, WriteQuorum: true, ReadQuorum: true,
+		Members: []cluster.MemberStatus{
+			{Name: "n0", Incarnation: "a", Self: true, Alive: true, Whole: true},
+			{Name: "n1", Incarnation: "b", Alive: true, LagBytes: -1, APIAddr: "n1:18180"},
+		},
+	}
+}
+
+func (b *solo) Peers() []Peer { return slices.Clone(b.others) }
+
+// table is a table of keys of one node, with the real transitions.
+type table struct {
+	mu          sync.Mutex
+	keys        map[keys.Hash]keys.Key
+	leaderOnly  map[keys.Hash]keys.Key // known to the leader, not to this copy
+	unconfirmed atomic.Bool
+	leaderGone  atomic.Bool
+	asked       atomic.Int64
+}
+
+var errNoLeader = errors.New("no leader")
+
+func newTable() *table {
+	return &table{keys: map[keys.Hash]keys.Key{}, leaderOnly: map[keys.Hash]keys.Key{}}
+}
+
+func (k *table) Confirmed() (bool, time.Time) { return !k.unconfirmed.Load(), time.Now() }
+
+func (k *table) GetKey(h keys.Hash) (keys.Key, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	key, ok := k.keys[h]
+	return key, ok
+}
+
+func (k *table) ListKeys() []keys.Key {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Collect(maps.Values(k.keys))
+}
+
+func (k *table) LookupAtLeader(_ context.Context, h keys.Hash) (keys.Key, bool, error) {
+	k.asked.Add(1)
+	if k.leaderGone.Load() {
+		return keys.Key{}, false, errNoLeader
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if key, ok := k.leaderOnly[h]; ok {
+		k.keys[h] = key
+	}
+	key, ok := k.keys[h]
+	return key, ok, nil
+}
+
+// change applies a transition to a key that must be there.
+func (k *table) change(h keys.Hash, do func(keys.Key) (keys.Key, error)) (keys.Key, error) {
+	if k.leaderGone.Load() {
+		return keys.Key{}, errNoLeader
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	held, ok := k.keys[h]
+	if !ok {
+		return keys.Key{}, keys.ErrNotFound
+	}
+	after, err := do(held)
+	if err == nil {
+		k.keys[h] = after
+	}
+	return after, err
+}
+
+func (k *table) CreateKey(_ context.Context, fresh keys.Key) (keys.Key, bool, error) {
+	if k.leaderGone.Load() {
+		return keys.Key{}, false, errNoLeader
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var held *keys.Key
+	if key, ok := k.keys[fresh.Hash]; ok {
+		held = &key
+	}
+	after, created, err := keys.Register(held, fresh)
+	if err == nil {
+		k.keys[fresh.Hash] = after
+	}
+	return after, created, err
+}
+
+func (k *table) PatchKey(_ context.Context, h keys.Hash, p keys.Patch) (keys.Key, error) {
+	return k.change(h, func(key keys.Key) (keys.Key, error) { return key.Patched(p) })
+}
+
+func (k *table) RevokeKey(_ context.Context, h keys.Hash) (keys.Key, error) {
+	return k.change(h, func(key keys.Key) (keys.Key, error) { return key.RevokedNow(time.Now().Unix()), nil })
+}
+
+func (k *table) RotateKey(_ context.Context, h, successor keys.Hash, grace int64) (old, fresh keys.Key, err error) {
+	old, err = k.change(h, func(key keys.Key) (keys.Key, error) {
+		var after keys.Key
+		after, fresh, err = key.Rotate(successor, time.Now().Unix(), grace)
+		return after, err
+	})
+	if err == nil {
+		k.mu.Lock()
+		k.keys[successor] = fresh
+		k.mu.Unlock()
+	}
+	return old, fresh, err
+}
+
+// world is one API with its surroundings.
+type world struct {
+	t       testing.TB
+	api     *API
+	backend *solo
+	table   *table
+	raw     map[keys.Role]string // a raw key of project "alpha" for each role
+	random  *rand.Rand
+}
+
+func newWorld(t testing.TB, change func(*Options)) *world {
+	opts := Options{Node: "n0", Version: "test", Auth: true}
+	if change != nil {
+		change(&opts)
+	}
+	a, err := New(opts)
+	require.NoError(t, err)
+	w := &world{t: t, api: a, backend: newSolo(t), table: newTable(), raw: map[keys.Role]string{}, random: rand.New(rand.NewPCG(1, 2))}
+	for _, role := range keys.Roles() {
+		w.raw[role] = w.key("alpha", role, nil)
+	}
+	a.Attach(w.backend, w.table)
+	return w
+}
+
+// key puts a key into the table and returns its text.
+func (w *world) key(project string, role keys.Role, change func(*keys.Key)) string {
+	raw, err := keys.Generate(keys.Test, nil)
+	require.NoError(w.t, err)
+	k := keys.Key{Hash: keys.HashOf(raw), Project: project, Role: role, Enabled: true, CreatedAt: 1, Version: 1}
+	if change != nil {
+		change(&k)
+	}
+	w.table.mu.Lock()
+	defer w.table.mu.Unlock()
+	w.table.keys[k.Hash] = k
+	return raw
+}
+
+// request is one request to a handler.
+type request struct {
+	method, path string
+	key          string
+	body         []byte
+	media        string
+	header       http.Header
+}
+
+func (w *world) do(r request) *httptest.ResponseRecorder { return send(w.api.Handler(), r) }
+
+func send(h http.Handler, r request) *httptest.ResponseRecorder {
+	var body io.Reader
+	if r.body != nil {
+		body = bytes.NewReader(r.body)
+	}
+	req := httptest.NewRequest(r.method, r.path, body)
+	for name, values := range r.header {
+		req.Header[name] = values
+	}
+	if r.key != "" {
+		req.Header.Set("X-API-Key", r.key)
+	}
+	if r.media != "" {
+		req.Header.Set("Content-Type", r.media)
+	}
+	recorder := httptest.NewRecorder()
+	h.ServeHTTP(recorder, req)
+	return recorder
+}
+
+// as is a request with the key of a role, JSON when there is a body.
+func (w *world) as(role keys.Role, method, path, body string) *httptest.ResponseRecorder {
+	r := request{method: method, path: path, key: w.raw[role]}
+	if body != "" {
+		r.body, r.media = []byte(body), "application/json"
+	}
+	return w.do(r)
+}
+
+func decode[T any](t testing.TB, r *httptest.ResponseRecorder) (v T) {
+	require.NoError(t, json.Unmarshal(r.Body.Bytes(), &v), "body: %s", r.Body)
+	return v
+}
+
+// problemOf checks that an answer is a problem and returns it.
+func problemOf(t testing.TB, r *httptest.ResponseRecorder) problemBody {
+	require.Equal(t, mediaProblem, r.Header().Get("Content-Type"), "body: %s", r.Body)
+	p := decode[problemBody](t, r)
+	require.Equal(t, r.Code, p.Status)
+	require.NotEmpty(t, p.Title)
+	require.NotEmpty(t, p.Detail)
+	require.Equal(t, r.Header().Get(headerRequestID), p.RequestID)
+	return p
+}
+
+// agentKey is the signing key of a numbered agent.
+func agentKey(n byte) ed25519.PrivateKey {
+	return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{n}, ed25519.SeedSize))
+}
+
+// claim makes a signed assertion.
+func claim(change func(*record.Content), agents ...byte) *record.Assertion {
+	a := &record.Assertion{Content: record.Content{
+		Subject: "code://go/example/tls", Predicate: "verification", Object: record.Text("on"),
+		Confidence: 0.9, SourceClass: record.Expert, Timestamp: 1_700_000_000,
+	}}
+	if change != nil {
+		change(&a.Content)
+	}
+	if len(agents) == 0 {
+		agents = []byte{1}
+	}
+	for _, n := range agents {
+		a.Sign(agentKey(n))
+	}
+	return a
+}
+
+func jsonOf(t testing.TB, v any) string {
+	b, err := json.Marshal(v)
+	require.NoError(t, err)
+	return string(b)
+}
+
+func vote(id record.Hash, weight float64, agent byte) *record.Vote {
+	v := &record.Vote{Assertion: id, Weight: weight, Timestamp: 1_700_000_100}
+	record.SignVote(agentKey(agent), v)
+	return v
+}
+
+// assert writes a claim and returns its id.
+func (w *world) assert(a *record.Assertion) record.Hash {
+	r := w.as(keys.WriteAgent, "POST", "/v1/assert", jsonOf(w.t, a))
+	require.Contains(w.t, []int{http.StatusCreated, http.StatusOK}, r.Code, "body: %s", r.Body)
+	return a.ID()
+}
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
+
+func replaceOnce(t testing.TB, s, old, with string) string {
+	require.Contains(t, s, old)
+	return strings.Replace(s, old, with, 1)
+}

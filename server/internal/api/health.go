@@ -1,0 +1,180 @@
+package api
+
+import (
+	"bytes"
+	_ "embed"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/common/expfmt"
+
+	"github.com/stemedb/stemedb/server/internal/cluster"
+	"github.com/stemedb/stemedb/server/internal/keys"
+)
+
+//go:embed openapi.json
+var openapiJSON []byte
+
+// notReady says why this node should not be sent requests, nil when it should.
+func (a *API) notReady() *Problem {
+	s := a.services.Load()
+	if s == nil {
+		return a.startingProblem()
+	}
+	if a.draining.Load() {
+		return problem(cluster.CodeClosed, "", "the node is shutting down", "use another node").retry(retrySoon)
+	}
+	if err := s.backend.Ready(); err != nil {
+		p := asProblem(err)
+		if p.Code == codeInternal {
+			p = problem(codeNotReady, "", err.Error(), "use another node; GET /v1/cluster/status shows what it waits for")
+		}
+		return p.retry(retryAfter(p.RetryAfter))
+	}
+	return nil
+}
+
+// healthBody is the summary of a node that can serve.
+type healthBody struct {
+	Status  string `json:"status"`
+	Node    string `json:"node"`
+	Version string `json:"version,omitempty"`
+	Auth    bool   `json:"auth"`
+	Uptime  int64  `json:"uptime_seconds"`
+}
+
+// health is a summary: 200 when the node can serve, else the reason.
+func (c *call) health() error {
+	if p := c.api.notReady(); p != nil {
+		return p
+	}
+	return c.json(http.StatusOK, healthBody{
+		Status: "ok", Node: c.api.opts.Node, Version: c.api.opts.Version, Auth: c.api.opts.Auth,
+		Uptime: int64(time.Since(c.api.began).Seconds()),
+	})
+}
+
+type statusBody struct {
+	Status string `json:"status"`
+}
+
+// live says that the process works, and nothing about its data: a restart does
+// not help a node that waits for others.
+func (c *call) live() error { return c.json(http.StatusOK, statusBody{"live"}) }
+
+// ready says whether the node should be sent requests.
+func (c *call) ready() error {
+	if p := c.api.notReady(); p != nil {
+		return p
+	}
+	return c.json(http.StatusOK, statusBody{"ready"})
+}
+
+// rebuildBody says how far the rebuild of the index is.
+type rebuildBody struct {
+	Status   string    `json:"status"` // "rebuilding"
+	Progress *Progress `json:"progress"`
+}
+
+// startup says whether log and index are open; until then, how far that is. It
+// covers the log's tail only: a rebuild of the index is not a start that hangs.
+func (c *call) startup() error {
+	if c.svc == nil {
+		if p := c.api.progress.Load(); p != nil && p.Rebuild {
+			return c.json(http.StatusOK, rebuildBody{"rebuilding", p})
+		}
+		return c.api.startingProblem()
+	}
+	return c.json(http.StatusOK, statusBody{"started"})
+}
+
+// reducedStatus is what anybody may know of the cluster: counts and states.
+type reducedStatus struct {
+	Detail     string `json:"detail"` // "reduced"
+	Because    string `json:"because,omitempty"`
+	Generation uint64 `json:"generation"`
+	Members    int    `json:"member_count"`
+	Alive      int    `json:"alive_count"`
+	Whole      int    `json:"whole_count"`
+	Leader     bool   `json:"leader_known"`
+	Ready      bool   `json:"ready"`
+	Change     string `json:"change,omitempty"`
+	WriteOK    bool   `json:"write_quorum"`
+	ReadOK     bool   `json:"read_quorum"`
+}
+
+type fullStatus struct {
+	Detail string `json:"detail"` // "full"
+	cluster.Status
+}
+
+// clusterStatus shows members to callers with a key and counts to all others,
+// also when keys cannot be checked: that is when somebody looks.
+func (c *call) clusterStatus() error {
+	status := c.svc.backend.Status()
+	why := c.maybeIdentify()
+	if c.caller.known && c.caller.role.Allows(keys.Observe) {
+		return c.json(http.StatusOK, fullStatus{Detail: "full", Status: status})
+	}
+	reduced := reducedStatus{
+		Detail: "reduced", Because: why, Generation: status.Generation, Members: len(status.Members),
+		Leader: status.Leader != "", Ready: status.Ready, Change: status.Change,
+		WriteOK: status.WriteQuorum, ReadOK: status.ReadQuorum,
+	}
+	for _, m := range status.Members {
+		if m.Alive {
+			reduced.Alive++
+		}
+		if m.Whole {
+			reduced.Whole++
+		}
+	}
+	return c.json(http.StatusOK, reduced)
+}
+
+// metrics shows the node's figures in the Prometheus text format.
+func (c *call) metrics() error {
+	families, err := c.api.opts.Gatherer.Gather()
+	if err != nil && len(families) == 0 {
+		return fmt.Errorf("gather the metrics: %w", err)
+	}
+	format := expfmt.NewFormat(expfmt.TypeTextPlain)
+	out := bytes.NewBuffer(c.out[:0])
+	encoder := expfmt.NewEncoder(out, format)
+	for _, family := range families {
+		if err := encoder.Encode(family); err != nil {
+			return fmt.Errorf("encode the metric %s: %w", family.GetName(), err)
+		}
+	}
+	c.status, c.contentType, c.out = http.StatusOK, string(format), out.Bytes()
+	return nil
+}
+
+// openapi is the description of this API for machines.
+func (c *call) openapi() error {
+	c.status, c.contentType = http.StatusOK, mediaJSON
+	c.header("Cache-Control", "max-age=300")
+	c.out = append(c.out[:0], openapiJSON...)
+	return nil
+}
+
+type whoamiBody struct {
+	Auth      bool   `json:"auth"`
+	Project   string `json:"project"`
+	Role      string `json:"role"`
+	Label     string `json:"label,omitempty"`
+	Hash      string `json:"hash,omitempty"`
+	ExpiresAt int64  `json:"expires_at,omitempty"`
+	// GraceUntil is set when the key was rotated.
+	GraceUntil int64 `json:"grace_until,omitempty"`
+}
+
+// whoami shows what the caller's key is good for.
+func (c *call) whoami() error {
+	body := whoamiBody{Auth: c.api.opts.Auth, Project: c.caller.project, Role: string(c.caller.role)}
+	if k := c.caller.key; k != nil {
+		body.Label, body.Hash, body.ExpiresAt, body.GraceUntil = k.Label, k.Hash.String(), k.ExpiresAt, k.GraceUntil
+	}
+	return c.json(http.StatusOK, body)
+}

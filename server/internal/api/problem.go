@@ -1,0 +1,265 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/cluster"
+	"github.com/stemedb/stemedb/server/internal/keys"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// Codes of problems besides those of package record. They are part of the API:
+// callers compare them, so none ever changes its meaning.
+const (
+	codeUnknownParameter  = "unknown_parameter"
+	codeInvalidCursor     = "invalid_cursor"
+	codeMalformedRequest  = "malformed_request"
+	codeKeyMissing        = "key_missing"
+	codeKeyInvalid        = "key_invalid"
+	codeKeyExpired        = "key_expired"
+	codeKeyDisabled       = "key_disabled"
+	codeKeyRevoked        = "key_revoked"
+	codeKeyRotated        = "key_rotated"
+	codeForbidden         = "forbidden"
+	codeNoRoute           = "no_such_route"
+	codeNoRecord          = "no_such_record"
+	codeNoKey             = "no_such_key"
+	codeMethodNotAllowed  = "method_not_allowed"
+	codeBodyTimeout       = "body_timeout"
+	codeKeyExists         = "key_exists"
+	codeVersionConflict   = "version_conflict"
+	codeRevokedForGood    = "revoked_for_good"
+	codeAlreadyRotated    = "already_rotated"
+	codeMediaType         = "unsupported_media_type"
+	codeHeaderTooLarge    = "header_too_large"
+	codeInternal          = "internal"
+	codeStarting          = "starting"
+	codeNotReady          = "not_ready"
+	codeUnavailable       = "unavailable"
+	codeTimeout           = "timeout"
+	codeKeysUnconfirmed   = "keys_unconfirmed"
+	codeKeysUnavailable   = "keys_unavailable"
+	codeNoNode            = "no_node"
+	mediaProblem          = "application/problem+json"
+	problemType           = "urn:stemedb:problem:"
+	retrySoon             = time.Second
+	retryAfterLeaderVote  = 2 * time.Second
+	statusClientWentAway  = 499 // never seen by anyone: for metrics alone
+	maxDetail             = 1024
+	remedyRetry           = "send the request again after the time in Retry-After; sending a record twice is harmless"
+	remedyAskAdministator = "ask whoever administers this StemeDB for a key with the needed role"
+)
+
+// codeInfo is what never changes about a code.
+type codeInfo struct {
+	status int
+	title  string
+}
+
+// codeTable gives every code its status and title; docs/api.md lists them, and
+// a test holds the two together. A too_large field of a record is 400; a body
+// that is too large is 413.
+var codeTable = map[string]codeInfo{
+	record.CodeMalformed:        {400, "The body cannot be decoded"},
+	record.CodeNotCanonical:     {400, "The CBOR is not in the deterministic encoding"},
+	record.CodeMissing:          {400, "A required field is missing"},
+	record.CodeUnknown:          {400, "A field is not known"},
+	record.CodeDuplicate:        {400, "Something is given twice"},
+	record.CodeWrongType:        {400, "A value has the wrong type"},
+	record.CodeEmpty:            {400, "Something is empty that must not be"},
+	record.CodeTooLong:          {400, "A value is too long"},
+	record.CodeTooLarge:         {413, "The body is too large"},
+	record.CodeTooMany:          {400, "There are too many elements"},
+	record.CodeOutOfRange:       {400, "A number is out of its range"},
+	record.CodeInvalidUTF8:      {400, "Text is not UTF-8"},
+	record.CodeControlCharacter: {400, "A name has a control character"},
+	record.CodeInvalidHex:       {400, "A value is not the right number of hex digits"},
+	record.CodeInvalidValue:     {400, "A value is not one of those that exist"},
+
+	codeUnknownParameter: {400, "A query parameter is not known"},
+	codeInvalidCursor:    {400, "The cursor does not belong to this query"},
+	codeMalformedRequest: {400, "The request cannot be understood"},
+	codeKeyMissing:       {401, "An API key is needed"},
+	codeKeyInvalid:       {401, "The API key is not known"},
+	codeKeyExpired:       {401, "The API key has expired"},
+	codeKeyDisabled:      {401, "The API key is disabled"},
+	codeKeyRevoked:       {401, "The API key is revoked"},
+	codeKeyRotated:       {401, "The API key was replaced"},
+	codeForbidden:        {403, "The key's role does not allow this"},
+	codeNoRoute:          {404, "There is no such route"},
+	codeNoRecord:         {404, "There is no such record in this project"},
+	codeNoKey:            {404, "There is no such key"},
+	codeMethodNotAllowed: {405, "The route has no such method"},
+	codeBodyTimeout:      {408, "The body did not arrive in time"},
+	codeKeyExists:        {409, "The key is registered with other fields"},
+	codeVersionConflict:  {409, "The key has changed since it was read"},
+	codeRevokedForGood:   {409, "A revoked key cannot come back"},
+	codeAlreadyRotated:   {409, "The key was rotated before"},
+	codeMediaType:        {415, "The body's media type is not taken here"},
+	codeHeaderTooLarge:   {431, "The request's header is too large"},
+	codeInternal:         {500, "The server failed"},
+	codeStarting:         {503, "The node is starting"},
+	codeNotReady:         {503, "The node cannot serve now"},
+	codeUnavailable:      {503, "This cannot be done now"},
+	codeTimeout:          {503, "The work was not done in time"},
+	codeKeysUnconfirmed:  {503, "API keys cannot be checked now"},
+	codeKeysUnavailable:  {503, "API keys cannot be changed now"},
+	codeNoNode:           {503, "No node can serve now"},
+
+	cluster.CodeInvalidSignature: {400, "A signature does not verify"},
+	cluster.CodeNoQuorum:         {503, "Too few members made the record durable"},
+	cluster.CodeOverloaded:       {503, "The node has more work than it can take"},
+	cluster.CodeStorageFailed:    {503, "The node's storage failed"},
+	cluster.CodeNotMember:        {503, "The node is not a member of a cluster"},
+	cluster.CodeNotWhole:         {503, "The node is being refilled"},
+	cluster.CodeTooFewWhole:      {503, "Too few members hold everything"},
+	cluster.CodePeersUnreachable: {503, "Too few members answered"},
+	cluster.CodeCatchingUp:       {503, "The node is catching up"},
+	cluster.CodeDamaged:          {503, "The record cannot be read now"},
+	cluster.CodeClosed:           {503, "The node is shutting down"},
+	cluster.CodeReadOnly:         {507, "The node's disk is full"},
+}
+
+// Problem is an error as callers see it.
+type Problem struct {
+	Status     int
+	Code       string
+	Field      string // the offending field, parameter or header
+	Detail     string
+	Remedy     string
+	RetryAfter time.Duration // sent in whole seconds, rounded up; 0: not sent
+	Allow      string        // of a 405
+	Progress   *Progress     // of a node that is starting
+	cause      error         // for the log, never sent
+}
+
+func (p *Problem) Error() string {
+	if p.Field != "" {
+		return fmt.Sprintf("%s: %s: %s", p.Code, p.Field, p.Detail)
+	}
+	return p.Code + ": " + p.Detail
+}
+
+func (p *Problem) Unwrap() error { return p.cause }
+
+// problem makes a Problem with the status of its code.
+func problem(code, field, detail, remedy string) *Problem {
+	return &Problem{Status: codeTable[code].status, Code: code, Field: field, Detail: detail, Remedy: remedy}
+}
+
+func (p *Problem) retry(after time.Duration) *Problem { p.RetryAfter = after; return p }
+func (p *Problem) because(err error) *Problem         { p.cause = err; return p }
+
+// problemBody is the wire form, RFC 9457 with members of our own.
+type problemBody struct {
+	Type      string    `json:"type"`
+	Title     string    `json:"title"`
+	Status    int       `json:"status"`
+	Code      string    `json:"code"`
+	Detail    string    `json:"detail"`
+	Field     string    `json:"field,omitempty"`
+	Remedy    string    `json:"remedy,omitempty"`
+	RequestID string    `json:"request_id,omitempty"`
+	Progress  *Progress `json:"progress,omitempty"`
+}
+
+func (p *Problem) body(requestID string) problemBody {
+	detail := p.Detail
+	if len(detail) > maxDetail {
+		detail = detail[:maxDetail] + "…"
+	}
+	return problemBody{
+		Type: problemType + p.Code, Title: codeTable[p.Code].title, Status: p.Status,
+		Code: p.Code, Detail: detail, Field: p.Field, Remedy: p.Remedy, RequestID: requestID,
+		Progress: p.Progress,
+	}
+}
+
+// writeTo makes the problem the answer of the call.
+func (p *Problem) writeTo(c *call) {
+	c.status = p.Status
+	c.contentType = mediaProblem
+	c.out = c.out[:0]
+	body, err := json.Marshal(p.body(c.requestID))
+	if err != nil { // cannot be: strings and a number
+		body = []byte(`{"code":"internal","status":500}`)
+	}
+	c.out = append(append(c.out, body...), '\n')
+	if p.RetryAfter > 0 {
+		seconds := int64((p.RetryAfter + time.Second - 1) / time.Second)
+		c.header("Retry-After", strconv.FormatInt(seconds, 10))
+	}
+	if p.Allow != "" {
+		c.header("Allow", p.Allow)
+	}
+	if p.Status == http.StatusUnauthorized {
+		c.header("Www-Authenticate", `ApiKey realm="stemedb", header="X-API-Key"`)
+	}
+}
+
+// asProblem gives every error that a handler can return its place in the table.
+func asProblem(err error) *Problem {
+	var p *Problem
+	if errors.As(err, &p) {
+		return p
+	}
+	var f *record.FieldError
+	if errors.As(err, &f) {
+		return fieldProblem(f)
+	}
+	if p := keyProblem(err); p != nil {
+		return p
+	}
+	if p := backendProblem(err); p != nil {
+		return p
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return problem(codeTimeout, "", "the work for this request was not done in time", remedyRetry).retry(retrySoon).because(err)
+	case errors.Is(err, context.Canceled):
+		p := problem(codeTimeout, "", "the caller went away", "").because(err)
+		p.Status = statusClientWentAway
+		return p
+	}
+	return problem(codeInternal, "", "an error that should not happen; the server's log has it under this request's id",
+		"report it with the request's id").because(err)
+}
+
+func fieldProblem(f *record.FieldError) *Problem {
+	info, known := codeTable[f.Code]
+	if !known {
+		info.status = http.StatusBadRequest
+	}
+	if f.Code == record.CodeTooLarge && f.Field != "" {
+		info.status = http.StatusBadRequest
+	}
+	detail := f.Problem
+	if f.Field != "" {
+		detail = f.Field + " " + detail
+	} else {
+		detail = "the body " + detail
+	}
+	return &Problem{Status: info.status, Code: f.Code, Field: f.Field, Detail: detail, Remedy: f.Remedy}
+}
+
+func keyProblem(err error) *Problem {
+	switch {
+	case errors.Is(err, keys.ErrNotFound):
+		return problem(codeNoKey, "hash", "no key has this hash", "list the keys with GET /v1/admin/api-keys")
+	case errors.Is(err, keys.ErrExists):
+		return problem(codeKeyExists, "key_hash", "a key with this hash is registered with another project, role or expiry", "read it with GET /v1/admin/api-keys/{hash} and change it with PATCH, or register another key")
+	case errors.Is(err, keys.ErrRevoked):
+		return problem(codeRevokedForGood, "hash", "the key with this hash is revoked", "mint or register a new key")
+	case errors.Is(err, keys.ErrVersion):
+		return problem(codeVersionConflict, "version", "the key has changed since the version that you sent", "read the key again and decide with its present version")
+	case errors.Is(err, keys.ErrRotated):
+		return problem(codeAlreadyRotated, "hash", "the key was rotated before", "rotate its successor, named by rotated_to")
+	}
+	return nil
+}

@@ -1,0 +1,312 @@
+package api
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/lens"
+	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+const (
+	defaultPage = 100
+	maxPage     = 1000
+	// pageBytes ends a page early when its claims are large.
+	pageBytes = 4 << 20
+	// pageScan ends a page early when the filter lets little through, so that
+	// no page of a hot subject takes for ever.
+	pageScan = 20_000
+	// maxAnswers bounds how many predicates of a subject a lens is asked about
+	// on one page.
+	maxAnswers = 100
+)
+
+type assertionBody struct {
+	Hash    string `json:"hash"`
+	Project string `json:"project"`
+	*record.Content
+	EffectiveLifecycle record.Lifecycle   `json:"effective_lifecycle"`
+	Signatures         []record.Signature `json:"signatures"`
+	Votes              []record.Vote      `json:"votes"`
+	Consistency        string             `json:"consistency"`
+}
+
+// getAssertion shows one record with all its signatures and the newest vote of
+// each agent.
+func (c *call) getAssertion() error {
+	began := time.Now()
+	id, err := c.hashParam("hash")
+	if err != nil {
+		return err
+	}
+	consistency, err := c.consistency()
+	if err != nil {
+		return err
+	}
+	scope, err := c.scope()
+	if err != nil {
+		return err
+	}
+	var stored *store.Stored
+	for _, project := range scope {
+		stored, err = c.svc.backend.Get(c.ctx, project, id, consistency)
+		if !errors.Is(err, store.ErrNotFound) {
+			break
+		}
+	}
+	if err != nil {
+		return err
+	}
+	body := assertionBody{
+		Hash: stored.ID.String(), Project: stored.Project, Content: stored.Content, EffectiveLifecycle: stored.Lifecycle,
+		Signatures: stored.Signatures, Votes: stored.Votes, Consistency: consistency.String(),
+	}
+	if body.Signatures == nil {
+		body.Signatures = []record.Signature{}
+	}
+	if body.Votes == nil {
+		body.Votes = []record.Vote{}
+	}
+	c.api.meters.queried("assertion", began)
+	return c.json(http.StatusOK, body)
+}
+
+// queryBody is a page of claims, or of a lens's answers.
+type queryBody struct {
+	Subject     string            `json:"subject"`
+	Predicate   string            `json:"predicate,omitempty"`
+	Lens        string            `json:"lens,omitempty"`
+	Consistency string            `json:"consistency"`
+	AsOf        uint64            `json:"as_of,omitempty"`
+	Answers     []answerBody      `json:"answers,omitzero"`
+	Claims      []json.RawMessage `json:"claims,omitzero"`
+	Cursor      string            `json:"cursor,omitempty"`
+}
+
+// answerBody is what a lens says about one predicate.
+type answerBody struct {
+	Predicate string     `json:"predicate"`
+	Winner    *claimBody `json:"winner"` // null when nothing has support
+	Why       lens.Why   `json:"why"`
+}
+
+// runQuery lists claims or, with a lens, draws an answer for each predicate.
+func (c *call) runQuery() error {
+	began := time.Now()
+	q, err := c.claimQuery(false)
+	if err != nil {
+		return err
+	}
+	body := queryBody{Subject: q.subject, Predicate: q.predicate, Consistency: q.consistency.String(), AsOf: q.asOf}
+	name, withLens := c.param("lens")
+	if withLens {
+		body.Lens = name
+		err = c.answers(&q, name, &body)
+	} else {
+		err = c.list(&q, &body)
+	}
+	if err != nil {
+		return err
+	}
+	c.api.meters.queried("query", began)
+	return c.json(http.StatusOK, body)
+}
+
+// list fills a page of claims.
+func (c *call) list(q *claimQuery, body *queryBody) error {
+	limit, err := c.intParam("limit", defaultPage, 1, maxPage)
+	if err != nil {
+		return err
+	}
+	after, err := c.claimCursor()
+	if err != nil {
+		return err
+	}
+	claims, err := c.claims(q, after)
+	if err != nil {
+		return err
+	}
+	body.Claims = []json.RawMessage{}
+	var last *store.Claim
+	scanned, size := 0, 0
+	for claim, err := range claims {
+		if err != nil {
+			return err
+		}
+		if len(body.Claims) == limit || scanned == pageScan || size >= pageBytes {
+			body.Cursor = c.writeCursor(claimPlace(last))
+			return nil
+		}
+		scanned, last = scanned+1, claim
+		if !q.filter.Match(&claim.Claim) {
+			continue
+		}
+		shown, err := c.showClaim(claim)
+		if err != nil {
+			return err
+		}
+		text, err := json.Marshal(shown)
+		if err != nil {
+			return fmt.Errorf("encode claim %s: %w", claim.ID, err)
+		}
+		body.Claims, size = append(body.Claims, text), size+len(text)
+	}
+	return nil
+}
+
+// answers asks the lens about each predicate in turn.
+func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
+	l, known := lens.Get(name)
+	if !known {
+		return problem(record.CodeInvalidValue, "lens", strconv.Quote(clip(name))+" is not a lens", "use one of "+strings.Join(lens.Names(), ", ")+"; skeptic and layered have routes of their own")
+	}
+	limit, err := c.intParam("limit", maxAnswers, 1, maxAnswers)
+	if err != nil {
+		return err
+	}
+	place, err := c.readCursor(0)
+	if err != nil {
+		return err
+	}
+	var after *store.ClaimCursor
+	if place != nil {
+		// Behind the oldest claim that there can be of the last predicate.
+		after = &store.ClaimCursor{Predicate: string(place)}
+	}
+	claims, err := c.claims(q, after)
+	if err != nil {
+		return err
+	}
+	body.Answers = []answerBody{}
+	for predicate, group := range byPredicate(claims) {
+		if len(body.Answers) == limit {
+			body.Cursor = c.writeCursor([]byte(body.Answers[limit-1].Predicate))
+			return nil
+		}
+		src := source{query: q}
+		answer := l(src.feed(group), q.params)
+		if src.err != nil {
+			return src.err
+		}
+		if answer.Winner == nil && len(src.held) == 0 {
+			continue // nothing passed the filter
+		}
+		shown := answerBody{Predicate: predicate, Why: answer.Why}
+		if answer.Winner != nil {
+			if shown.Winner, err = c.show(&src, answer.Winner); err != nil {
+				return err
+			}
+		}
+		body.Answers = append(body.Answers, shown)
+	}
+	return nil
+}
+
+// byPredicate splits an ordered sequence of claims into one for each predicate.
+// What a consumer leaves unread of a group is passed over. An error is given to
+// the group in which it comes up, or to one of its own.
+func byPredicate(claims iter.Seq2[*store.Claim, error]) iter.Seq2[string, iter.Seq2[*store.Claim, error]] {
+	return func(yield func(string, iter.Seq2[*store.Claim, error]) bool) {
+		next, stop := iter.Pull2(claims)
+		defer stop()
+		claim, err, ok := next()
+		for ok {
+			predicate := ""
+			if claim != nil {
+				predicate = claim.Predicate
+			}
+			group := func(yield func(*store.Claim, error) bool) {
+				for ok && (err != nil || claim.Predicate == predicate) {
+					c, e := claim, err
+					claim, err, ok = next()
+					if !yield(c, e) || e != nil {
+						return
+					}
+				}
+			}
+			if !yield(predicate, group) {
+				return
+			}
+			for ok && err == nil && claim.Predicate == predicate {
+				claim, err, ok = next()
+			}
+		}
+	}
+}
+
+// A claim's place in a cursor: timestamp u64 | id 32 | predicate.
+func claimPlace(claim *store.Claim) []byte {
+	place := binary.BigEndian.AppendUint64(nil, claim.Timestamp)
+	place = append(place, claim.ID[:]...)
+	return append(place, claim.Predicate...)
+}
+
+func (c *call) claimCursor() (*store.ClaimCursor, error) {
+	place, err := c.readCursor(0)
+	if err != nil || place == nil {
+		return nil, err
+	}
+	if len(place) < 8+32 {
+		return nil, problem(codeInvalidCursor, "cursor", "the text is not a cursor", "leave it out to begin anew")
+	}
+	return &store.ClaimCursor{
+		Timestamp: binary.BigEndian.Uint64(place), ID: record.Hash(place[8:40]), Predicate: string(place[40:]),
+	}, nil
+}
+
+type subjectsBody struct {
+	Prefix      string   `json:"prefix"`
+	Subjects    []string `json:"subjects"`
+	Consistency string   `json:"consistency"`
+	Cursor      string   `json:"cursor,omitempty"`
+}
+
+// subjects lists what is known below a path.
+func (c *call) subjects() error {
+	began := time.Now()
+	prefix, err := c.nameParam("prefix", record.MaxSubject, false)
+	if err != nil {
+		return err
+	}
+	limit, err := c.intParam("limit", defaultPage, 1, maxPage)
+	if err != nil {
+		return err
+	}
+	scope, err := c.scope()
+	if err != nil {
+		return err
+	}
+	consistency, err := c.consistency()
+	if err != nil {
+		return err
+	}
+	place, err := c.readCursor(0)
+	if err != nil {
+		return err
+	}
+	body := subjectsBody{Prefix: prefix, Subjects: []string{}, Consistency: consistency.String()}
+	for _, project := range scope {
+		more, err := c.svc.backend.Subjects(c.ctx, project, prefix, string(place), limit+1, consistency)
+		if err != nil {
+			return err
+		}
+		body.Subjects = append(body.Subjects, more...)
+	}
+	slices.Sort(body.Subjects)
+	body.Subjects = slices.Compact(body.Subjects)
+	if len(body.Subjects) > limit {
+		body.Subjects = body.Subjects[:limit]
+		body.Cursor = c.writeCursor([]byte(body.Subjects[limit-1]))
+	}
+	c.api.meters.queried("subjects", began)
+	return c.json(http.StatusOK, body)
+}

@@ -1,0 +1,83 @@
+package api
+
+import (
+	"github.com/stemedb/stemedb/server/internal/keys"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// route is one row of the table of routes.
+type route struct {
+	method  string
+	pattern string // httprouter's; also the label of metrics
+	class   keys.Class
+	handle  func(*call) error
+
+	// params are the query parameters that the route knows.
+	params []string
+	// media are the types that its body may have; none: no body is read.
+	media []string
+	limit int64 // of the body, in bytes
+	// retry tells whether the gateway may send the request to another node
+	// after one that may have done it already; nil: it may.
+	retry func(*call) bool
+	// here: the gateway answers for its own node only.
+	here bool
+	// early: served before records and keys are there.
+	early bool
+}
+
+const (
+	maxBody      = record.MaxRecordBytes
+	maxBatchBody = record.MaxBatchBytes
+	maxAdminBody = 16 << 10
+)
+
+// never is the retry rule of what must not be done twice: its answer holds a
+// key that is shown once.
+func never(*call) bool { return false }
+
+// routes is every route that the server has. docs/api-keys.md shows who may use
+// which, docs/api.md what each takes and answers, openapi.yaml both for
+// machines; tests hold them together.
+func routes() []route {
+	oneRecord := []string{record.MediaJSON, record.MediaCBOR}
+	batch := []string{record.MediaJSON, record.MediaNDJSON, record.MediaCBOR, record.MediaCBORSeq}
+	admin := []string{record.MediaJSON}
+	claims := []string{"subject", "predicate", "lifecycle", "as_of", "min_confidence", "source_class", "scope", "consistency"}
+	with := func(more ...string) []string { return append(append([]string(nil), claims...), more...) }
+
+	return []route{
+		{method: "POST", pattern: "/v1/assert", class: keys.Write, handle: (*call).assert, media: oneRecord, limit: maxBody},
+		{method: "POST", pattern: "/v1/assert/batch", class: keys.Write, handle: (*call).assertBatch, media: batch, limit: maxBatchBody},
+		{method: "POST", pattern: "/v1/vote", class: keys.Write, handle: (*call).vote, media: oneRecord, limit: maxBody},
+
+		{method: "GET", pattern: "/v1/assertions/:hash", class: keys.Read, handle: (*call).getAssertion, params: []string{"consistency", "scope"}},
+		{method: "GET", pattern: "/v1/query", class: keys.Read, handle: (*call).runQuery, params: with("lens", "limit", "cursor")},
+		{method: "GET", pattern: "/v1/skeptic", class: keys.Read, handle: (*call).skeptic, params: with("limit")},
+		{method: "GET", pattern: "/v1/layered", class: keys.Read, handle: (*call).layered, params: claims},
+		{method: "GET", pattern: "/v1/subjects", class: keys.Read, handle: (*call).subjects, params: []string{"prefix", "cursor", "limit", "scope", "consistency"}},
+
+		{method: "GET", pattern: "/v1/whoami", class: keys.Identity, handle: (*call).whoami},
+
+		{method: "GET", pattern: "/v1/health", class: keys.Public, handle: (*call).health, early: true, here: true},
+		{method: "GET", pattern: "/v1/health/live", class: keys.Public, handle: (*call).live, early: true, here: true},
+		{method: "GET", pattern: "/v1/health/ready", class: keys.Public, handle: (*call).ready, early: true, here: true},
+		{method: "GET", pattern: "/v1/health/startup", class: keys.Public, handle: (*call).startup, early: true, here: true},
+		{method: "GET", pattern: "/v1/cluster/status", class: keys.Public, handle: (*call).clusterStatus},
+
+		{method: "POST", pattern: "/v1/admin/api-keys", class: keys.Administer, handle: (*call).createKey, media: admin, limit: maxAdminBody, retry: registersByHash},
+		{method: "GET", pattern: "/v1/admin/api-keys", class: keys.Administer, handle: (*call).listKeys, params: []string{"project", "cursor", "limit"}},
+		{method: "GET", pattern: "/v1/admin/api-keys/:hash", class: keys.Administer, handle: (*call).getKey},
+		{method: "PATCH", pattern: "/v1/admin/api-keys/:hash", class: keys.Administer, handle: (*call).patchKey, media: admin, limit: maxAdminBody, retry: never},
+		{method: "DELETE", pattern: "/v1/admin/api-keys/:hash", class: keys.Administer, handle: (*call).revokeKey},
+		{method: "POST", pattern: "/v1/admin/api-keys/:hash/rotate", class: keys.Administer, handle: (*call).rotateKey, media: admin, limit: maxAdminBody, retry: never},
+
+		{method: "GET", pattern: "/metrics", class: keys.Public, handle: (*call).metrics, early: true, here: true},
+		{method: "GET", pattern: "/openapi.json", class: keys.Public, handle: (*call).openapi, early: true, here: true},
+	}
+}
+
+// unmatched stands for requests that no route takes, in metrics and in calls.
+func unmatched() *route {
+	return &route{pattern: "unmatched", class: keys.Public, early: true, here: true}
+}

@@ -1,0 +1,101 @@
+package api
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	readHeaderTimeout = 10 * time.Second
+	idleTimeout       = 2 * time.Minute
+	// answerTimeout is how long a caller may take to read an answer.
+	answerTimeout = 30 * time.Second
+)
+
+// Serving is the API and the gateway on their listeners.
+type Serving struct {
+	servers []*http.Server
+	wait    sync.WaitGroup
+	failed  chan error
+}
+
+// Serve starts to answer on the listeners; either may be nil. With certificates
+// HTTPS is spoken, here and to other members' APIs. Only HTTP/1.1 is: what the
+// API promises about slow bodies and about closing is per connection, and the
+// proxies in front of it speak it.
+//
+// The caller ends it with Shutdown; Failed tells of a listener that broke.
+func (a *API) Serve(api, gateway net.Listener, certs *Certificates) *Serving {
+	a.certs.Store(certs)
+	s := &Serving{failed: make(chan error, 2)}
+	s.start(a, "API", api, a.Handler(), certs)
+	s.start(a, "gateway", gateway, a.Gateway(), certs)
+	return s
+}
+
+func (s *Serving) start(a *API, name string, l net.Listener, h http.Handler, certs *Certificates) {
+	if l == nil {
+		return
+	}
+	server := a.httpServer(h)
+	if certs != nil {
+		l = tls.NewListener(l, certs.Config())
+	}
+	s.servers = append(s.servers, server)
+	s.wait.Go(func() {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			s.failed <- fmt.Errorf("serve the %s on %s: %w", name, l.Addr(), err)
+		}
+	})
+}
+
+// httpServer is an HTTP server with the API's limits.
+func (a *API) httpServer(h http.Handler) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	return &http.Server{
+		Handler: h, Protocols: protocols,
+		ReadHeaderTimeout: min(readHeaderTimeout, a.opts.ReadTimeout),
+		ReadTimeout:       a.opts.ReadTimeout,
+		WriteTimeout:      a.opts.ReadTimeout + MaxRequestTimeout + answerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderServer,
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+	}
+}
+
+// Failed receives an error when a listener breaks.
+func (s *Serving) Failed() <-chan error { return s.failed }
+
+// Shutdown accepts no more connections, closes idle ones and waits for the
+// requests that are under way; when ctx ends it cuts them off. Call API.Drain
+// first, and wait for as long as callers may still choose this node.
+func (s *Serving) Shutdown(ctx context.Context) error {
+	var errs []error
+	var wait sync.WaitGroup
+	var mu sync.Mutex
+	for _, server := range s.servers {
+		wait.Go(func() {
+			err := server.Shutdown(ctx)
+			if err != nil {
+				err = errors.Join(err, server.Close())
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+		})
+	}
+	wait.Wait()
+	s.wait.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("stop serving HTTP: %w", err)
+	}
+	return nil
+}

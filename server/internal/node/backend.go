@@ -1,0 +1,127 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/stemedb/stemedb/server/internal/api"
+	"github.com/stemedb/stemedb/server/internal/cluster"
+	"github.com/stemedb/stemedb/server/internal/gossip"
+)
+
+// backend is the cluster as the API sees it: with the peers that a gateway may
+// choose from, and with liveness.
+type backend struct {
+	*cluster.Cluster
+	node   *Node
+	gossip atomic.Pointer[gossip.Gossip]
+}
+
+func (b *backend) setGossip(g *gossip.Gossip) { b.gossip.Store(g) }
+
+// Alive tells whether a member answers. Before gossip runs everybody may.
+func (b *backend) Alive(name string) bool {
+	g := b.gossip.Load()
+	return g == nil || g.Alive(name)
+}
+
+// Peers lists the other members, the likeliest to serve first.
+func (b *backend) Peers() []api.Peer {
+	ready := map[string]bool{}
+	if g := b.gossip.Load(); g != nil {
+		for _, m := range g.Members() {
+			ready[m.Name] = m.Ready && m.State == gossip.Alive
+		}
+	}
+	var peers []api.Peer
+	for _, m := range b.node.parts.control.State().Current() {
+		if m.Name != b.node.cfg.NodeName {
+			peers = append(peers, api.Peer{Name: m.Name, APIAddr: m.APIAddr, PeerAddr: m.PeerAddr, Alive: b.Alive(m.Name), Ready: ready[m.Name]})
+		}
+	}
+	rank := func(p api.Peer) int {
+		switch {
+		case p.Ready:
+			return 0
+		case p.Alive:
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(peers, func(x, y api.Peer) int { return cmp.Compare(rank(x), rank(y)) })
+	return peers
+}
+
+// dialAPI connects the gateway to another member's API.
+func (n *Node) dialAPI(ctx context.Context, p api.Peer) (net.Conn, error) {
+	select {
+	case <-n.booted:
+	default:
+		return nil, errors.New("the node is starting")
+	}
+	conn, err := n.env.Network.Dial(ctx, p.APIAddr)
+	if err != nil || n.certs == nil {
+		return conn, err
+	}
+	secured := tls.Client(conn, n.certs.PeerConfig())
+	if err := secured.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("agree on TLS with %s: %w", p.Name, err)
+	}
+	return secured, nil
+}
+
+// newRegistry holds the node's metrics and those of the process.
+func newRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+// debugServer shows profiles. It is off unless asked for.
+func debugServer() *http.Server {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+}
+
+func hostOf(addr string) string {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	return host
+}
+
+// withPort gives each host that has no port the one of the listen address.
+func withPort(hosts []string, listen string) []string {
+	_, port, _ := net.SplitHostPort(listen)
+	out := make([]string, len(hosts))
+	for i, h := range hosts {
+		out[i] = h
+		if _, _, err := net.SplitHostPort(h); err != nil {
+			out[i] = net.JoinHostPort(h, port)
+		}
+	}
+	return out
+}
+
+func unique(in []string) []string {
+	slices.Sort(in)
+	return slices.Compact(in)
+}
