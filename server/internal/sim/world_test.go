@@ -1,0 +1,246 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/cluster"
+	"github.com/stemedb/stemedb/server/internal/config"
+	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/control/raftmem"
+	"github.com/stemedb/stemedb/server/internal/network/memnet"
+	"github.com/stemedb/stemedb/server/internal/node"
+	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
+)
+
+const (
+	walDir = "/wal"
+	dbDir  = "/db"
+	// settleLimit bounds how long a cluster without faults may take until
+	// every node serves, in virtual time.
+	settleLimit = 5 * time.Minute
+)
+
+// world is one simulated cluster. Everything happens in one synctest bubble.
+type world struct {
+	t        *testing.T
+	rng      *rand.Rand // of the schedule; used by one goroutine
+	net      *memnet.Net
+	machines []*machine
+	began    time.Time
+	mu       sync.Mutex // guards machine.node and machine.proc against the clients
+}
+
+// machine is one host with its disk. Its process comes and goes.
+type machine struct {
+	w    *world
+	name string
+	host *memnet.Host
+	disk *memfs.Disk
+	raft map[string]*raftmem.Disk // by incarnation: it lies on the WAL volume
+
+	proc *memnet.Proc
+	node *node.Node // nil while it is down
+}
+
+func newWorld(t *testing.T, seed uint64, nodes int) *world {
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), net: memnet.New(seed), began: time.Now()}
+	w.net.SetDelay(100*time.Microsecond, 3*time.Millisecond)
+	for i := range nodes {
+		name := fmt.Sprintf("n%d", i)
+		w.machines = append(w.machines, &machine{
+			w: w, name: name, host: w.net.Host(name),
+			disk: memfs.New(seed<<8 | uint64(i)), raft: map[string]*raftmem.Disk{},
+		})
+	}
+	return w
+}
+
+// logf writes one line with the virtual time since the beginning.
+func (w *world) logf(format string, args ...any) {
+	w.t.Logf("%9.3fs "+format, append([]any{time.Since(w.began).Seconds()}, args...)...)
+}
+
+// start starts the machine's process on what its disk holds.
+func (m *machine) start() {
+	m.proc = m.host.Start()
+	var join []string
+	for _, other := range m.w.machines {
+		join = append(join, other.name)
+	}
+	cfg := &config.Config{
+		BindAddr: ":18180", GatewayAddr: ":18181", ReplicationAddr: ":18182", GossipAddr: ":18183",
+		WALDir: walDir, DBDir: dbDir, NodeName: m.name, AdvertiseAddr: m.name,
+		ClusterJoin: join, ClusterSecrets: []config.Secret{"a secret that all simulated nodes share"},
+		ShutdownGrace: time.Second,
+	}
+	n, err := node.Start(context.Background(), cfg, node.Environment{
+		FS: m.disk, Network: m.proc, RaftStorage: m.openRaft, Logger: m.w.logger(),
+		Tuning: node.Tuning{
+			// Small segments, so that they are sealed and recycled; what is put
+			// at once has to fit into one, as it does at the real sizes.
+			SegmentSize: 128 << 10, MarkerInterval: 5 * time.Second,
+			Limits:  cluster.Limits{PullBytes: 32 << 10, MessageBytes: 32 << 10},
+			Cluster: cluster.Timings{ScrubEvery: 20 * time.Second, ScrubSettle: 5 * time.Second, StartWait: 5 * time.Second},
+		},
+	})
+	if err != nil {
+		m.w.t.Fatalf("%s does not start: %v", m.name, err)
+	}
+	m.node = n
+}
+
+// startMachine, crash and stopMachine change what the clients look at.
+func (w *world) startMachine(m *machine) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if m.node == nil {
+		m.start()
+	}
+}
+
+func (w *world) crash(m *machine, mode memfs.Mode, powerOff bool) {
+	end := m.takeDown()
+	if end == nil {
+		return
+	}
+	if powerOff {
+		m.proc.PowerOff()
+	} else {
+		m.proc.Kill()
+	}
+	m.disk.Crash(mode)
+	end.Kill()
+}
+
+func (w *world) stopMachine(m *machine) {
+	end := m.takeDown()
+	if end == nil {
+		return
+	}
+	if err := end.Shutdown(context.Background()); err != nil {
+		w.t.Errorf("%s does not stop cleanly: %v", m.name, err)
+	}
+	m.proc.Kill()
+	m.disk.Crash(memfs.KillProcess)
+}
+
+// takeDown hides the machine's node from the clients and returns it.
+func (m *machine) takeDown() *node.Node {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	n := m.node
+	m.node = nil
+	return n
+}
+
+// openRaft gives Raft's storage of an incarnation: what it holds survives a
+// crash, for bbolt syncs each of its writes, but not the loss of the volume.
+func (m *machine) openRaft(_, incarnation string) (control.RaftStorage, error) {
+	s, known := m.raft[incarnation]
+	if !known {
+		s = raftmem.New()
+		m.raft[incarnation] = s
+	}
+	return s.Open(), nil
+}
+
+// wipe takes both volumes away; the machine is down.
+func (m *machine) wipe() {
+	m.disk.Wipe(walDir)
+	m.disk.Wipe(dbDir)
+	m.raft = map[string]*raftmem.Disk{}
+}
+
+// up tells whether the machine's node has all its parts.
+func (m *machine) up() bool {
+	if m.node == nil {
+		return false
+	}
+	select {
+	case <-m.node.Started():
+		return m.node.Err() == nil
+	default:
+		return false
+	}
+}
+
+// allReady tells whether every node serves and the table says that all are
+// whole; otherwise why not.
+func (w *world) allReady() error {
+	for _, m := range w.machines {
+		if !m.up() {
+			return fmt.Errorf("%s is down", m.name)
+		}
+		if err := m.node.Ready(); err != nil {
+			return fmt.Errorf("%s is not ready: %w", m.name, err)
+		}
+		s := m.node.Control().State()
+		if s.Change != nil {
+			return fmt.Errorf("%s sees the open change %s of %s", m.name, s.Change.Kind, s.Change.Subject)
+		}
+		if len(s.Members) != len(w.machines) {
+			return fmt.Errorf("%s knows %d members", m.name, len(s.Members))
+		}
+		for _, member := range s.Members {
+			if !member.Whole {
+				return fmt.Errorf("%s says that %s is not whole", m.name, member.Name)
+			}
+		}
+	}
+	return nil
+}
+
+// settle waits until allReady.
+func (w *world) settle() {
+	w.t.Helper()
+	deadline := time.Now().Add(settleLimit)
+	for {
+		err := w.allReady()
+		if err == nil {
+			return
+		}
+		for _, m := range w.machines {
+			if m.node != nil && m.node.Err() != nil {
+				w.t.Fatalf("%s ended by itself: %v", m.name, m.node.Err())
+			}
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatalf("the cluster does not settle within %s: %v", settleLimit, err)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// close ends all processes; the bubble ends only when their goroutines have.
+func (w *world) close() {
+	for _, m := range w.machines {
+		w.crash(m, memfs.KillProcess, false)
+	}
+	time.Sleep(30 * time.Second) // probes of memberlist and the pools of goleveldb end by themselves
+}
+
+// logger shows what nodes log when one seed is looked at.
+func (w *world) logger() *slog.Logger {
+	if !verbose {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(testWriter{w}, &slog.HandlerOptions{Level: slog.LevelInfo, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+}
+
+type testWriter struct{ w *world }
+
+func (t testWriter) Write(p []byte) (int, error) {
+	t.w.logf("%s", p[:len(p)-1])
+	return len(p), nil
+}
