@@ -1,0 +1,177 @@
+// Package cli holds aphoria's commands. Results go to standard output, all
+// else to standard error. The exit code is 0 for success, 1 when the scan
+// blocks or claims could not be kept, 2 when the command cannot be carried out
+// as it was given.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stemedb/stemedb/aphoria/config"
+	"github.com/stemedb/stemedb/client"
+)
+
+// Env is what the commands take from outside.
+type Env struct {
+	Stdout, Stderr io.Writer
+	Getenv         func(string) string
+	Version        string
+	Now            func() time.Time // nil: the clock
+	// ClientOptions are added to those of every client, for tests.
+	ClientOptions []client.Option
+}
+
+// Exit codes.
+const (
+	exitOK      = 0
+	exitBlocked = 1 // also: claims were not kept
+	exitUsage   = 2
+)
+
+// codedError carries an exit code other than exitUsage.
+type codedError struct {
+	code int
+	err  error
+}
+
+func (e *codedError) Error() string { return e.err.Error() }
+func (e *codedError) Unwrap() error { return e.err }
+
+func failed(err error) error { return &codedError{exitBlocked, err} }
+
+// app is one run.
+type app struct {
+	Env
+	configFile string
+	stateDir   string
+}
+
+// Run carries out one command line and returns the exit code.
+func Run(ctx context.Context, args []string, env Env) int {
+	if env.Now == nil {
+		env.Now = time.Now
+	}
+	a := &app{Env: env}
+	root := a.root()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintf(env.Stderr, "aphoria: %v\n", err)
+	var coded *codedError
+	if errors.As(err, &coded) {
+		return coded.code
+	}
+	return exitUsage
+}
+
+func (a *app) root() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:           "aphoria",
+		Short:         "See what a project's code does, and keep it in StemeDB",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	cmd.SetOut(a.Stdout)
+	cmd.SetErr(a.Stderr)
+	flags := cmd.PersistentFlags()
+	flags.StringVar(&a.configFile, "config", "", "configuration `FILE` (default: .aphoria/config.toml in the project or above it)")
+	flags.StringVar(&a.stateDir, "state-dir", "", "`DIR` of the agent key and the queue (default: the configuration's directory)")
+	cmd.AddCommand(a.initCommand(), a.scanCommand(), a.checkCommand(), a.versionCommand())
+	return cmd
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprintln(a.Stdout, a.Version)
+			return err
+		},
+	}
+}
+
+// settings are the configuration and where things lie.
+type settings struct {
+	config.Config
+	file     string // "" when there is none
+	stateDir string
+}
+
+// load finds the configuration of the project at dir. Without one the defaults
+// hold.
+func (a *app) load(dir string) (*settings, error) {
+	s := &settings{Config: config.Default(), file: a.configFile, stateDir: a.stateDir}
+	if s.file == "" {
+		found, err := config.Find(dir)
+		if err != nil {
+			return nil, err
+		}
+		s.file = found
+	}
+	if s.file != "" {
+		c, err := config.Load(s.file)
+		if err != nil {
+			return nil, err
+		}
+		s.Config = c
+	}
+	if s.stateDir == "" {
+		s.stateDir = filepath.Join(dir, config.Dir)
+		if s.file != "" {
+			s.stateDir = filepath.Dir(s.file)
+		}
+	}
+	abs, err := filepath.Abs(s.stateDir)
+	if err != nil {
+		return nil, fmt.Errorf("find the state directory: %w", err)
+	}
+	s.stateDir = abs
+	return s, nil
+}
+
+// client makes the client of the configured server.
+func (a *app) client(s *settings, url string, opts ...client.Option) (*client.Client, error) {
+	if url == "" {
+		url = s.Hosted.URL
+	}
+	if url == "" {
+		return nil, errors.New("no server is configured; set url in [hosted] of .aphoria/config.toml, or give --url")
+	}
+	key := a.Getenv(s.Hosted.APIKeyEnv)
+	if key == "" {
+		fmt.Fprintf(a.Stderr, "aphoria: warning: %s is not set, so requests carry no API key\n", s.Hosted.APIKeyEnv)
+	}
+	opts = append([]client.Option{
+		client.WithUserAgent("aphoria/" + a.Version),
+		client.WithOnRetry(func(r client.Retry) {
+			fmt.Fprintf(a.Stderr, "aphoria: attempt %d failed: %v; next one in %s\n", r.Attempt, r.Err, r.Wait.Round(100*time.Millisecond))
+		}),
+	}, opts...)
+	return client.New(url, key, append(opts, a.ClientOptions...)...)
+}
+
+// directory gives the command's path argument, "." by default.
+func directory(args []string) (string, error) {
+	dir := "."
+	if len(args) > 0 {
+		dir = args[0]
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return "", fmt.Errorf("find the project: %w", err)
+	}
+	if !info.IsDir() {
+		return "", fmt.Errorf("%s is no directory; give the project's root", dir)
+	}
+	return dir, nil
+}

@@ -1,0 +1,238 @@
+// Package config reads .aphoria/config.toml. It promises that nothing in the
+// file is passed over: a name that it does not know is an error that says
+// which one was probably meant.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+)
+
+// Where things lie below a project's root.
+const (
+	Dir  = ".aphoria"
+	File = "config.toml"
+)
+
+// Config is the whole file.
+type Config struct {
+	Project Project `toml:"project"`
+	Hosted  Hosted  `toml:"hosted"`
+	Scan    Scan    `toml:"scan"`
+}
+
+// Project names what is scanned.
+type Project struct {
+	// Name stands in subjects where the code itself names no module. Default:
+	// the name of the scanned directory.
+	Name string `toml:"name"`
+	// Language restricts the scan to one language; "auto" is all of them.
+	Language string `toml:"language"`
+}
+
+// Hosted is the StemeDB server that observations go to.
+type Hosted struct {
+	URL             string   `toml:"url"`         // "" is none
+	APIKeyEnv       string   `toml:"api_key_env"` // name of the variable that holds the key
+	OfflineFallback Fallback `toml:"offline_fallback"`
+}
+
+// Scan says what is looked at.
+type Scan struct {
+	Exclude         []string `toml:"exclude"`          // patterns as in .gitignore
+	IncludeTestdata bool     `toml:"include_testdata"` // also look below testdata/
+	MaxFileBytes    int64    `toml:"max_file_bytes"`   // larger files are passed over
+}
+
+// Fallback says what to do when the server cannot be reached.
+type Fallback string
+
+// The fallbacks.
+const (
+	Skip  Fallback = "skip"  // warn, and succeed
+	Fail  Fallback = "fail"  // exit with 1
+	Queue Fallback = "queue" // keep the batch in a file and send it first next time
+)
+
+// Languages are the values of project.language besides "auto".
+func Languages() []string { return []string{"go", "javascript", "python", "rust"} }
+
+// Default is the configuration where nothing is set.
+func Default() Config {
+	return Config{
+		Project: Project{Language: "auto"},
+		Hosted:  Hosted{APIKeyEnv: "STEMEDB_API_KEY", OfflineFallback: Skip},
+		Scan:    Scan{MaxFileBytes: 1 << 20},
+	}
+}
+
+// Load reads one file.
+func Load(file string) (Config, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return Config{}, fmt.Errorf("read the configuration: %w", err)
+	}
+	c, err := Parse(string(raw))
+	if err != nil {
+		return Config{}, fmt.Errorf("%s: %w", file, err)
+	}
+	return c, nil
+}
+
+// Parse reads the text of a configuration and checks it.
+func Parse(text string) (Config, error) {
+	c := Default()
+	meta, err := toml.Decode(text, &c)
+	if err != nil {
+		var parse toml.ParseError
+		if errors.As(err, &parse) {
+			return Config{}, fmt.Errorf("line %d: %s", parse.Position.Line, parse.Message)
+		}
+		return Config{}, err
+	}
+	if unknown := meta.Undecoded(); len(unknown) > 0 {
+		key := unknown[0].String()
+		return Config{}, fmt.Errorf("%s is not a setting; did you mean %s?", key, nearest(key, settings()))
+	}
+	return c, c.check()
+}
+
+func settings() []string {
+	return []string{
+		"project", "project.name", "project.language",
+		"hosted", "hosted.url", "hosted.api_key_env", "hosted.offline_fallback",
+		"scan", "scan.exclude", "scan.include_testdata", "scan.max_file_bytes",
+	}
+}
+
+func (c *Config) check() error {
+	if strings.ContainsFunc(c.Project.Name, func(r rune) bool { return r < ' ' || r == 0x7f }) || len(c.Project.Name) > 200 {
+		return errors.New("project.name must be at most 200 bytes without control characters")
+	}
+	if err := oneOf("project.language", c.Project.Language, append([]string{"auto"}, Languages()...)); err != nil {
+		return err
+	}
+	if err := oneOf("hosted.offline_fallback", string(c.Hosted.OfflineFallback), []string{string(Skip), string(Fail), string(Queue)}); err != nil {
+		return err
+	}
+	if c.Hosted.URL != "" {
+		if u, err := url.Parse(c.Hosted.URL); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+			return fmt.Errorf("hosted.url is %q; give an address such as https://stemedb.example.org", c.Hosted.URL)
+		}
+	}
+	if !regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`).MatchString(c.Hosted.APIKeyEnv) {
+		return errors.New("hosted.api_key_env must be the name of an environment variable; the key itself does not belong into the file")
+	}
+	if c.Scan.MaxFileBytes < 1 || c.Scan.MaxFileBytes > 64<<20 {
+		return fmt.Errorf("scan.max_file_bytes is %d; give 1 to %d", c.Scan.MaxFileBytes, 64<<20)
+	}
+	for _, p := range c.Scan.Exclude {
+		if p == "" || strings.Contains(p, "\n") {
+			return errors.New("scan.exclude has an empty pattern; remove it")
+		}
+	}
+	return nil
+}
+
+func oneOf(name, value string, allowed []string) error {
+	for _, a := range allowed {
+		if value == a {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s is %q; use one of %s (nearest: %s)", name, value, strings.Join(allowed, ", "), nearest(value, allowed))
+}
+
+// nearest is the candidate with the fewest changed letters.
+func nearest(name string, candidates []string) string {
+	best, least := "", 0
+	for _, c := range candidates {
+		// A right name in the wrong table is nearer than a similar one in the
+		// right table.
+		d := min(distance(name, c), distance(last(name), last(c))+1)
+		if best == "" || d < least {
+			best, least = c, d
+		}
+	}
+	return best
+}
+
+func last(key string) string { return key[strings.LastIndexByte(key, '.')+1:] }
+
+// distance is Levenshtein's.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, diagonal+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// Find looks for a configuration in dir and the directories above it, and
+// returns "" when there is none.
+func Find(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("find the configuration: %w", err)
+	}
+	for {
+		file := filepath.Join(dir, Dir, File)
+		_, err := os.Stat(file)
+		if err == nil {
+			return file, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+			return "", fmt.Errorf("find the configuration: %w", err)
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", nil
+		}
+		dir = parent
+	}
+}
+
+// Template is a new file's text.
+func Template(name, language, serverURL string) string {
+	hosted := "# url = \"https://stemedb.example.org\""
+	if serverURL != "" {
+		hosted = fmt.Sprintf("url = %q", serverURL)
+	}
+	return fmt.Sprintf(`# What aphoria knows of this project. Commit this file; the key beside it stays
+# out of version control.
+
+[project]
+name = %q
+language = %q # auto, %s
+
+[hosted]
+%s
+api_key_env = "STEMEDB_API_KEY" # the variable that holds this project's API key
+offline_fallback = "skip"       # skip, fail or queue, when the server cannot be reached
+
+[scan]
+exclude = []             # patterns as in .gitignore
+include_testdata = false # also look below testdata/
+max_file_bytes = 1048576 # larger files are passed over
+`, name, language, strings.Join(Languages(), ", "), hosted)
+}

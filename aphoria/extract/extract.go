@@ -1,0 +1,125 @@
+// Package extract finds observations in source files. An extractor looks at
+// one file at a time and knows no network, no clock and no other extractor, so
+// that the same files always give the same observations.
+package extract
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/stemedb/stemedb/aphoria/source"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// Verdict is what an observation means for whoever runs the scan.
+type Verdict string
+
+// The verdicts, by rising weight.
+const (
+	Pass  Verdict = "PASS"  // a fact
+	Flag  Verdict = "FLAG"  // somebody should look
+	Block Verdict = "BLOCK" // --exit-code fails on it
+)
+
+// Observation is one thing seen in one place.
+type Observation struct {
+	Extractor  string
+	Language   source.Language
+	Module     string // the module's name, as its own manifest gives it
+	Aspect     string // the path below the module, such as tls/cert_verification
+	Predicate  string
+	Object     record.Object
+	Confidence float64
+	File       string
+	Line       int
+	Test       bool              // seen in test code
+	Detail     map[string]string // more for source_metadata
+	Verdict    Verdict
+	Message    string // for people; "" for plain facts
+}
+
+// Subject is the path that the claim is about.
+func (o *Observation) Subject() string {
+	return "code://" + string(o.Language) + "/" + o.Module + "/" + o.Aspect
+}
+
+// Extractor finds observations of one kind.
+type Extractor interface {
+	// Name stands in the claim's metadata.
+	Name() string
+	// Wants says, by name alone, whether the file is worth reading.
+	Wants(f *source.File) bool
+	// Extract looks at a file that it wants. An error concerns this file only.
+	Extract(f *source.File, m *Modules) ([]Observation, error)
+}
+
+// Registry is a set of extractors. It is not changed after it was made.
+type Registry struct {
+	extractors []Extractor
+}
+
+// NewRegistry refuses two extractors of one name.
+func NewRegistry(extractors ...Extractor) (*Registry, error) {
+	seen := make(map[string]bool)
+	for _, e := range extractors {
+		if seen[e.Name()] {
+			return nil, fmt.Errorf("there are two extractors with the name %s", e.Name())
+		}
+		seen[e.Name()] = true
+	}
+	return &Registry{extractors}, nil
+}
+
+// Default is what a scan uses.
+func Default() (*Registry, error) {
+	tls, err := TLSVerify()
+	if err != nil {
+		return nil, err
+	}
+	return NewRegistry(DepVersions(), tls)
+}
+
+// Names are the extractors' names, in their order.
+func (r *Registry) Names() []string {
+	var names []string
+	for _, e := range r.extractors {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// Wants says whether any extractor wants the file.
+func (r *Registry) Wants(f *source.File) bool {
+	return slices.ContainsFunc(r.extractors, func(e Extractor) bool { return e.Wants(f) })
+}
+
+// Extract runs every extractor that wants the file. Warnings are files that an
+// extractor could not read; what it found until then counts.
+func (r *Registry) Extract(f *source.File, m *Modules) (found []Observation, warnings []string) {
+	for _, e := range r.extractors {
+		if !e.Wants(f) {
+			continue
+		}
+		got, err := e.Extract(f, m)
+		if err != nil {
+			warnings = append(warnings, fmt.Sprintf("%s: %s: %v", f.Path, e.Name(), err))
+		}
+		for _, o := range got {
+			o.Extractor, o.File, o.Test = e.Name(), f.Path, f.IsTest()
+			found = append(found, o)
+		}
+	}
+	return found, warnings
+}
+
+// Sort puts observations into the order of files, lines and subjects.
+func Sort(found []Observation) {
+	slices.SortFunc(found, func(a, b Observation) int {
+		return cmp.Or(
+			strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), strings.Compare(a.Extractor, b.Extractor),
+			strings.Compare(a.Aspect, b.Aspect), strings.Compare(a.Predicate, b.Predicate), strings.Compare(a.Object.String(), b.Object.String()),
+		)
+	})
+}

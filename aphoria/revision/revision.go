@@ -1,0 +1,168 @@
+// Package revision says which state of the code was scanned. It promises that
+// the same code at the same revision gives the same time, so that a second
+// scan makes no new claims.
+package revision
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/module"
+)
+
+// Revision is what is known of the code's state.
+type Revision struct {
+	Kind string    `json:"kind"`          // git, module or none
+	ID   string    `json:"id,omitempty"`  // commit hash, or the module's version
+	Time time.Time `json:"time,omitzero"` // of the commit or version; zero when unknown
+	// Problem says why nothing is known although there is a repository.
+	Problem string `json:"problem,omitempty"`
+	Dirty   bool   `json:"dirty,omitempty"` // the work tree has changes that no commit holds
+}
+
+// Fixed reports whether a scan of this revision always finds the same.
+func (r Revision) Fixed() bool { return !r.Dirty && !r.Time.IsZero() }
+
+// Timestamp is what claims are dated: the revision's own time where the code
+// is exactly that revision, else now. A commit from the future is dated now,
+// since servers refuse to look ahead.
+func (r Revision) Timestamp(now time.Time) uint64 {
+	at := now
+	if r.Fixed() && r.Time.Before(now) {
+		at = r.Time
+	}
+	return uint64(max(at.Unix(), 0))
+}
+
+// Detect looks at root: a git work tree that tracks files there, a version in
+// the Go module cache, or neither. stateDir is not counted as a change.
+func Detect(ctx context.Context, root, stateDir string) (Revision, error) {
+	if r, ok := moduleCache(root); ok {
+		return r, nil
+	}
+	return gitRevision(ctx, root, stateDir)
+}
+
+func gitRevision(ctx context.Context, root, stateDir string) (Revision, error) {
+	none := Revision{Kind: "none"}
+	// A tree inside somebody's repository that tracks none of it is not that
+	// repository's code.
+	tracked, err := Git(ctx, root, "ls-files", "-z", "--", ".")
+	if err != nil {
+		none.Problem = repositoryProblem(root, err)
+	}
+	if err != nil || len(tracked) == 0 {
+		return none, ctx.Err() // no repository, or no git: not an error
+	}
+	head, err := Git(ctx, root, "show", "-s", "--format=%H %ct", "HEAD")
+	if err != nil {
+		return none, ctx.Err() // no commit yet
+	}
+	hash, stamp, ok := strings.Cut(strings.TrimSpace(string(head)), " ")
+	seconds, err := strconv.ParseInt(stamp, 10, 64)
+	if !ok || err != nil {
+		return none, fmt.Errorf("git names its commit as %q, which cannot be read", head)
+	}
+	status := []string{"status", "--porcelain", "-z", "--", "."}
+	if rel, err := filepath.Rel(root, stateDir); err == nil && filepath.IsLocal(rel) && rel != "." {
+		status = append(status, ":(exclude)"+filepath.ToSlash(rel))
+	}
+	changes, err := Git(ctx, root, status...)
+	if err != nil {
+		return none, err
+	}
+	return Revision{Kind: "git", ID: hash, Time: time.Unix(seconds, 0).UTC(), Dirty: len(changes) > 0}, nil
+}
+
+// repositoryProblem explains why git says nothing of a tree that looks like a
+// repository: a checkout of another owner, or no git on the machine.
+func repositoryProblem(root string, err error) string {
+	for dir := root; ; dir = filepath.Dir(dir) {
+		if _, serr := os.Stat(filepath.Join(dir, ".git")); serr == nil {
+			return fmt.Sprintf("the commit is not known, so claims are dated now and every scan makes new ones: %v", err)
+		}
+		if dir == filepath.Dir(dir) {
+			return ""
+		}
+	}
+}
+
+// Git runs git in dir without asking anything, without taking locks, and
+// without the program that a scanned repository may name as its file monitor.
+func Git(ctx context.Context, dir string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, "git", append([]string{"-c", "core.fsmonitor=false"}, args...)...)
+	cmd.Dir = dir
+	// Inside a git hook these name the hook's repository, whatever dir is.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return slices.Contains([]string{"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}, name)
+	})
+	cmd.Env = append(cmd.Env, "GIT_OPTIONAL_LOCKS=0", "GIT_TERMINAL_PROMPT=0", "LC_ALL=C")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("git %s: %w: %s", args[0], err, strings.TrimSpace(stderr.String()))
+	}
+	return out, nil
+}
+
+// moduleCache recognises <cache>/<escaped path>@<version>: such a tree never
+// changes, and its time stands in the cache's own download folder.
+func moduleCache(root string) (Revision, bool) {
+	abs, err := filepath.Abs(root)
+	if err != nil {
+		return Revision{}, false
+	}
+	at := strings.LastIndexByte(filepath.Base(abs), '@')
+	if at <= 0 {
+		return Revision{}, false
+	}
+	version := filepath.Base(abs)[at+1:]
+	for dir := filepath.Dir(abs); dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		download := filepath.Join(dir, "cache", "download")
+		if info, err := os.Stat(download); err != nil || !info.IsDir() {
+			continue
+		}
+		rel, err := filepath.Rel(dir, abs)
+		if err != nil {
+			return Revision{}, false
+		}
+		escaped := strings.TrimSuffix(filepath.ToSlash(rel), "@"+version)
+		name, err := module.UnescapePath(escaped)
+		if err != nil {
+			return Revision{}, false
+		}
+		at, err := versionTime(filepath.Join(download, filepath.FromSlash(escaped), "@v", version+".info"))
+		if err != nil {
+			return Revision{}, false
+		}
+		return Revision{Kind: "module", ID: name + "@" + version, Time: at}, true
+	}
+	return Revision{}, false
+}
+
+func versionTime(file string) (time.Time, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return time.Time{}, err
+	}
+	var info struct{ Time time.Time }
+	if err := json.Unmarshal(raw, &info); err != nil {
+		return time.Time{}, err
+	}
+	if info.Time.IsZero() {
+		return time.Time{}, errors.New("the version has no time")
+	}
+	return info.Time, nil
+}

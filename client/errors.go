@@ -1,0 +1,167 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+)
+
+// Error is an answer of the server that is not a success: a problem of RFC
+// 9457. Code is stable and is what programs compare.
+type Error struct {
+	Type      string `json:"type"`
+	Title     string `json:"title"`
+	Status    int    `json:"status"`
+	Detail    string `json:"detail"`
+	Code      string `json:"code"`  // "" when something else than StemeDB answered
+	Field     string `json:"field"` // the offending field, if one is
+	Remedy    string `json:"remedy"`
+	RequestID string `json:"request_id"`
+
+	// RetryAfter is how long the server asked to wait; 0 when it did not say.
+	RetryAfter time.Duration `json:"-"`
+}
+
+// Error gives one line with everything that helps.
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d", e.Status)
+	if e.Code != "" {
+		b.WriteString(" " + e.Code)
+	}
+	if e.Field != "" {
+		b.WriteString(" (" + e.Field + ")")
+	}
+	b.WriteString(": ")
+	if e.Detail != "" {
+		b.WriteString(e.Detail)
+	} else {
+		b.WriteString(e.Title)
+	}
+	if e.Remedy != "" {
+		b.WriteString("; " + e.Remedy)
+	}
+	if e.RequestID != "" {
+		b.WriteString(" [request " + e.RequestID + "]")
+	}
+	return b.String()
+}
+
+// Temporary reports whether the same request may succeed later.
+func (e *Error) Temporary() bool {
+	switch e.Status {
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable:
+		return true
+	default:
+		return false
+	}
+}
+
+// IsNotFound reports whether err says that there is no such record.
+func IsNotFound(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Status == http.StatusNotFound
+}
+
+// IsTemporary reports whether err is of the kind that may pass: the server
+// could not be reached, or asked for another attempt. It tells a caller that
+// has its own way of waiting (a queue) from one that must be corrected.
+func IsTemporary(err error) bool {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Temporary()
+	}
+	var c *connError
+	return errors.As(err, &c) && c.retry
+}
+
+// connError is a failure without an answer.
+type connError struct {
+	err   error
+	retry bool
+}
+
+func (e *connError) Error() string { return e.err.Error() }
+func (e *connError) Unwrap() error { return e.err }
+
+// connectionError sorts a failure of the transport. A certificate that does not
+// verify does not get better by waiting, and the caller's own end is final.
+func connectionError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var (
+		verify  *tls.CertificateVerificationError
+		unknown x509.UnknownAuthorityError
+		host    x509.HostnameError
+		record  tls.RecordHeaderError
+	)
+	final := errors.As(err, &verify) || errors.As(err, &unknown) || errors.As(err, &host) || errors.As(err, &record)
+	return &connError{err: err, retry: !final}
+}
+
+// maxDetail bounds what is shown of an answer that is no problem document.
+const maxDetail = 300
+
+// answerError reads an answer that is not a success.
+func (c *Client) answerError(resp *http.Response, body []byte) *Error {
+	e := &Error{}
+	media, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if err == nil && (media == "application/problem+json" || media == "application/json") {
+		// What cannot be read as a problem is shown as text below.
+		if json.Unmarshal(body, e) != nil {
+			e = &Error{}
+		}
+	}
+	e.Status = resp.StatusCode
+	if e.Title == "" {
+		e.Title = http.StatusText(resp.StatusCode)
+	}
+	if e.Code == "" && e.Detail == "" {
+		e.Detail = oneLine(body)
+	}
+	if location := resp.Header.Get("Location"); location != "" && resp.StatusCode/100 == 3 {
+		e.Detail = "the server redirects to " + location
+		e.Remedy = "use that address as the server's URL"
+	}
+	if e.RequestID == "" {
+		e.RequestID = resp.Header.Get("X-Request-Id")
+	}
+	e.RetryAfter = c.retryAfter(resp.Header.Get("Retry-After"))
+	return e
+}
+
+// retryAfter reads seconds or a date; 0 is none.
+func (c *Client) retryAfter(value string) time.Duration {
+	if value == "" {
+		return 0
+	}
+	if n, err := strconv.ParseUint(value, 10, 31); err == nil {
+		return time.Duration(n) * time.Second
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return max(at.Sub(c.now()), 0)
+	}
+	return 0
+}
+
+func oneLine(body []byte) string {
+	if len(body) == 0 || !utf8.Valid(body) {
+		return ""
+	}
+	s := strings.Join(strings.Fields(string(body)), " ")
+	if len(s) > maxDetail {
+		s = strings.ToValidUTF8(s[:maxDetail], "") + "…"
+	}
+	return s
+}

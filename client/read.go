@@ -1,0 +1,159 @@
+package client
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// Record is an assertion as the server holds it: with every signature, and the
+// newest vote of each agent.
+type Record struct {
+	Hash    record.Hash `json:"hash"`
+	Project string      `json:"project"`
+	record.Assertion
+	// EffectiveLifecycle is that of the newest successor by parent_hash, the
+	// assertion's own when there is none.
+	EffectiveLifecycle record.Lifecycle `json:"effective_lifecycle"`
+	Votes              []record.Vote    `json:"votes"`
+	Consistency        Consistency      `json:"consistency"`
+}
+
+// Consistency says which members a read asks.
+type Consistency string
+
+// The consistencies. A quorum read sees every acknowledged write; a local one
+// is what one node holds.
+const (
+	Quorum Consistency = "quorum"
+	Local  Consistency = "local"
+)
+
+// Get reads one assertion. IsNotFound tells an unknown id from other errors.
+func (c *Client) Get(ctx context.Context, id record.Hash) (*Record, error) {
+	return c.GetWith(ctx, id, Quorum)
+}
+
+// GetWith reads one assertion with the given consistency.
+func (c *Client) GetWith(ctx context.Context, id record.Hash, consistency Consistency) (*Record, error) {
+	query := url.Values{}
+	if consistency != Quorum {
+		query.Set("consistency", string(consistency))
+	}
+	var out Record
+	if err := c.get(ctx, "/v1/assertions/"+id.String(), query, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// SubjectPage is one page of subjects, in byte order.
+type SubjectPage struct {
+	Subjects []string `json:"subjects"`
+	Cursor   string   `json:"cursor"` // of the next page; "" on the last one
+}
+
+// Subjects lists what is known below a prefix, at most limit at once (0 is the
+// server's default). cursor is "" for the first page.
+func (c *Client) Subjects(ctx context.Context, prefix, cursor string, limit int) (*SubjectPage, error) {
+	query := url.Values{"prefix": {prefix}}
+	if cursor != "" {
+		query.Set("cursor", cursor)
+	}
+	if limit > 0 {
+		query.Set("limit", strconv.Itoa(limit))
+	}
+	var out SubjectPage
+	if err := c.get(ctx, "/v1/subjects", query, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// Identity is what the server knows of the caller's key.
+type Identity struct {
+	Auth       bool   `json:"auth"` // false: the server asks for no keys
+	Project    string `json:"project"`
+	Role       string `json:"role"` // read_only, write_agent, backup or admin
+	Label      string `json:"label"`
+	Hash       string `json:"hash"`        // BLAKE3-256 of the key
+	ExpiresAt  int64  `json:"expires_at"`  // unix seconds; 0 is never
+	GraceUntil int64  `json:"grace_until"` // unix seconds; 0 unless it was rotated
+}
+
+// WhoAmI asks what the client's key is good for.
+func (c *Client) WhoAmI(ctx context.Context) (*Identity, error) {
+	var out Identity
+	if err := c.get(ctx, "/v1/whoami", nil, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// ClusterStatus is the cluster as the answering node sees it. Without a key
+// that may know more, Detail is "reduced" and only the counts are given.
+type ClusterStatus struct {
+	Detail      string   `json:"detail"` // full or reduced
+	Because     string   `json:"because"`
+	Generation  uint64   `json:"generation"`
+	Ready       bool     `json:"ready"`
+	Change      string   `json:"change"` // of members, while one is open
+	WriteQuorum bool     `json:"write_quorum"`
+	ReadQuorum  bool     `json:"read_quorum"`
+	ClusterID   string   `json:"cluster_id"`
+	Node        string   `json:"node"`
+	Leader      string   `json:"leader"`
+	Reason      string   `json:"reason"` // why it is not ready
+	Members     []Member `json:"members"`
+	WaitsFor    []string `json:"waits_for"`
+
+	MemberCount int  `json:"member_count"`
+	AliveCount  int  `json:"alive_count"`
+	WholeCount  int  `json:"whole_count"`
+	LeaderKnown bool `json:"leader_known"`
+}
+
+// Member is one member of the cluster.
+type Member struct {
+	Name        string    `json:"name"`
+	Incarnation string    `json:"incarnation"`
+	Self        bool      `json:"self"`
+	Alive       bool      `json:"alive"`
+	Whole       bool      `json:"whole"`
+	Connected   bool      `json:"connected"`
+	LagBytes    int64     `json:"lag_bytes"` // -1: not heard of
+	LastHeard   time.Time `json:"last_heard"`
+	PeerAddr    string    `json:"peer_addr"`
+	APIAddr     string    `json:"api_addr"`
+}
+
+// ClusterStatus asks a node how it sees the cluster. The counts are filled in
+// also when the members are listed.
+func (c *Client) ClusterStatus(ctx context.Context) (*ClusterStatus, error) {
+	var out ClusterStatus
+	if err := c.get(ctx, "/v1/cluster/status", nil, &out); err != nil {
+		return nil, err
+	}
+	if len(out.Members) > 0 {
+		out.MemberCount, out.AliveCount, out.WholeCount = len(out.Members), 0, 0
+		out.LeaderKnown = out.Leader != ""
+		for _, m := range out.Members {
+			if m.Alive {
+				out.AliveCount++
+			}
+			if m.Whole {
+				out.WholeCount++
+			}
+		}
+	}
+	return &out, nil
+}
+
+func (c *Client) get(ctx context.Context, path string, query url.Values, out any) error {
+	_, err := c.call(ctx, request{method: http.MethodGet, path: path, query: query}, out)
+	return err
+}
