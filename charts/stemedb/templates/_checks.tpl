@@ -1,0 +1,154 @@
+{{/* The checks of validate.yaml: each writes "- sentence" lines, or nothing. */}}
+
+{{- define "stemedb.check.names" -}}
+{{- $full := include "stemedb.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) }}
+- The base name {{ $full | quote }} is not a valid Service name: it must begin with a letter and hold only a-z, 0-9 and "-". Set fullnameOverride.
+{{- end }}
+{{- end -}}
+
+{{- define "stemedb.check.secrets" -}}
+{{- $secrets := .Values.secrets -}}
+{{- if and $secrets.existing.name (ne $secrets.source "existing") }}
+- secrets.existing.name is set but secrets.source is "{{ $secrets.source }}", so two sources claim the secrets. Set secrets.source to "existing" or leave the name empty.
+{{- end }}
+{{- if and $secrets.externalSecret.secretStoreRef.name (ne $secrets.source "externalSecret") }}
+- secrets.externalSecret.secretStoreRef.name is set but secrets.source is "{{ $secrets.source }}", so two sources claim the secrets. Set secrets.source to "externalSecret" or leave the name empty.
+{{- end }}
+{{- if eq $secrets.keys.rootApiKey $secrets.keys.clusterSecret }}
+- secrets.keys.rootApiKey and secrets.keys.clusterSecret are both "{{ $secrets.keys.rootApiKey }}": the two secrets need a key each.
+{{- end }}
+{{- end -}}
+
+{{- define "stemedb.check.image" -}}
+{{- if and (eq .Values.image.tag "latest") (not .Values.image.digest) }}
+- image.tag "latest" means another server after every restart, and nobody can roll it back. Name a version, or leave it empty for the chart's own ({{ .Chart.AppVersion }}).
+{{- end }}
+{{- end -}}
+
+{{- define "stemedb.check.replicas" -}}
+{{- $replicas := int .Values.replicas -}}
+{{- $away := int .Values.podDisruptionBudget.maxUnavailable -}}
+{{- $bearable := max 1 (div (sub $replicas 1) 2) | int -}}
+{{- if and .Values.podDisruptionBudget.enabled (ge $replicas 2) (gt $away $bearable) }}
+- podDisruptionBudget.maxUnavailable is {{ $away }}, but {{ $replicas }} replicas keep their majority only while at most {{ $bearable }} are away. Set it to {{ $bearable }} or raise replicas to {{ add (mul 2 $away) 1 }}.
+{{- end }}
+{{- if ge (int .Values.updateStrategy.partition) (add $replicas 1 | int) }}
+- updateStrategy.partition is {{ int .Values.updateStrategy.partition }}, beyond the {{ $replicas }} replicas. Use 0 to update all, or {{ $replicas }} to hold back all.
+{{- end }}
+{{- end -}}
+
+{{- define "stemedb.check.shutdown" -}}
+{{- $grace := include "stemedb.seconds" .Values.server.shutdownGrace | atoi -}}
+{{- $kill := int .Values.terminationGracePeriodSeconds -}}
+{{- if lt $kill (add $grace 20 | int) }}
+- terminationGracePeriodSeconds is {{ $kill }}, but a server that serves on for {{ $grace }} s after SIGTERM also needs 20 s to flush before it is killed. Set it to {{ add $grace 20 }} or more, or lower server.shutdownGrace.
+{{- end }}
+{{- $monitor := .Values.monitoring.serviceMonitor -}}
+{{- if gt (include "stemedb.seconds" $monitor.scrapeTimeout | atoi) (include "stemedb.seconds" $monitor.interval | atoi) }}
+- monitoring.serviceMonitor.scrapeTimeout is {{ $monitor.scrapeTimeout }}, longer than the interval of {{ $monitor.interval }}, which Prometheus refuses. Lower it.
+{{- end }}
+{{- end -}}
+
+{{- define "stemedb.check.memory" -}}
+{{- $request := get (get .Values.resources "requests" | default dict) "memory" -}}
+{{- $limit := get (get .Values.resources "limits" | default dict) "memory" -}}
+{{- if and $request $limit -}}
+{{- if gt (include "stemedb.bytes" $request | atoi) (include "stemedb.bytes" $limit | atoi) }}
+- resources.requests.memory ({{ $request }}) is more than resources.limits.memory ({{ $limit }}), which Kubernetes refuses. Raise the limit or lower the request.
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* What extraEnv may not set, and which value does. */}}
+{{- define "stemedb.ownEnv" -}}
+STEMEDB_BIND_ADDR: nothing (the port is fixed)
+STEMEDB_GATEWAY_ADDR: nothing (the port is fixed)
+STEMEDB_REPLICATION_ADDR: nothing (the port is fixed)
+STEMEDB_GOSSIP_ADDR: nothing (the port is fixed)
+STEMEDB_WAL_DIR: persistence.wal
+STEMEDB_DB_DIR: persistence.db
+STEMEDB_NODE_NAME: nothing (it is the pod's name)
+STEMEDB_ADVERTISE_ADDR: clusterDomain
+STEMEDB_CLUSTER_JOIN: replicas
+STEMEDB_CLUSTER_JOIN_FILE: replicas
+STEMEDB_CLUSTER_SECRET: secrets
+STEMEDB_CLUSTER_SECRET_FILE: secrets
+STEMEDB_ROOT_API_KEY: secrets
+STEMEDB_ROOT_API_KEY_FILE: secrets
+STEMEDB_AUTH_ENABLED: server.authEnabled
+STEMEDB_ALLOWED_ORIGINS: server.allowedOrigins
+STEMEDB_LOG_LEVEL: server.logLevel
+STEMEDB_LOG_FORMAT: server.logFormat
+STEMEDB_SHUTDOWN_GRACE: server.shutdownGrace
+STEMEDB_TLS_CERT_PATH: tls.secretName
+STEMEDB_TLS_KEY_PATH: tls.secretName
+STEMEDB_PEER_TLS_CERT_PATH: tls.peer.secretName
+STEMEDB_PEER_TLS_KEY_PATH: tls.peer.secretName
+STEMEDB_PEER_TLS_CA_PATH: tls.peer.secretName
+POD_NAME: nothing (it is the pod's name)
+{{- end -}}
+
+{{- define "stemedb.check.env" -}}
+{{- $own := include "stemedb.ownEnv" . | fromYaml -}}
+{{- range $name, $value := .Values.extraEnv -}}
+{{- with get $own $name }}
+- extraEnv.{{ $name }} is set by the chart. Change {{ . }} instead.
+{{- end }}
+{{- end }}
+{{- if and .Values.server.authEnabled (eq (get .Values.extraEnv "STEMEDB_UNSAFE_SKIP_SIGNATURES" | toString) "true") }}
+- extraEnv.STEMEDB_UNSAFE_SKIP_SIGNATURES is true while server.authEnabled is true: the server refuses to start like that. Remove the variable.
+{{- end }}
+{{- end -}}
+
+{{- define "stemedb.check.labels" -}}
+{{- range $set := list "commonLabels" "podLabels" -}}
+{{- range $label := list "name" "instance" "component" "part-of" "version" "managed-by" -}}
+{{- if hasKey (get $.Values $set) (printf "app.kubernetes.io/%s" $label) }}
+- {{ $set }} holds app.kubernetes.io/{{ $label }}, which the chart sets itself and partly selects by. Remove it.
+{{- end }}
+{{- end }}
+{{- if hasKey (get $.Values $set) "helm.sh/chart" }}
+- {{ $set }} holds helm.sh/chart, which the chart sets itself. Remove it.
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "stemedb.check.tls" -}}
+{{- if and .Values.tls.secretName .Values.ingress.enabled .Values.ingress.tls.enabled (not .Values.tls.behindIngress) }}
+- TLS is on at the Ingress (ingress.tls.enabled) and in the server (tls.secretName) at once, so the Ingress controller must trust the server's certificate too. Leave tls.secretName empty to end TLS at the Ingress, or set tls.behindIngress to true if both are meant.
+{{- end }}
+{{- end -}}
+
+{{- define "stemedb.check.publicity" -}}
+{{- $open := or .Values.ingress.enabled (ne .Values.service.gateway.type "ClusterIP") -}}
+{{- if and $open (not .Values.server.authEnabled) }}
+- server.authEnabled is false while the gateway is published by {{ ternary "an Ingress" (printf "a Service of type %s" .Values.service.gateway.type) .Values.ingress.enabled }}: anybody could write. Turn authentication on, or keep the gateway inside the cluster.
+{{- end }}
+{{- end -}}
+
+{{- define "stemedb.check.service" -}}
+{{- $service := .Values.service.gateway -}}
+{{- if and (eq $service.type "ClusterIP") (or $service.nodePort $service.externalTrafficPolicy) }}
+- service.gateway.nodePort and externalTrafficPolicy do nothing for a Service of type ClusterIP, and Kubernetes refuses them. Remove them or set service.gateway.type to NodePort or LoadBalancer.
+{{- end }}
+{{- if and (ne $service.type "LoadBalancer") (or $service.loadBalancerClass $service.loadBalancerSourceRanges) }}
+- service.gateway.loadBalancerClass and loadBalancerSourceRanges need service.gateway.type LoadBalancer, not {{ $service.type }}. Remove them or change the type.
+{{- end }}
+{{- end -}}
+
+{{- define "stemedb.check.volumes" -}}
+{{- range $name, $volume := .Values.extraVolumes -}}
+{{- if has $name (list "wal" "db" "members" "secrets" "tls" "peer-tls") }}
+- extraVolumes.{{ $name }} has the name of one of the chart's own volumes. Choose another name.
+{{- end }}
+{{- if and $volume (regexMatch "^/(data|etc/stemedb)(/|$)" (get ($volume | default dict) "mountPath" | toString)) }}
+- extraVolumes.{{ $name }} is mounted at {{ $volume.mountPath }}, inside the server's own directories. Mount it elsewhere.
+{{- end }}
+{{- end }}
+{{- range $name, $container := merge dict .Values.extraContainers .Values.initContainers -}}
+{{- if eq $name "stemedb" }}
+- extraContainers and initContainers cannot hold a container named stemedb: that is the server. Choose another name.
+{{- end }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,51 @@
+{{/*
+Labels. The selector's labels stand in immutable fields (the StatefulSet's
+selector, the claims): nothing that changes with a version may enter them.
+Both helpers take a list of the root context and the component.
+*/}}
+{{- define "stemedb.selectorLabels" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ include "stemedb.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{- define "stemedb.labels" -}}
+{{- $root := index . 0 -}}
+{{- with $root.Values.commonLabels }}
+{{- toYaml . }}
+{{ end -}}
+{{ include "stemedb.selectorLabels" . }}
+app.kubernetes.io/part-of: stemedb
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | trunc 63 | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end -}}
+
+{{/*
+The labels of a pod: neither the chart's version nor the server's, so that a
+new chart that changes nothing else restarts nobody.
+*/}}
+{{- define "stemedb.podLabels" -}}
+{{- $root := index . 0 -}}
+{{- with $root.Values.commonLabels }}
+{{- toYaml . }}
+{{ end -}}
+{{ include "stemedb.selectorLabels" . }}
+app.kubernetes.io/part-of: stemedb
+{{- end -}}
+
+{{/* metadata of an object: dict "root" "name" "component", optional "labels" and "annotations". */}}
+{{- define "stemedb.metadata" -}}
+name: {{ .name }}
+namespace: {{ .root.Release.Namespace }}
+labels:
+  {{- include "stemedb.labels" (list .root .component) | nindent 2 }}
+  {{- with get . "labels" }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with merge dict (get . "annotations" | default dict) .root.Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,71 @@
+{{/* What the pods of the server, the Job and the test have in common. */}}
+
+{{- define "stemedb.onOpenShift" -}}
+{{- $mode := .Values.openshift.adaptSecurityContext -}}
+{{- if or (eq $mode "force") (and (eq $mode "auto") (.Capabilities.APIVersions.Has "security.openshift.io/v1")) }}true{{ end -}}
+{{- end -}}
+
+{{/* OpenShift gives each namespace its own ids and refuses any other. */}}
+{{- define "stemedb.podSecurityContext" -}}
+{{- $context := .Values.podSecurityContext -}}
+{{- if include "stemedb.onOpenShift" . }}{{ $context = omit $context "runAsUser" "runAsGroup" "fsGroup" }}{{ end -}}
+{{- toYaml $context -}}
+{{- end -}}
+
+{{- define "stemedb.containerSecurityContext" -}}
+{{- $context := .Values.containerSecurityContext -}}
+{{- if include "stemedb.onOpenShift" . }}{{ $context = omit $context "runAsUser" "runAsGroup" }}{{ end -}}
+{{- toYaml $context -}}
+{{- end -}}
+
+{{/* Where a pod may run, and what it is pulled with. */}}
+{{- define "stemedb.placement" -}}
+{{- with include "stemedb.imagePullSecrets" . }}
+imagePullSecrets:
+  {{- . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* The preset spreads the members over nodes; an explicit affinity wins key by key. */}}
+{{- define "stemedb.affinity" -}}
+{{- $affinity := deepCopy .Values.affinity -}}
+{{- if and (ne .Values.podAntiAffinity "none") (not (hasKey $affinity "podAntiAffinity")) -}}
+{{- $term := include "stemedb.antiAffinityTerm" . | fromYaml -}}
+{{- if eq .Values.podAntiAffinity "hard" -}}
+{{- $_ := set $affinity "podAntiAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" (list $term)) -}}
+{{- else -}}
+{{- $_ := set $affinity "podAntiAffinity" (dict "preferredDuringSchedulingIgnoredDuringExecution" (list (dict "weight" 100 "podAffinityTerm" $term))) -}}
+{{- end -}}
+{{- end -}}
+{{- with $affinity }}{{ toYaml . }}{{ end -}}
+{{- end -}}
+
+{{- define "stemedb.antiAffinityTerm" -}}
+topologyKey: kubernetes.io/hostname
+labelSelector:
+  matchLabels:
+    {{- include "stemedb.selectorLabels" (list . "server") | nindent 4 }}
+{{- end -}}
+
+{{- define "stemedb.topologySpread" -}}
+{{- range $key, $spread := .Values.topologySpread }}
+{{- if $spread }}
+- topologyKey: {{ $key }}
+  {{- toYaml $spread | nindent 2 }}
+  labelSelector:
+    matchLabels:
+      {{- include "stemedb.selectorLabels" (list $ "server") | nindent 6 }}
+{{- end }}
+{{- end -}}
+{{- end -}}

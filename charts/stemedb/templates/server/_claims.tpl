@@ -1,0 +1,34 @@
+{{/*
+The claims. apiVersion, kind and volumeMode are written out, since the server
+fills them in and a GitOps tool would see a difference for ever; the labels
+are the selector's only, since a claim is immutable.
+*/}}
+{{- define "stemedb.object.walClaim" -}}
+{{- include "stemedb.claim" (dict "root" . "name" "wal" "volume" .Values.persistence.wal) -}}
+{{- end -}}
+{{- define "stemedb.object.dbClaim" -}}
+{{- include "stemedb.claim" (dict "root" . "name" "db" "volume" .Values.persistence.db) -}}
+{{- end -}}
+
+{{- define "stemedb.claim" -}}
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "stemedb.selectorLabels" (list .root "server") | nindent 4 }}
+  {{- with .volume.annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  accessModes:
+    {{- toYaml .volume.accessModes | nindent 4 }}
+  {{- with .volume.storageClassName }}
+  storageClassName: {{ . }}
+  {{- end }}
+  volumeMode: Filesystem
+  resources:
+    requests:
+      storage: {{ include "stemedb.scalar" .volume.size | quote }}
+{{- end -}}

@@ -1,0 +1,62 @@
+{{/* Mode 288 is 0440: root writes, the pod's fsGroup reads, nobody else does. */}}
+{{- define "stemedb.volumes" -}}
+- name: members
+  configMap:
+    name: {{ include "stemedb.fullname" . }}-members
+- name: secrets
+  secret:
+    secretName: {{ include "stemedb.secretName" . }}
+    defaultMode: 288
+    items:
+      - key: {{ .Values.secrets.keys.rootApiKey }}
+        path: root-api-key
+      - key: {{ .Values.secrets.keys.clusterSecret }}
+        path: cluster-secret
+{{- with .Values.tls.secretName }}
+- name: tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 288
+{{- end }}
+{{- with .Values.tls.peer.secretName }}
+- name: peer-tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 288
+{{- end }}
+{{- range $name, $volume := .Values.extraVolumes }}
+{{- if $volume }}
+- name: {{ $name }}
+  {{- toYaml $volume.source | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "stemedb.volumeMounts" -}}
+- name: wal
+  mountPath: /data/wal
+- name: db
+  mountPath: /data/db
+- name: members
+  mountPath: /etc/stemedb/cluster
+  readOnly: true
+- name: secrets
+  mountPath: /etc/stemedb/secrets
+  readOnly: true
+{{- if .Values.tls.secretName }}
+- name: tls
+  mountPath: /etc/stemedb/tls
+  readOnly: true
+{{- end }}
+{{- if .Values.tls.peer.secretName }}
+- name: peer-tls
+  mountPath: /etc/stemedb/peer-tls
+  readOnly: true
+{{- end }}
+{{- range $name, $volume := .Values.extraVolumes }}
+{{- if $volume }}
+- name: {{ $name }}
+  {{- toYaml (omit $volume "source") | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end -}}
