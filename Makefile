@@ -1,0 +1,37 @@
+# What stands behind these targets is in ci/pipeline; each installs what it
+# needs, can be run twice, and tells on failure which step, why and what to do.
+.DEFAULT_GOAL := help
+DEV = go -C ci run ./cmd/dev
+FUZZTIME ?= 1m
+
+.PHONY: help up down run check test gate bench fuzz fmt
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: ## A cluster, the image, the release with values/dev.yaml, and real data in it
+	@$(DEV) up
+
+down: ## Take away what `make up` made
+	@$(DEV) down
+
+run: ## One server with its data in a temporary folder, no cluster
+	@./ci/run-server
+
+check: ## Lint, unit tests, simulation, chart tests: no cluster, minutes
+	@$(DEV) check
+
+test: ## Everything: check, then the gate on a real three-node cluster
+	@$(DEV) test
+
+gate: ## Only the tests on a real cluster
+	@$(DEV) gate
+
+bench: ## Measure against etcd and PostgreSQL, write docs/benchmarks.md
+	@$(DEV) bench
+
+fuzz: ## Every fuzz target for FUZZTIME each
+	@./ci/fuzz $(FUZZTIME)
+
+fmt: ## Format all Go files
+	@$(DEV) fmt

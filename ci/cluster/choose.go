@@ -1,0 +1,77 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/stemedb/stemedb/ci/cluster/source"
+	"github.com/stemedb/stemedb/ci/progress"
+	"github.com/stemedb/stemedb/ci/run"
+)
+
+// Choice is a provider and why it was taken.
+type Choice struct{ Provider, Reason string }
+
+// Choose picks the provider. In this order: the one that is asked for; the one
+// that the state folder says is up; k3d where docker answers and k3d's node
+// image can be had; kind likewise; source where this machine allows it. The
+// provider existing is never picked, only asked for.
+func Choose(ctx context.Context, o Options, asked string) (Choice, error) {
+	state, err := readRecord(o.Dir)
+	if err != nil {
+		return Choice{}, err
+	}
+	recorded := state.Provider
+	if asked != "" && !slices.Contains(Providers(), asked) {
+		return Choice{}, progress.WithHint(fmt.Errorf("there is no cluster provider %q", asked), "choose one of %s", strings.Join(Providers(), ", "))
+	}
+	switch {
+	case recorded != "" && asked != "" && asked != recorded:
+		return Choice{}, progress.WithHint(fmt.Errorf("provider %s is asked for, but %s holds a cluster of %s", asked, o.Dir, recorded),
+			"take that one down first")
+	case asked != "":
+		return Choice{asked, "it was asked for"}, nil
+	case recorded != "":
+		return Choice{recorded, "its cluster is in " + o.Dir}, nil
+	}
+	return probe(ctx, o.Runner, source.Usable)
+}
+
+// probe looks at what the machine has.
+func probe(ctx context.Context, r run.Runner, sourceUsable func() error) (Choice, error) {
+	var why []string
+	try := func(name, args string) bool {
+		ctx, cancel := context.WithTimeoutCause(ctx, 20*time.Second, errors.New("no answer within 20s"))
+		defer cancel()
+		_, err := r.Run(ctx, run.Cmd("docker", strings.Fields(args)...))
+		if err != nil {
+			why = append(why, name)
+		}
+		return err == nil
+	}
+	// An image is on this machine already, or else known to its registry:
+	// asking for the manifest moves no image.
+	has := func(image string) bool {
+		if _, err := r.Run(ctx, run.Cmd("docker", "image", "inspect", image)); err == nil {
+			return true
+		}
+		return try("the image "+image+" cannot be had", "manifest inspect "+image)
+	}
+	if try("no docker daemon answers", "info --format {{.ServerVersion}}") {
+		if has(K3sImage) && has(K3DToolsImage) {
+			return Choice{"k3d", "docker answers and the image " + K3sImage + " can be had"}, nil
+		}
+		if has(KindImage) {
+			return Choice{"kind", "docker answers and the image " + KindImage + " can be had"}, nil
+		}
+	}
+	if err := sourceUsable(); err != nil {
+		return Choice{}, progress.WithHint(fmt.Errorf("no way to have a cluster here: %s; source: %w", strings.Join(why, "; "), err),
+			"install docker and make an image registry reachable, or run this as root on Linux, or name a cluster with --provider existing --context NAME")
+	}
+	return Choice{"source", strings.Join(why, "; ")}, nil
+}

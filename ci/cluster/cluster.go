@@ -1,0 +1,172 @@
+// Package cluster brings up a three-node Kubernetes cluster for development and
+// tests, in the way that the machine allows, and takes it away again.
+//
+// What it promises: only the cluster that it made, or that it was explicitly
+// told to use, is ever spoken to. The kubeconfig is a file of its own outside of
+// the checkout; ~/.kube/config is neither read nor written, except that the
+// provider "existing" reads the one context it was given.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/stemedb/stemedb/ci/progress"
+	"github.com/stemedb/stemedb/ci/run"
+)
+
+// Provider is one way to have a cluster. All methods may be called in any order
+// and any number of times.
+type Provider interface {
+	// Name is k3d, kind, source or existing.
+	Name() string
+	// Changes says, one sentence each, what Up does to this machine.
+	Changes() []string
+	// Check says whether Up could work here, and changes nothing.
+	Check(ctx context.Context) error
+	// Up brings the cluster up, or verifies that it is.
+	Up(ctx context.Context) error
+	// LoadImage puts the images of docker-style tars on every node.
+	LoadImage(ctx context.Context, tars ...string) error
+	// Kubeconfig is the path of the cluster's kubeconfig, there after Up.
+	Kubeconfig() string
+	// Status describes the cluster, one line a part; an error when it is not up.
+	Status(ctx context.Context) (string, error)
+	// Down undoes everything that Up did.
+	Down(ctx context.Context) error
+}
+
+// Faults is what a provider whose nodes are on this machine can break.
+type Faults interface {
+	// CutNode takes a node off the network; its processes run on.
+	CutNode(ctx context.Context, node string) error
+	// HealNode puts it back.
+	HealNode(ctx context.Context, node string) error
+	// SignalContainer sends a signal to the first process of a container, which
+	// is given by its id at the node's runtime.
+	SignalContainer(ctx context.Context, node, id string, signal syscall.Signal) error
+}
+
+// Tools finds the programs that providers use and builds those that are missing.
+type Tools interface {
+	Path(ctx context.Context, name string) (string, error)
+	Paths(ctx context.Context, names ...string) (map[string]string, error)
+}
+
+// Options are what every provider needs. Dir, Runner, Reporter and Tools are required.
+type Options struct {
+	Dir      string // state folder; see StateDir
+	Context  string // existing: the context to use
+	Runner   run.Runner
+	Reporter *progress.Reporter
+	Tools    Tools
+
+	// Address ranges of the source provider; empty means its default.
+	NodeRange, PodRange, ServiceRange string
+}
+
+// Providers lists the names that New takes.
+func Providers() []string { return []string{"k3d", "kind", "source", "existing"} }
+
+// New returns the provider of that name.
+func New(name string, o Options) (Provider, error) {
+	switch name {
+	case "k3d":
+		return &K3D{options: o}, nil
+	case "kind":
+		return &Kind{options: o}, nil
+	case "source":
+		return newSource(o)
+	case "existing":
+		if o.Context == "" {
+			return nil, progress.WithHint(errors.New("the provider existing needs the name of a context"),
+				"say --context NAME (or STEMEDB_CLUSTER_CONTEXT); the current context is never used")
+		}
+		return &Existing{options: o}, nil
+	}
+	return nil, progress.WithHint(fmt.Errorf("there is no cluster provider %q", name), "choose one of %s", strings.Join(Providers(), ", "))
+}
+
+// Name is the name of the cluster at k3d and kind.
+const Name = "stemedb"
+
+// StateDir is where a cluster's state lives: STEMEDB_STATE, else stemedb below
+// XDG_STATE_HOME, else ~/.local/state/stemedb; in it the folder "cluster".
+func StateDir() (string, error) {
+	if dir := os.Getenv("STEMEDB_STATE"); dir != "" {
+		dir, err := filepath.Abs(dir)
+		if err != nil {
+			return "", fmt.Errorf("STEMEDB_STATE: %w", err)
+		}
+		return filepath.Join(dir, "cluster"), nil
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "stemedb", "cluster"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", progress.WithHint(fmt.Errorf("finding a folder for the cluster's state: %w", err), "set STEMEDB_STATE")
+	}
+	return filepath.Join(home, ".local", "state", "stemedb", "cluster"), nil
+}
+
+// kubeconfigPath is the same for every provider, so that scripts can rely on it.
+func (o Options) kubeconfigPath() string { return filepath.Join(o.Dir, "kubeconfig") }
+
+// writeKubeconfig stores what a provider's tool printed.
+func (o Options) writeKubeconfig(text string) error {
+	if !strings.Contains(text, "clusters:") {
+		return errors.New("the kubeconfig that was handed over has no clusters")
+	}
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return fmt.Errorf("making the state folder: %w", err)
+	}
+	if err := os.WriteFile(o.kubeconfigPath(), []byte(text), 0o600); err != nil {
+		return fmt.Errorf("writing the kubeconfig: %w", err)
+	}
+	return nil
+}
+
+// writeFile writes a tool's configuration into the state folder.
+func (o Options) writeFile(name, content string) (string, error) {
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return "", fmt.Errorf("making the state folder: %w", err)
+	}
+	path := filepath.Join(o.Dir, name)
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		return "", fmt.Errorf("writing %s: %w", name, err)
+	}
+	return path, nil
+}
+
+// kubectl runs kubectl against the cluster's own kubeconfig.
+func (o Options) kubectl(ctx context.Context, in string, args ...string) (string, error) {
+	path, err := o.Tools.Path(ctx, "kubectl")
+	if err != nil {
+		return "", err
+	}
+	c := run.Cmd(path, append([]string{"--kubeconfig=" + o.kubeconfigPath(), "--request-timeout=30s"}, args...)...)
+	if in != "" {
+		c.In = []byte(in)
+	}
+	return o.Runner.Run(ctx, c)
+}
+
+// waitNodes waits until every node is ready.
+func (o Options) waitNodes(ctx context.Context) error {
+	_, err := o.kubectl(ctx, "", "wait", "--for=condition=Ready", "node", "--all", "--timeout=180s")
+	return err
+}
+
+// nodeStatus is the node list of kubectl.
+func (o Options) nodeStatus(ctx context.Context) (string, error) {
+	if _, err := os.Stat(o.kubeconfigPath()); err != nil {
+		return "", progress.WithHint(fmt.Errorf("no cluster in %s", o.Dir), "bring it up first")
+	}
+	return o.kubectl(ctx, "", "get", "nodes", "--output=wide")
+}

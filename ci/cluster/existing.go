@@ -1,0 +1,63 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+
+	"github.com/stemedb/stemedb/ci/progress"
+	"github.com/stemedb/stemedb/ci/run"
+)
+
+// Existing is a cluster that somebody else runs, named by a context of the
+// user's kubeconfig. It is used and never changed: it is not brought up, no
+// image is put on its nodes, nothing of it is taken down.
+type Existing struct{ options Options }
+
+// Name implements Provider.
+func (*Existing) Name() string { return "existing" }
+
+// Changes implements Provider.
+func (e *Existing) Changes() []string {
+	return []string{
+		"the cluster of context " + e.options.Context + " is used as it is",
+		"folder " + e.options.Dir + " with a kubeconfig of that one context (removed by down)",
+	}
+}
+
+// Check implements Provider.
+func (*Existing) Check(context.Context) error { return nil }
+
+// Up implements Provider: it copies the one context into a file of its own, so
+// that a later change of the current context leads nobody to another cluster.
+func (e *Existing) Up(ctx context.Context) error {
+	o := e.options
+	path, err := o.Tools.Path(ctx, "kubectl")
+	if err != nil {
+		return err
+	}
+	return o.Reporter.Step(ctx, "look at context "+o.Context, func(ctx context.Context) error {
+		text, err := o.Runner.Run(ctx, run.Cmd(path, "config", "view", "--raw", "--minify", "--flatten", "--context", o.Context))
+		if err != nil {
+			return progress.WithHint(err, "kubectl config get-contexts lists the contexts that there are")
+		}
+		if err := o.writeKubeconfig(text); err != nil {
+			return err
+		}
+		return o.waitNodes(ctx)
+	})
+}
+
+// LoadImage implements Provider and always fails.
+func (e *Existing) LoadImage(context.Context, ...string) error {
+	return progress.WithHint(errors.New("the nodes of an existing cluster are not touched"),
+		"push the image to a registry that they pull from, and give its name to the chart")
+}
+
+// Kubeconfig implements Provider.
+func (e *Existing) Kubeconfig() string { return e.options.kubeconfigPath() }
+
+// Status implements Provider.
+func (e *Existing) Status(ctx context.Context) (string, error) { return e.options.nodeStatus(ctx) }
+
+// Down implements Provider: there is nothing of ours in the cluster itself.
+func (*Existing) Down(context.Context) error { return nil }

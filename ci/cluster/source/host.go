@@ -1,0 +1,212 @@
+package source
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/stemedb/stemedb/ci/progress"
+	"github.com/stemedb/stemedb/ci/run"
+)
+
+// Changes says in full sentences what Up does to the host, and Down undoes.
+func (k *Cluster) Changes() []string {
+	c := k.Config
+	list := []string{
+		fmt.Sprintf("folder %s: all state, certificates, logs, volumes (removed by down)", c.Dir),
+		fmt.Sprintf("network namespaces %s and %s-node1 to -node%d, the link %s with %s, routes to %s and %s",
+			fabric, fabric, c.Nodes, hostLink, c.hostAddress(), c.PodRange, c.ServiceRange),
+		"cgroups below /stemedb in every controller",
+		"processes as root: etcd, the Kubernetes control plane, and a containerd, kubelet and kube-proxy for each node; their pods",
+		"kernel settings that kubelets want, with the old values kept for down: " + strings.Join(settingNames(), ", "),
+	}
+	if missing := k.missingPackages(); len(missing) > 0 {
+		list = append(list, "Debian packages to be installed, which down leaves: "+strings.Join(missing, " "))
+	}
+	return list
+}
+
+// debian maps a program or file that must be there to the package that has it.
+var debian = []struct{ need, pkg string }{
+	{"ip", "iproute2"},
+	{"nsenter", "util-linux"},
+	{"sysctl", "procps"},
+	{"mount", "mount"},
+	{"containerd", "containerd"},
+	{"ctr", "containerd"},
+	{"runc", "runc"},
+	{cniBin + "/bridge", "containernetworking-plugins"},
+	{"nft", "nftables"},
+	{"iptables", "iptables"},
+	{"conntrack", "conntrack"},
+	{"/bin/busybox", "busybox-static"},
+}
+
+func (k *Cluster) missingPackages() []string {
+	var missing []string
+	for _, d := range debian {
+		if !installed(d.need) && !slices.Contains(missing, d.pkg) {
+			missing = append(missing, d.pkg)
+		}
+	}
+	return missing
+}
+
+// installed says whether a program is in the path, or a file with an absolute
+// name is there.
+func installed(need string) bool {
+	if filepath.IsAbs(need) {
+		return exists(need)
+	}
+	_, err := exec.LookPath(need)
+	return err == nil
+}
+
+// Check refuses a machine on which the cluster could not run, before
+// anything is changed.
+func (k *Cluster) Check(ctx context.Context) error {
+	if err := k.Config.Check(); err != nil {
+		return err
+	}
+	if err := Usable(); err != nil {
+		return err
+	}
+	if err := k.cgroups.check(); err != nil {
+		return progress.WithHint(err, "in a container, run it privileged and with the host's cgroups")
+	}
+	if owned, err := k.free(); err != nil || owned {
+		return err // the ranges are our own
+	}
+	if !installed("ip") {
+		return nil // ensurePackages installs it and checks the ranges after that
+	}
+	return checkRanges(ctx, k.Runner, k.Config)
+}
+
+// Usable says whether this provider can work on this machine at all.
+func Usable() error {
+	if runtime.GOOS != "linux" {
+		return fmt.Errorf("it needs Linux, this is %s", runtime.GOOS)
+	}
+	if os.Geteuid() != 0 {
+		return progress.WithHint(errors.New("it needs root: it makes network namespaces, mounts and cgroups"), "run it with sudo -E, or install docker for the k3d provider")
+	}
+	return nil
+}
+
+func (k *Cluster) ensurePackages(ctx context.Context) error {
+	missing := k.missingPackages()
+	if len(missing) == 0 {
+		return nil
+	}
+	if !installed("apt-get") {
+		return progress.WithHint(fmt.Errorf("programs are missing: %s", strings.Join(missing, ", ")), "install them with this system's package manager (names are Debian's)")
+	}
+	quiet := []string{"DEBIAN_FRONTEND=noninteractive"}
+	update := run.Cmd("apt-get", "update")
+	update.Env = quiet
+	if _, err := k.Runner.Run(ctx, update); err != nil {
+		return err
+	}
+	install := run.Cmd("apt-get", append([]string{"install", "--yes", "--no-install-recommends"}, missing...)...)
+	install.Env = quiet
+	if _, err := k.Runner.Run(ctx, install); err != nil {
+		return progress.WithHint(err, "install them by hand: apt-get install %s", strings.Join(missing, " "))
+	}
+	if owned, err := k.free(); err != nil || owned {
+		return err
+	}
+	return checkRanges(ctx, k.Runner, k.Config)
+}
+
+// settings are kernel settings of the whole machine. A kubelet sets the first
+// ones by itself; the last is what three nodes' worth of file watchers need.
+var settings = []struct {
+	name  string
+	least int // 0: only remembered
+}{
+	{"vm/overcommit_memory", 0},
+	{"vm/panic_on_oom", 0},
+	{"kernel/panic", 0},
+	{"kernel/panic_on_oops", 0},
+	{"kernel/keys/root_maxkeys", 0},
+	{"kernel/keys/root_maxbytes", 0},
+	{"fs/inotify/max_user_instances", 1024},
+	{"fs/inotify/max_user_watches", 131072},
+}
+
+func settingNames() []string {
+	names := make([]string, len(settings))
+	for i, s := range settings {
+		names[i] = strings.ReplaceAll(s.name, "/", ".")
+	}
+	return names
+}
+
+// rememberSettings writes down the present values, once, and raises those that
+// have a least value.
+func (k *Cluster) rememberSettings() error {
+	file := k.Config.path("settings.json")
+	if !exists(file) {
+		old := map[string]string{}
+		for _, s := range settings {
+			if value, err := os.ReadFile(filepath.Join("/proc/sys", s.name)); err == nil {
+				old[s.name] = strings.TrimSpace(string(value))
+			}
+		}
+		text, err := json.MarshalIndent(old, "", "  ")
+		if err != nil {
+			return fmt.Errorf("remembering kernel settings: %w", err)
+		}
+		if err := writeFile(file, text); err != nil {
+			return err
+		}
+	}
+	for _, s := range settings {
+		path := filepath.Join("/proc/sys", s.name)
+		value, err := os.ReadFile(path)
+		if err != nil || s.least == 0 {
+			continue
+		}
+		var now int
+		if _, err := fmt.Sscan(string(value), &now); err != nil || now >= s.least {
+			continue
+		}
+		if err := os.WriteFile(path, fmt.Appendf(nil, "%d", s.least), 0o644); err != nil {
+			return fmt.Errorf("raising %s to %d: %w", s.name, s.least, err)
+		}
+	}
+	return nil
+}
+
+// restoreSettings puts the remembered values back.
+func (k *Cluster) restoreSettings() error {
+	text, err := os.ReadFile(k.Config.path("settings.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("restoring kernel settings: %w", err)
+	}
+	old := map[string]string{}
+	if err := json.Unmarshal(text, &old); err != nil {
+		return fmt.Errorf("restoring kernel settings: %w", err)
+	}
+	for name, value := range old {
+		path := filepath.Join("/proc/sys", name)
+		if now, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(now)) == value {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
+			return fmt.Errorf("restoring %s to %s: %w", name, value, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,40 @@
+// Command dev is what the Makefile's targets run; `make help` lists them.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/stemedb/stemedb/ci/pipeline"
+	"github.com/stemedb/stemedb/ci/progress"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		progress.Explain(os.Stderr, err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	p, err := pipeline.New(progress.New(os.Stdout))
+	if err != nil {
+		return err
+	}
+	commands := map[string]func(context.Context) error{
+		"up": p.Up, "down": p.Down, "forward": p.Forward,
+		"check": p.Check, "gate": p.Gate, "test": p.Test, "fmt": p.Format, "bench": p.Bench,
+	}
+	if len(args) == 1 {
+		if do, known := commands[args[0]]; known {
+			return do(ctx)
+		}
+	}
+	return fmt.Errorf("usage: dev up|down|check|gate|test|fmt|bench (see make help), not %q", args)
+}

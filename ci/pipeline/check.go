@@ -1,0 +1,121 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/stemedb/stemedb/ci/progress"
+	"github.com/stemedb/stemedb/ci/run"
+)
+
+// modules of the checkout whose tests need no cluster.
+var modules = []string{".", "ci", "test", "server/cmd/stemedb-k8s", "test/bench"}
+
+// Check is what a developer runs while working: lint, unit tests, simulation,
+// chart tests. No cluster.
+func (p *Pipeline) Check(ctx context.Context) error {
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"format", p.format},
+		{"lint", p.lint},
+		{"known vulnerabilities", p.vulnerabilities},
+	} {
+		if err := p.Reporter.Step(ctx, step.name, step.do); err != nil {
+			return err
+		}
+	}
+	for _, m := range modules {
+		if err := p.Reporter.Step(ctx, "go test "+m+"/...", func(ctx context.Context) error {
+			return p.command(ctx, m, []string{"GOWORK=off"}, "go", "test", "-timeout", "30m", "./...")
+		}); err != nil {
+			return err
+		}
+	}
+	return p.Reporter.Step(ctx, "race detector", func(ctx context.Context) error {
+		return p.command(ctx, ".", nil, "go", append([]string{"test", "-race", "-short", "-timeout", "20m"}, racePackages...)...)
+	})
+}
+
+// racePackages are those with goroutines of their own.
+var racePackages = []string{
+	"./server/internal/wal/...", "./server/internal/store/...", "./server/internal/control/...",
+	"./server/internal/cluster/...", "./server/internal/api/...", "./client/...",
+}
+
+func (p *Pipeline) format(ctx context.Context) error {
+	gofumpt, err := p.Tools.Path(ctx, "gofumpt")
+	if err != nil {
+		return err
+	}
+	files, err := p.quiet(ctx, ".", nil, "git", "ls-files", "--cached", "--others", "--exclude-standard", "*.go")
+	if err != nil {
+		return err
+	}
+	args := []string{"-l"}
+	for _, f := range strings.Fields(files) {
+		if !strings.HasSuffix(f, ".pb.go") {
+			args = append(args, f)
+		}
+	}
+	out, err := p.Runner.Run(ctx, run.Command{Name: gofumpt, Args: args, Dir: p.Root})
+	if err == nil && strings.TrimSpace(out) != "" {
+		err = progress.WithHint(errors.New("not formatted:\n"+strings.TrimSpace(out)), "run: make fmt")
+	}
+	return err
+}
+
+// Format rewrites every file as gofumpt wants it.
+func (p *Pipeline) Format(ctx context.Context) error {
+	gofumpt, err := p.Tools.Path(ctx, "gofumpt")
+	if err != nil {
+		return err
+	}
+	return p.command(ctx, ".", nil, gofumpt, "-l", "-w", ".")
+}
+
+func (p *Pipeline) lint(ctx context.Context) error {
+	linter, err := p.Tools.Path(ctx, "golangci-lint")
+	if err != nil {
+		return err
+	}
+	for _, m := range append(modules, "test/e2e") {
+		if err := p.command(ctx, m, []string{"GOWORK=off"}, linter, "run", "--config", filepath.Join(p.Root, ".golangci.yml"), "./..."); err != nil {
+			return progress.WithHint(err, "mend what is listed; a line is silenced only with //nolint:NAME // and the reason")
+		}
+	}
+	return nil
+}
+
+// vulnDatabase is where govulncheck looks known vulnerabilities up.
+const vulnDatabase = "https://vuln.go.dev/index/modules.json"
+
+func (p *Pipeline) vulnerabilities(ctx context.Context) error {
+	ask, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ask, http.MethodHead, vulnDatabase, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		p.Reporter.Note("SKIPPED: the vulnerability database (vuln.go.dev) cannot be reached from here, so nothing was checked against it")
+		return nil
+	}
+	_ = resp.Body.Close()
+	tool, err := p.Tools.Path(ctx, "govulncheck")
+	if err != nil {
+		return err
+	}
+	for _, m := range []string{".", "server/cmd/stemedb-k8s"} {
+		if err := p.command(ctx, m, []string{"GOWORK=off"}, tool, "./..."); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,84 @@
+package tools
+
+// A Family is one nested module below ci/tools and the programs built from it.
+// A family stands alone so that its requirements move only when it is upgraded.
+type Family struct {
+	Name     string
+	Binaries []Binary
+}
+
+// Binary is one program of a family.
+type Binary struct {
+	Name    string
+	Package string // import path, or "." for the module's own main
+	LDFlags string // added to -s -w
+}
+
+// KubernetesVersion is the version that the source provider runs. It must be
+// the one that ci/tools/kubernetes/go.mod requires (a test compares them).
+const KubernetesVersion = "v1.37.2"
+
+// Families lists everything that can be built, in the order in which a full
+// build builds it: the slowest first.
+func Families() []Family {
+	return []Family{
+		{Name: "kubernetes", Binaries: kubernetes(
+			"kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubectl",
+		)},
+		{Name: "etcd", Binaries: []Binary{{Name: "etcd", Package: "go.etcd.io/etcd/server/v3"}}},
+		{Name: "coredns", Binaries: []Binary{{Name: "coredns", Package: "."}}},
+		{Name: "local-path-provisioner", Binaries: []Binary{
+			{Name: "local-path-provisioner", Package: "github.com/rancher/local-path-provisioner"},
+		}},
+		{Name: "pause", Binaries: []Binary{{Name: "pause", Package: "."}}},
+		{Name: "helm", Binaries: []Binary{{Name: "helm", Package: "helm.sh/helm/v3/cmd/helm", LDFlags: helmFlags}}},
+		{Name: "golangci-lint", Binaries: []Binary{
+			{Name: "golangci-lint", Package: "github.com/golangci/golangci-lint/v2/cmd/golangci-lint"},
+		}},
+		{Name: "gofumpt", Binaries: []Binary{{Name: "gofumpt", Package: "mvdan.cc/gofumpt"}}},
+		{Name: "govulncheck", Binaries: []Binary{{Name: "govulncheck", Package: "golang.org/x/vuln/cmd/govulncheck"}}},
+		{Name: "k3d", Binaries: []Binary{{Name: "k3d", Package: "github.com/k3d-io/k3d/v5"}}},
+		{Name: "kind", Binaries: []Binary{{Name: "kind", Package: "sigs.k8s.io/kind"}}},
+	}
+}
+
+// helmFlags tell helm its version, and which Kubernetes `helm template` renders
+// for when it is given none: without them it takes v1.20, which a chart's
+// kubeVersion refuses.
+const helmFlags = "-X helm.sh/helm/v3/internal/version.version=v3.22.0" +
+	" -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=37" +
+	" -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=37"
+
+// kubernetes binaries carry their version in a linker flag; without it the
+// server calls itself v0.0.0-master and a chart's kubeVersion refuses it.
+func kubernetes(names ...string) []Binary {
+	const base, client = "k8s.io/component-base/version", "k8s.io/client-go/pkg/version"
+	flags := "-X " + base + ".gitVersion=" + KubernetesVersion +
+		" -X " + base + ".gitMajor=1 -X " + base + ".gitMinor=37" +
+		" -X " + client + ".gitVersion=" + KubernetesVersion
+	list := make([]Binary, len(names))
+	for i, name := range names {
+		list[i] = Binary{Name: name, Package: "k8s.io/kubernetes/cmd/" + name, LDFlags: flags}
+	}
+	return list
+}
+
+// find returns the family and the binary of that name.
+func find(name string) (Family, Binary, bool) {
+	for _, f := range Families() {
+		for _, b := range f.Binaries {
+			if b.Name == name {
+				return f, b, true
+			}
+		}
+	}
+	return Family{}, Binary{}, false
+}
+
+// ClusterTools are the programs that the source cluster runs or is driven with.
+func ClusterTools() []string {
+	return []string{
+		"kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubectl",
+		"etcd", "coredns", "local-path-provisioner", "pause",
+	}
+}

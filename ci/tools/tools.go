@@ -1,0 +1,245 @@
+// Package tools builds the programs that development and tests need from Go
+// modules, and keeps them in a cache outside the checkout.
+//
+// A program is built once for one state of its module: the cache folder's name
+// holds a hash of go.mod, go.sum, the module's own sources, the compiler's
+// version and the flags. So a second checkout builds nothing, an upgrade builds
+// only its own family, and two processes that want the same program at the same
+// time build it once. A program in the cache is complete: it is renamed into
+// place after it was built.
+package tools
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sort"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stemedb/stemedb/ci/progress"
+	"github.com/stemedb/stemedb/ci/run"
+)
+
+// Builder finds and builds programs.
+type Builder struct {
+	Dir      string // ci/tools of the checkout
+	Cache    string // see CacheDir
+	Runner   run.Runner
+	Reporter *progress.Reporter
+}
+
+// New returns a Builder for the checkout that the working directory lies in.
+func New(runner run.Runner, reporter *progress.Reporter) (*Builder, error) {
+	root, err := CheckoutDir()
+	if err != nil {
+		return nil, err
+	}
+	cache, err := CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	return &Builder{Dir: filepath.Join(root, "ci", "tools"), Cache: cache, Runner: runner, Reporter: reporter}, nil
+}
+
+// CacheDir is where built programs live: STEMEDB_CACHE, else stemedb below
+// XDG_CACHE_HOME, else ~/.cache/stemedb.
+func CacheDir() (string, error) {
+	if dir := os.Getenv("STEMEDB_CACHE"); dir != "" {
+		return filepath.Abs(dir)
+	}
+	base, err := os.UserCacheDir()
+	if err != nil {
+		return "", progress.WithHint(fmt.Errorf("finding a folder for built tools: %w", err), "set STEMEDB_CACHE to a folder with 2 GiB to spare")
+	}
+	return filepath.Join(base, "stemedb"), nil
+}
+
+// CheckoutDir is the root of the checkout that the working directory lies in.
+func CheckoutDir() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("finding the checkout: %w", err)
+	}
+	for at := dir; ; at = filepath.Dir(at) {
+		if _, err := os.Stat(filepath.Join(at, "ci", "tools", "kubernetes", "go.mod")); err == nil {
+			return at, nil
+		}
+		if at == filepath.Dir(at) {
+			return "", progress.WithHint(fmt.Errorf("%s is not inside a checkout of StemeDB", dir), "run this from a folder of the checkout")
+		}
+	}
+}
+
+// Path builds the program of that name unless the cache has it, and returns
+// where it is.
+func (b *Builder) Path(ctx context.Context, name string) (string, error) {
+	family, binary, ok := find(name)
+	if !ok {
+		return "", progress.WithHint(fmt.Errorf("there is no tool %q", name), "the tools are: %s", strings.Join(Names(), ", "))
+	}
+	dir, err := b.folder(ctx, family)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "bin", name)
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	unlock, err := b.lock(ctx, dir, name)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if _, err := os.Stat(path); err == nil {
+		return path, nil // somebody else built it while this process waited
+	}
+	err = b.Reporter.Step(ctx, "build "+name, func(ctx context.Context) error {
+		return b.build(ctx, family, binary, path)
+	})
+	return path, err
+}
+
+// Paths is Path for several programs, built one after the other: each build
+// uses every core by itself.
+func (b *Builder) Paths(ctx context.Context, names ...string) (map[string]string, error) {
+	paths := make(map[string]string, len(names))
+	for _, name := range names {
+		path, err := b.Path(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		paths[name] = path
+	}
+	return paths, nil
+}
+
+// Names lists every program that can be built.
+func Names() []string {
+	var names []string
+	for _, f := range Families() {
+		for _, bin := range f.Binaries {
+			names = append(names, bin.Name)
+		}
+	}
+	return names
+}
+
+func (b *Builder) build(ctx context.Context, family Family, binary Binary, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("making the cache folder: %w", err)
+	}
+	temporary := fmt.Sprintf("%s.%d.tmp", path, os.Getpid())
+	defer func() { _ = os.Remove(temporary) }() // gone after success
+	flags := strings.TrimSpace("-s -w " + binary.LDFlags)
+	_, err := b.Runner.Run(ctx, run.Command{
+		Name: "go",
+		Args: []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", temporary, binary.Package},
+		Dir:  filepath.Join(b.Dir, family.Name),
+		// GOFLAGS is emptied so that a -mod or -tags of the surrounding build
+		// does not leak into another module.
+		Env: []string{"CGO_ENABLED=0", "GOWORK=off", "GOFLAGS="},
+	})
+	if err != nil {
+		return progress.WithHint(err, "the build needs the Go module proxy and about 4 GiB below %s; run it again, what was compiled is kept", b.Cache)
+	}
+	if err := os.Rename(temporary, path); err != nil {
+		return fmt.Errorf("moving %s into the cache: %w", binary.Name, err)
+	}
+	return nil
+}
+
+// folder is the family's place in the cache for its present state.
+func (b *Builder) folder(ctx context.Context, family Family) (string, error) {
+	source := filepath.Join(b.Dir, family.Name)
+	version, err := b.Runner.Run(ctx, run.Command{Name: "go", Args: []string{"env", "GOVERSION"}, Dir: source})
+	if err != nil {
+		return "", progress.WithHint(err, "install Go as the checkout's go.mod asks for")
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "%s %s/%s\n", strings.TrimSpace(version), runtime.GOOS, runtime.GOARCH)
+	for _, binary := range family.Binaries {
+		fmt.Fprintf(h, "%s %s %s\n", binary.Name, binary.Package, binary.LDFlags)
+	}
+	files, err := sources(source)
+	if err != nil {
+		return "", err
+	}
+	for _, name := range files {
+		content, err := os.ReadFile(filepath.Join(source, name))
+		if err != nil {
+			return "", fmt.Errorf("hashing the tool's sources: %w", err)
+		}
+		fmt.Fprintf(h, "%s %d\n", name, len(content))
+		h.Write(content)
+	}
+	return filepath.Join(b.Cache, "tools", family.Name+"-"+hex.EncodeToString(h.Sum(nil))[:16]), nil
+}
+
+// sources lists the files that decide what is built, relative to dir, sorted.
+func sources(dir string) ([]string, error) {
+	var files []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		name := d.Name()
+		if name == "go.mod" || name == "go.sum" || filepath.Ext(name) == ".go" {
+			relative, err := filepath.Rel(dir, path)
+			if err != nil {
+				return err
+			}
+			files = append(files, relative)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing the sources of a tool: %w", err)
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("listing the sources of a tool: %s has no Go module", dir)
+	}
+	sort.Strings(files)
+	return files, nil
+}
+
+// lock takes the family's lock file, waiting for another process that builds.
+func (b *Builder) lock(ctx context.Context, dir, name string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("making the cache folder: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("locking the cache: %w", err)
+	}
+	// Polled, not awaited: a blocking flock could not be interrupted.
+	take := func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+	err = take()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = b.Reporter.Step(ctx, "wait for another build of "+name, func(ctx context.Context) error {
+			for {
+				if err := take(); !errors.Is(err, unix.EWOULDBLOCK) {
+					return err
+				}
+				select {
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				case <-time.After(200 * time.Millisecond):
+				}
+			}
+		})
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("locking the cache: %w", err), f.Close())
+	}
+	// Closing the file releases the lock.
+	return func() { _ = f.Close() }, nil
+}
