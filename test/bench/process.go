@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// process is a server under measurement: started here, ended here, by its own pid.
+type process struct {
+	name string
+	cmd  *exec.Cmd
+	log  string
+	done chan struct{}
+}
+
+// start runs a server with its output in dir/name.log.
+func start(name, dir string, env []string, path string, args ...string) (*process, error) {
+	return startAs(name, dir, nil, env, path, args...)
+}
+
+func startAs(name, dir string, attr *syscall.SysProcAttr, env []string, path string, args ...string) (*process, error) {
+	logPath := filepath.Join(dir, name+".log")
+	out, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("open log of %s: %w", name, err)
+	}
+	defer out.Close()
+	cmd := exec.Command(path, args...) //nolint:noctx // it is ended by stop, gracefully
+	// Nothing of this process's own environment: a server refuses settings that
+	// it does not know.
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}, env...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = attr
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	p := &process{name: name, cmd: cmd, log: logPath, done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		_ = cmd.Wait()
+	}()
+	return p, nil
+}
+
+// stop ends the process with sig and waits for it.
+func (p *process) stop(sig syscall.Signal) {
+	_ = p.cmd.Process.Signal(sig)
+	select {
+	case <-p.done:
+	case <-time.After(90 * time.Second):
+		_ = p.cmd.Process.Kill()
+		<-p.done
+	}
+}
+
+// await polls until ready says so, the process ends, or the time is over.
+func (p *process) await(ctx context.Context, limit time.Duration, ready func() error) (time.Duration, error) {
+	began := time.Now()
+	for {
+		err := ready()
+		if err == nil {
+			return time.Since(began), nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-p.done:
+			return 0, fmt.Errorf("%s ended before it was ready; its log: %s", p.name, tail(p.log))
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Since(began) > limit {
+			return 0, fmt.Errorf("%s not ready after %s: %w; its log: %s", p.name, limit, err, tail(p.log))
+		}
+	}
+}
+
+// cpu is the processor time (user and system) used so far, in milliseconds.
+func (p *process) cpu() float64 {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	// The command's name may hold spaces; the fields are counted behind it.
+	fields := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:]))
+	var ticks float64
+	for _, i := range []int{11, 12} {
+		v, _ := strconv.ParseFloat(fields[i], 64)
+		ticks += v
+	}
+	return ticks * 10 // USER_HZ is 100 on Linux
+}
+
+// memory is the resident set and its peak, in MiB.
+func (p *process) memory() (rss, peak float64) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, 0
+	}
+	for line := range strings.Lines(string(raw)) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		v, _ := strconv.ParseFloat(f[1], 64)
+		switch f[0] {
+		case "VmRSS:":
+			rss = v / 1024
+		case "VmHWM:":
+			peak = v / 1024
+		}
+	}
+	return rss, peak
+}
+
+// httpOK asks for a URL once and wants a 200.
+func httpOK(ctx context.Context, client *http.Client, url string) func() error {
+	return func() error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		_, _ = io.Copy(io.Discard, resp.Body)
+		if resp.StatusCode != http.StatusOK {
+			return errors.New(resp.Status)
+		}
+		return nil
+	}
+}
+
+func tail(path string) string {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	if len(raw) > 1500 {
+		raw = raw[len(raw)-1500:]
+	}
+	return string(raw)
+}

@@ -1,0 +1,76 @@
+package chart
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// published is an overlay of its own in front of what follows it.
+const published = "ingress: {enabled: true, host: a.example}\n---\n"
+
+// What the schema cannot see is refused by a sentence that names the value and
+// says what to do.
+var impossible = []struct{ name, values, says string }{
+	{"existing is not chosen", "secrets: {existing: {name: a}}", `secrets.existing.name is set but secrets.source is "generated"`},
+	{"store is not chosen", "secrets: {externalSecret: {secretStoreRef: {name: a}}}", `secrets.externalSecret.secretStoreRef.name is set but secrets.source is "generated"`},
+	{"one key for two secrets", "secrets: {keys: {rootApiKey: a, clusterSecret: a}}", `secrets.keys.rootApiKey and secrets.keys.clusterSecret are both "a"`},
+	{"latest", "image: {tag: latest}", `image.tag "latest" means another server after every restart`},
+	{"budget", "podDisruptionBudget: {maxUnavailable: 2}", "3 replicas keep their majority only while at most 1 are away. Set it to 1 or raise replicas to 5."},
+	{"partition", "updateStrategy: {partition: 4}", "updateStrategy.partition is 4, beyond the 3 replicas"},
+	{"kill before flush", "terminationGracePeriodSeconds: 34", "Set it to 35 or more, or lower server.shutdownGrace."},
+	{"grace in minutes", "server: {shutdownGrace: 2m}", "serves on for 120 s"},
+	{"scrape", "monitoring: {serviceMonitor: {interval: 5s}}", "scrapeTimeout is 10s, longer than the interval of 5s"},
+	{"memory", "resources: {requests: {memory: 2Gi}, limits: {memory: 2G}}", "resources.requests.memory (2Gi) is more than resources.limits.memory (2G)"},
+	{"port", "extraEnv: {STEMEDB_BIND_ADDR: ':1'}", "extraEnv.STEMEDB_BIND_ADDR is set by the chart. Change nothing (the port is fixed) instead."},
+	{"secret in values", "extraEnv: {STEMEDB_ROOT_API_KEY: steme_live_1}", "extraEnv.STEMEDB_ROOT_API_KEY is set by the chart. Change secrets instead."},
+	{"signatures", "extraEnv: {STEMEDB_UNSAFE_SKIP_SIGNATURES: true}", "the server refuses to start like that"},
+	{"selector label", "podLabels: {app.kubernetes.io/name: x}", "podLabels holds app.kubernetes.io/name"},
+	{"chart label", "commonLabels: {helm.sh/chart: x}", "commonLabels holds helm.sh/chart"},
+	{"TLS twice", published + "tls: {secretName: a}", "set tls.behindIngress to true if both are meant"},
+	{"open to the world", published + "server: {authEnabled: false}", "published by an Ingress: anybody could write"},
+	{"open by load balancer", "service: {gateway: {type: LoadBalancer}}\nserver: {authEnabled: false}", "published by a Service of type LoadBalancer"},
+	{"node port", "service: {gateway: {nodePort: 30000}}", "do nothing for a Service of type ClusterIP"},
+	{"class", "service: {gateway: {type: NodePort, loadBalancerClass: a}}", "need service.gateway.type LoadBalancer, not NodePort"},
+	{"volume name", "extraVolumes: {wal: {mountPath: /x, source: {emptyDir: {}}}}", "extraVolumes.wal has the name of one of the chart's own volumes"},
+	{"volume place", "extraVolumes: {x: {mountPath: /data/wal/x, source: {emptyDir: {}}}}", "mounted at /data/wal/x, inside the server's own directories"},
+	{"container name", "extraContainers: {stemedb: {image: a}}", "cannot hold a container named stemedb"},
+	{"name", "fullnameOverride: 1a", `The base name "1a" is not a valid Service name`},
+}
+
+func TestImpossibleValuesAreExplained(t *testing.T) {
+	for _, c := range impossible {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := tryRender(t, options{values: []string{c.values}})
+			require.ErrorContains(t, err, "These values cannot work:")
+			require.ErrorContains(t, err, c.says)
+		})
+	}
+}
+
+func TestEverythingWrongIsSaidAtOnce(t *testing.T) {
+	_, err := tryRender(t, options{values: []string{"image: {tag: latest}\nsecrets: {existing: {name: a}}"}})
+	require.ErrorContains(t, err, "image.tag")
+	require.ErrorContains(t, err, "secrets.existing.name")
+}
+
+func TestWhatIsPossibleIsNotRefused(t *testing.T) {
+	for _, ok := range []string{
+		"replicas: 5\npodDisruptionBudget: {maxUnavailable: 2}",
+		"replicas: 2",
+		"terminationGracePeriodSeconds: 35",
+		"image: {tag: latest, digest: 'sha256:" + strings.Repeat("a", 64) + "'}",
+		published + "tls: {secretName: a, behindIngress: true}",
+		published + "tls: {secretName: a}\n" + "server: {logLevel: debug}\n" + "merge: {}\n" + "minReadySeconds: 1\n" + "revisionHistoryLimit: 1\n",
+		"server: {authEnabled: false}\nextraEnv: {STEMEDB_UNSAFE_SKIP_SIGNATURES: true}",
+		"updateStrategy: {partition: 3}",
+	} {
+		_, err := tryRender(t, options{values: []string{ok}})
+		if strings.Contains(ok, "secretName: a}\n") {
+			require.Error(t, err, "TLS twice must not pass only because other values are set")
+			continue
+		}
+		require.NoError(t, err, ok)
+	}
+}

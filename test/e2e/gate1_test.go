@@ -1,0 +1,138 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gruntwork-io/terratest/modules/k8s"
+	"github.com/stretchr/testify/require"
+)
+
+// TestGate1 is the first gate: a release that forms a cluster, refuses
+// strangers, and loses nothing that it acknowledged while it is restarted,
+// killed, robbed of a member's volumes and cut in two.
+func TestGate1(t *testing.T) {
+	r := install(t, "gate1")
+	r.allWhole(t, 2*time.Minute)
+
+	t.Run("health", func(t *testing.T) {
+		healthy := func(kind k8s.KubeResourceType, name string, port int) {
+			url, done := r.tunnel(t, kind, name, port)
+			defer done()
+			for _, path := range []string{"/v1/health", "/v1/health/live", "/v1/health/ready", "/v1/health/startup"} {
+				status, body := call(t, http.MethodGet, url+path, "", nil)
+				require.Equal(t, http.StatusOK, status, "%s %s: %s", name, path, body)
+			}
+		}
+		healthy(k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
+		for i := range replicas {
+			healthy(k8s.ResourceTypePod, r.pod(i), apiPort)
+		}
+	})
+
+	t.Run("strangers are refused", func(t *testing.T) {
+		url, done := r.tunnel(t, k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
+		defer done()
+		status, body := call(t, http.MethodPost, url+"/v1/assert", "", map[string]any{})
+		require.Equal(t, http.StatusUnauthorized, status, "%s", body)
+		var problem struct{ Code string }
+		require.NoError(t, json.Unmarshal(body, &problem))
+		require.NotEmpty(t, problem.Code)
+	})
+
+	t.Run("pods are on different nodes", func(t *testing.T) {
+		nodes := strings.Fields(r.kubectl(t, "get", "pods", "-l", "app.kubernetes.io/name=stemedb,app.kubernetes.io/instance="+r.name, "-o", "jsonpath={.items[*].spec.nodeName}"))
+		require.Len(t, nodes, replicas)
+		seen := map[string]bool{}
+		for _, n := range nodes {
+			seen[n] = true
+		}
+		require.Len(t, seen, replicas, "pods share a node: %v", nodes)
+	})
+
+	l := r.startLoadgen(t)
+
+	t.Run("three rolling restarts fail not one request", func(t *testing.T) {
+		s := l.during(t, func() {
+			for i := range 3 {
+				began := time.Now()
+				r.kubectl(t, "rollout", "restart", "statefulset/"+r.name+"-stemedb")
+				r.kubectl(t, "rollout", "status", "statefulset/"+r.name+"-stemedb", "--timeout=5m")
+				t.Logf("restart %d took %s", i+1, time.Since(began).Round(time.Second))
+			}
+		})
+		require.Zero(t, s.Failures, "%v", s.Examples)
+		require.Positive(t, s.Fresh)
+		r.allWhole(t, time.Minute)
+		l.everyPodHoldsAll(t)
+	})
+
+	t.Run("all pods killed at once", func(t *testing.T) {
+		l.during(t, func() {
+			before := r.restarts(t)
+			args := []string{"kill-container"}
+			for i := range replicas {
+				args = append(args, r.opts.Namespace+"/"+r.pod(i)+"/stemedb")
+			}
+			r.onCluster(t, args...)
+			require.Eventually(t, func() bool { return r.restarts(t) >= before+replicas }, time.Minute, 500*time.Millisecond, "not every container was restarted")
+			r.allWhole(t, 3*time.Minute)
+		})
+		l.everyPodHoldsAll(t)
+	})
+
+	t.Run("a member that lost both volumes becomes whole by itself", func(t *testing.T) {
+		l.during(t, func() {
+			victim := r.pod(1)
+			old := r.kubectl(t, "get", "pod", victim, "-o", "jsonpath={.metadata.uid}")
+			r.kubectl(t, "delete", "pvc", "wal-"+victim, "db-"+victim, "--wait=false")
+			r.kubectl(t, "delete", "pod", victim)
+			require.Eventually(t, func() bool {
+				uid, err := k8s.RunKubectlAndGetOutputE(t, r.opts, "get", "pod", victim, "-o", "jsonpath={.metadata.uid}")
+				return err == nil && uid != "" && uid != old
+			}, 2*time.Minute, time.Second)
+			r.allWhole(t, 5*time.Minute)
+		})
+		l.everyPodHoldsAll(t)
+	})
+
+	t.Run("a node cut off for a minute", func(t *testing.T) {
+		client := r.kubectl(t, "get", "pod", "loadgen", "-o", "jsonpath={.spec.nodeName}")
+		var victim string
+		for i := range replicas {
+			if node := r.kubectl(t, "get", "pod", r.pod(i), "-o", "jsonpath={.spec.nodeName}"); node != client {
+				victim = node
+				break
+			}
+		}
+		l.during(t, func() {
+			r.onCluster(t, "node-cut", victim)
+			time.Sleep(time.Minute)
+			r.onCluster(t, "node-heal", victim)
+			r.kubectl(t, "wait", "--for=condition=Ready", "node/"+victim, "--timeout=2m")
+			r.allWhole(t, 3*time.Minute)
+		})
+		l.everyPodHoldsAll(t)
+	})
+
+	t.Run("helm test", func(t *testing.T) {
+		r.helmTest(t)
+	})
+}
+
+// restarts counts the restarts of the release's containers.
+func (r *release) restarts(t *testing.T) int {
+	total := 0
+	for i := range replicas {
+		var n int
+		out := r.kubectl(t, "get", "pod", r.pod(i), "-o", "jsonpath={.status.containerStatuses[0].restartCount}")
+		_, err := fmt.Sscan(out, &n)
+		require.NoError(t, err)
+		total += n
+	}
+	return total
+}

@@ -1,0 +1,236 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/gruntwork-io/terratest/modules/helm"
+	"github.com/gruntwork-io/terratest/modules/k8s"
+	"github.com/gruntwork-io/terratest/modules/logger"
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	apiPort     = 18180
+	gatewayPort = 18181
+	replicas    = 3
+	project     = "e2e"
+)
+
+// environment is what `make gate` tells the tests.
+type environment struct {
+	kubeconfig string
+	image      string // tag of docker.io/stemedb/stemedb on every node
+	loadgen    string // full reference of the load generator's image
+	cluster    string // path of the cluster command: cuts nodes, kills containers
+}
+
+func fromEnvironment(t *testing.T) environment {
+	t.Helper()
+	env := environment{
+		kubeconfig: os.Getenv("STEMEDB_E2E_KUBECONFIG"),
+		image:      os.Getenv("STEMEDB_E2E_IMAGE_TAG"),
+		loadgen:    os.Getenv("STEMEDB_E2E_LOADGEN_IMAGE"),
+		cluster:    os.Getenv("STEMEDB_E2E_CLUSTER_COMMAND"),
+	}
+	if env.kubeconfig == "" {
+		t.Skip("NOT RUN: STEMEDB_E2E_KUBECONFIG is not set; `make gate` brings a cluster and sets it")
+	}
+	for name, value := range map[string]string{"IMAGE_TAG": env.image, "LOADGEN_IMAGE": env.loadgen, "CLUSTER_COMMAND": env.cluster} {
+		require.NotEmpty(t, value, "STEMEDB_E2E_%s must be set together with STEMEDB_E2E_KUBECONFIG", name)
+	}
+	return env
+}
+
+// release is one installed chart in a namespace of its own that enforces the
+// restricted Pod Security Standard.
+type release struct {
+	environment
+	name string
+	opts *k8s.KubectlOptions
+	key  string // of a write_agent in the test's project
+	root string
+}
+
+func (r *release) pod(i int) string { return fmt.Sprintf("%s-stemedb-%d", r.name, i) }
+
+func (r *release) podURL(i int) string {
+	return fmt.Sprintf("http://%s.%s-stemedb-headless.%s.svc.cluster.local:%d", r.pod(i), r.name, r.opts.Namespace, apiPort)
+}
+
+func (r *release) gatewayURL() string {
+	return fmt.Sprintf("http://%s-stemedb.%s.svc.cluster.local:%d", r.name, r.opts.Namespace, gatewayPort)
+}
+
+func install(t *testing.T, name string) *release {
+	t.Helper()
+	env := fromEnvironment(t)
+	namespace := "stemedb-e2e-" + name
+	r := &release{environment: env, name: name, opts: k8s.NewKubectlOptions("", env.kubeconfig, namespace)}
+	r.opts.Logger = logger.Discard
+	r.kubectl(t, "delete", "namespace", namespace, "--ignore-not-found", "--wait")
+	r.kubectl(t, "create", "namespace", namespace)
+	r.kubectl(t, "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted", "pod-security.kubernetes.io/warn=restricted")
+	t.Cleanup(func() {
+		if t.Failed() {
+			r.dump(t)
+			if os.Getenv("STEMEDB_E2E_KEEP") != "" {
+				return
+			}
+		}
+		r.kubectl(t, "delete", "namespace", namespace, "--wait=false")
+	})
+	root, err := filepath.Abs("../..")
+	require.NoError(t, err)
+	began := time.Now()
+	helm.Install(t, &helm.Options{
+		KubectlOptions: r.opts,
+		ValuesFiles:    []string{filepath.Join(root, "values/dev.yaml")},
+		SetStrValues:   map[string]string{"image.tag": env.image},
+		ExtraArgs:      map[string][]string{"install": {"--wait", "--timeout", "5m"}},
+		Logger:         logger.Discard,
+	}, filepath.Join(root, "charts/stemedb"), name)
+	t.Logf("installed and ready after %s", time.Since(began).Round(time.Second))
+	r.root = r.secret(t, name+"-stemedb-secrets", "root-api-key")
+	r.key = r.mint(t)
+	return r
+}
+
+// dump says what a reader of a failed run wants to see first.
+func (r *release) dump(t *testing.T) {
+	for _, args := range [][]string{
+		{"get", "pods,pvc,endpointslices", "-o", "wide"},
+		{"get", "events", "--sort-by=.lastTimestamp"},
+		{"logs", "-l", "app.kubernetes.io/name=stemedb", "--prefix", "--tail=60"},
+	} {
+		out, err := k8s.RunKubectlAndGetOutputE(t, r.opts, args...)
+		t.Logf("kubectl %v (%v)\n%s", args, err, out)
+	}
+}
+
+func (r *release) kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := k8s.RunKubectlAndGetOutputE(t, r.opts, args...)
+	require.NoError(t, err, "kubectl %v", args)
+	return out
+}
+
+// onCluster runs the cluster command: faults that no kubectl can make.
+func (r *release) onCluster(t *testing.T, args ...string) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), r.cluster, args...).CombinedOutput()
+	require.NoError(t, err, "cluster %v: %s", args, out)
+}
+
+func (r *release) secret(t *testing.T, name, field string) string {
+	t.Helper()
+	s := k8s.GetSecret(t, r.opts, name)
+	require.Contains(t, s.Data, field)
+	return string(s.Data[field])
+}
+
+// tunnel forwards a local port to a pod or a service and gives its URL.
+func (r *release) tunnel(t *testing.T, kind k8s.KubeResourceType, name string, port int) (url string, closeTunnel func()) {
+	t.Helper()
+	tun := k8s.NewTunnel(r.opts, kind, name, 0, port)
+	tun.ForwardPort(t)
+	return "http://" + tun.Endpoint(), tun.Close
+}
+
+// call sends one request and gives status and body.
+func call(t *testing.T, method, url, key string, body any) (int, []byte) {
+	t.Helper()
+	var in io.Reader
+	if body != nil {
+		raw, err := json.Marshal(body)
+		require.NoError(t, err)
+		in = bytes.NewReader(raw)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), method, url, in)
+	require.NoError(t, err)
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if key != "" {
+		req.Header.Set("X-API-Key", key)
+	}
+	resp, err := (&http.Client{Timeout: time.Minute}).Do(req)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	out, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	return resp.StatusCode, out
+}
+
+// mint makes a key for the test's project with the root key.
+func (r *release) mint(t *testing.T) string {
+	t.Helper()
+	url, done := r.tunnel(t, k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
+	defer done()
+	status, body := call(t, http.MethodPost, url+"/v1/admin/api-keys", r.root, map[string]any{"project": project, "role": "write_agent", "label": "e2e"})
+	require.Equal(t, http.StatusCreated, status, "mint a key: %s", body)
+	var answer struct{ Key string }
+	require.NoError(t, json.Unmarshal(body, &answer))
+	require.NotEmpty(t, answer.Key)
+	return answer.Key
+}
+
+// member is one line of /v1/cluster/status, as an authenticated caller sees it.
+type member struct {
+	Name  string `json:"name"`
+	Alive bool   `json:"alive"`
+	Whole bool   `json:"whole"`
+}
+
+func (r *release) members(t *testing.T) []member {
+	t.Helper()
+	url, done := r.tunnel(t, k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
+	defer done()
+	status, body := call(t, http.MethodGet, url+"/v1/cluster/status", r.root, nil)
+	require.Equal(t, http.StatusOK, status, "%s", body)
+	var answer struct{ Members []member }
+	require.NoError(t, json.Unmarshal(body, &answer), "%s", body)
+	return answer.Members
+}
+
+// allWhole waits until all pods are ready and the cluster says that every
+// member is alive and whole.
+func (r *release) allWhole(t *testing.T, limit time.Duration) {
+	t.Helper()
+	began := time.Now()
+	r.kubectl(t, "rollout", "status", "statefulset/"+r.name+"-stemedb", "--timeout", limit.String())
+	for i := range replicas {
+		r.kubectl(t, "wait", "--for=condition=Ready", "pod/"+r.pod(i), "--timeout", limit.String())
+	}
+	for {
+		members := r.members(t)
+		good := 0
+		for _, m := range members {
+			if m.Alive && m.Whole {
+				good++
+			}
+		}
+		if good == replicas && len(members) == replicas {
+			t.Logf("three members alive and whole after %s", time.Since(began).Round(100*time.Millisecond))
+			return
+		}
+		require.Less(t, time.Since(began), limit, "members are not all alive and whole: %+v", members)
+		time.Sleep(500 * time.Millisecond)
+	}
+}
+
+// helmTest runs the chart's own test.
+func (r *release) helmTest(t *testing.T) {
+	t.Helper()
+	out, err := helm.RunHelmCommandAndGetOutputE(t, &helm.Options{KubectlOptions: r.opts, Logger: logger.Discard}, "test", r.name, "--timeout", "2m")
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, out, "Succeeded")
+}
