@@ -174,6 +174,46 @@ func TestReadWritesBackToAMajority(t *testing.T) {
 	})
 }
 
+// TestQuorumReadWaitsForItsOwnDisk: a majority without this node acknowledges
+// while this node's disk still works on the write. A quorum read here sees it
+// all the same: what is written back must be here as well before the read goes
+// on with this node's store.
+func TestQuorumReadWaitsForItsOwnDisk(t *testing.T) {
+	for name, read := range map[string]func(*node, record.Hash) bool{
+		"get": func(n *node, id record.Hash) bool {
+			s, err := n.cluster.Get(context.Background(), "p", id, Quorum)
+			return err == nil && len(s.Signatures) == 1
+		},
+		"claims": func(n *node, id record.Hash) bool {
+			seq, err := n.cluster.Claims(context.Background(), store.ClaimQuery{Project: "p", Subject: "s"}, Quorum)
+			require.NoError(n.w.t, err)
+			for c, err := range seq {
+				require.NoError(n.w.t, err)
+				if c.ID == id {
+					return true
+				}
+			}
+			return false
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := threeNodes(t)
+				a := w.nodes["a"]
+				a.disk.SetLatency(func(op memfs.Op) time.Duration {
+					if op.Kind == memfs.OpSync {
+						return 500 * time.Millisecond
+					}
+					return 0
+				})
+				ids := a.write(claim("s", 1))
+				require.False(t, a.holds(ids...), "the test is about a write that is not here yet")
+				require.True(t, read(a, ids[0]))
+			})
+		})
+	}
+}
+
 func TestNoMajorityIsSaidInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)

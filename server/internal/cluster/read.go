@@ -216,8 +216,15 @@ func (c *Cluster) merge(ctx context.Context, set *setRef, others []answer[store.
 		if err != nil {
 			return err
 		}
-		if _, err := c.write(ctx, items); err != nil {
+		fresh, err := c.write(ctx, items)
+		if err != nil {
 			return err
+		}
+		// The others may have been the majority; the read goes on here.
+		if fresh == nil {
+			if err := c.putAndWait(ctx, items); err != nil {
+				return storageError(err)
+			}
 		}
 		c.metrics.writtenBack.Add(float64(len(items)))
 	}
