@@ -81,6 +81,7 @@ func (s *Store) applyActive() bool {
 	s.frozen = nil
 	s.pending -= l.bytes
 	s.applied = l.end
+	s.assertions += l.assertions
 	return true
 }
 
@@ -259,7 +260,7 @@ func (s *Store) addOrphan(o owner) error {
 
 // Names in the meta space.
 const (
-	metaApplied  = "applied"  // position 8: everything below it is in the index
+	metaApplied  = "applied"  // position 8, count 8: everything up to the position is in the index, that many contents
 	metaIdentity = "identity" // incarnation of the log that the index is of
 	metaFormat   = "format"   // 1
 	metaGaps     = "gaps"     // (from 8, to 8)*: losses of the log that are dealt with
@@ -282,13 +283,15 @@ func (s *Store) markerDue(bytes int64) bool {
 func (s *Store) mark() error {
 	s.mu.Lock()
 	pos, due := s.applied, s.applied > s.marker && s.failure == nil
+	value := binary.BigEndian.AppendUint64(nil, uint64(pos))
+	value = binary.BigEndian.AppendUint64(value, uint64(s.assertions))
 	s.mu.Unlock()
 	if !due {
 		return nil
 	}
 	err := s.barrier(pos)
 	if err == nil {
-		err = s.db.Put(metaKey(metaApplied), binary.BigEndian.AppendUint64(nil, uint64(pos)), nil)
+		err = s.db.Put(metaKey(metaApplied), value, nil)
 	}
 	if err != nil {
 		err = fmt.Errorf("write the index's marker: %w", err)

@@ -105,13 +105,17 @@ func (m *model) check(t *testing.T, s *Store) {
 	for _, b := range buckets {
 		total += b.Count
 	}
-	n := uint64(0)
-	for _, h := range held {
+	n, contents := uint64(0), int64(0)
+	for i, h := range held {
 		if h {
 			n++
+			if keys[i].Kind == KindContent {
+				contents++
+			}
 		}
 	}
 	require.Equal(t, n, total, "keys in the buckets")
+	require.Equal(t, contents, s.Stats().Assertions)
 	for name, pos := range m.cursors {
 		require.GreaterOrEqual(t, s.Cursor(name), pos, "cursor of %s", name)
 	}

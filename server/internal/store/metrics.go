@@ -20,6 +20,9 @@ func (s *Store) register(r prometheus.Registerer) error {
 			func() float64 { return value(s.Stats()) })
 	}
 	for _, c := range []prometheus.Collector{
+		// The name is older than this server, and dashboards know it.
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "stemedb_assertions_total", Help: "Assertions that this node holds."},
+			func() float64 { return float64(s.Stats().Assertions) }),
 		gauge("pending_bytes", "Bytes that are durable or on their way there and not in the index yet.",
 			func(st Stats) float64 { return float64(st.PendingBytes) }),
 		gauge("replay_bytes", "Bytes of log that a start after a crash would replay.",

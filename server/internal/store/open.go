@@ -60,6 +60,8 @@ type Store struct {
 	// applied: all entries up to and including this one are in goleveldb.
 	// marker: the same, and durably so.
 	applied, marker wal.Position
+	// assertions counts the contents up to applied.
+	assertions      int64
 	failure         error // of the index; sticky
 	closing, closed bool
 	failed          chan struct{} // closed with the first failure
@@ -249,7 +251,7 @@ func (s *Store) distrust(gaps []wal.Range) (string, error) {
 	if string(identity) != s.log.Identity().Incarnation {
 		return "it belongs to another log", nil
 	}
-	marker, err := s.readMarker()
+	marker, _, err := s.readMarker()
 	if err != nil {
 		return reasonOf(err)
 	}
@@ -405,21 +407,24 @@ func (s *Store) meta(name string) ([]byte, error) {
 	return b, nil
 }
 
-func (s *Store) readMarker() (wal.Position, error) {
+func (s *Store) readMarker() (pos wal.Position, assertions int64, err error) {
 	b, err := s.meta(metaApplied)
 	if err != nil || b == nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return readPosition(b)
+	if len(b) != 16 {
+		return 0, 0, fmt.Errorf("marker of %d bytes: %w", len(b), errIndexEntry)
+	}
+	return wal.Position(binary.BigEndian.Uint64(b)), int64(binary.BigEndian.Uint64(b[8:])), nil
 }
 
 // loadIndex reads what is held in memory.
 func (s *Store) loadIndex() error {
-	marker, err := s.readMarker()
+	marker, assertions, err := s.readMarker()
 	if err != nil {
 		return err
 	}
-	s.marker, s.applied = marker, marker
+	s.marker, s.applied, s.assertions = marker, marker, assertions
 	if s.barrierKey, err = s.lastKey(spaceBarrier); err != nil {
 		return err
 	}

@@ -216,8 +216,10 @@ type layer struct {
 	loose    []loose
 	contents []content
 	// end is the position of the last entry in it.
-	end   wal.Position
-	bytes int64 // as they were counted when the Puts were accepted
+	end wal.Position
+	// assertions are the contents that were new.
+	assertions int64
+	bytes      int64 // as they were counted when the Puts were accepted
 }
 
 func newLayer() *layer {

@@ -20,6 +20,7 @@ type putOp struct {
 	change change
 	commit wal.Commit
 	bytes  int64
+	again  bool // a Repair: nothing of it is new
 	cursor bool // holds a cursor: must not be in the log before what it waits for
 
 	// done is nil once Put has returned an error.
@@ -50,7 +51,7 @@ func (s *Store) Repair(items []Item, done func(PutResult)) error {
 }
 
 func (s *Store) put(items []Item, done func(PutResult), again bool) error {
-	o := &putOp{s: s, isNew: make([]bool, len(items)), done: done}
+	o := &putOp{s: s, isNew: make([]bool, len(items)), done: done, again: again}
 	for i := range items {
 		if err := items[i].complete(); err != nil {
 			return err
@@ -251,6 +252,9 @@ func (s *Store) settle(o *putOp, err error) {
 	if err == nil && len(o.items) > 0 {
 		s.active.add(&o.change, o.commit.Positions)
 		s.active.bytes += o.bytes
+		if !o.again {
+			s.active.assertions += int64(len(o.change.contents))
+		}
 		for i := range o.change.cursors {
 			s.cursors[o.change.cursors[i].Key.Project] = o.change.cursors[i].cursor
 		}

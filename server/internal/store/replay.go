@@ -115,6 +115,12 @@ func (s *Store) replayItems(items []Item, positions []wal.Position) error {
 			}
 			n++
 		}
+		for i := range n {
+			// The entry at the marker comes again.
+			if items[i].Kind == KindContent && positions[i] > s.applied {
+				s.assertions++
+			}
+		}
 		s.applied = positions[n-1]
 		items, positions = items[n:], positions[n:]
 	}

@@ -60,7 +60,10 @@ func (s *Store) Health() Health {
 // Stats are figures for status pages.
 func (s *Store) Stats() Stats {
 	s.mu.Lock()
-	st := Stats{Applied: s.applied, Marker: s.marker, PendingBytes: s.pending}
+	st := Stats{Applied: s.applied, Marker: s.marker, PendingBytes: s.pending, Assertions: s.assertions + s.active.assertions}
+	if s.frozen != nil {
+		st.Assertions += s.frozen.assertions
+	}
 	closed := s.closed
 	s.mu.Unlock()
 	st.End = s.log.End()

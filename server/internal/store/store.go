@@ -203,6 +203,9 @@ type Stats struct {
 	End     wal.Position // durable end of the log
 	Applied wal.Position // what the index holds
 	Marker  wal.Position // where a replay would begin
+	// Assertions is how many contents the node holds. One that was rewritten
+	// because its bytes were damaged counts once more after it was replayed.
+	Assertions int64
 	// PendingBytes are durable or under way, and not in the index yet.
 	PendingBytes int64
 	// WriteDelays and WriteDelay are goleveldb's stalls.

@@ -312,6 +312,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	require.Positive(t, values["stemedb_index_pending_bytes"])
+	require.Positive(t, values["stemedb_assertions_total"])
 	require.Contains(t, values, "stemedb_index_failed")
 	require.Zero(t, values["stemedb_index_failed"])
 }
