@@ -13,7 +13,7 @@ import (
 )
 
 // modules of the checkout whose tests need no cluster.
-var modules = []string{".", "ci", "test", "server/cmd/stemedb-k8s", "test/bench"}
+var modules = []string{".", "ci", "ci/cluster/conformance", "test", "server/cmd/stemedb-k8s", "test/bench"}
 
 // Check is what a developer runs while working: lint, unit tests, simulation,
 // chart tests. No cluster.

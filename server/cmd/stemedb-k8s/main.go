@@ -22,6 +22,9 @@ import (
 // namespaceFile is where Kubernetes tells a pod its namespace.
 const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
+// version is set by the linker: -ldflags "-X main.version=v1.2.3".
+var version = "dev"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -51,6 +54,7 @@ func newCommand(logger *slog.Logger, connect connector) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "stemedb-k8s",
 		Short:         "Do for StemeDB what needs the Kubernetes API",
+		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,

@@ -8,14 +8,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// release is set by the linker in release builds:
-// -ldflags "-X main.release=v1.2.3".
-var release string
+// version is set by the linker in release builds:
+// -ldflags "-X main.version=v1.2.3".
+var version string
 
 // versionString names the release or, in other builds, the revision.
 func versionString() string {
-	if release != "" {
-		return release
+	if version != "" {
+		return version
 	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

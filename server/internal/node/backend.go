@@ -39,16 +39,22 @@ func (b *backend) Alive(name string) bool {
 
 // Peers lists the other members, the likeliest to serve first.
 func (b *backend) Peers() []api.Peer {
-	ready := map[string]bool{}
+	heard := map[string]gossip.Node{}
 	if g := b.gossip.Load(); g != nil {
 		for _, m := range g.Members() {
-			ready[m.Name] = m.Ready && m.State == gossip.Alive
+			heard[m.Name] = m
 		}
 	}
 	var peers []api.Peer
 	for _, m := range b.node.parts.control.State().Current() {
 		if m.Name != b.node.cfg.NodeName {
-			peers = append(peers, api.Peer{Name: m.Name, APIAddr: m.APIAddr, PeerAddr: m.PeerAddr, Alive: b.Alive(m.Name), Ready: ready[m.Name]})
+			// A first member's address is in the control table only once that
+			// member has told it; gossip knows it earlier.
+			h := heard[m.Name]
+			peers = append(peers, api.Peer{
+				Name: m.Name, APIAddr: cmp.Or(m.APIAddr, h.APIAddr), PeerAddr: m.PeerAddr,
+				Alive: b.Alive(m.Name), Ready: h.Ready && h.State == gossip.Alive,
+			})
 		}
 	}
 	rank := func(p api.Peer) int {
