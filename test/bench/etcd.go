@@ -16,11 +16,15 @@ import (
 // etcd is a single member with its default durability: every put is in the
 // log and synced before it is answered.
 type etcd struct {
-	proc   *process
-	client *clientv3.Client
+	proc *process
+	// clients have a connection each, as clients on different machines do and
+	// as those of the other systems here; shared is one connection for all,
+	// which saves both sides system calls.
+	clients []*clientv3.Client
+	shared  *clientv3.Client
 }
 
-func startEtcd(ctx context.Context, binary, dir string, port int) (*etcd, error) {
+func startEtcd(ctx context.Context, binary, dir string, port, clients int) (*etcd, error) {
 	url := "http://127.0.0.1:" + strconv.Itoa(port)
 	peer := "http://127.0.0.1:" + strconv.Itoa(port+1)
 	proc, err := start("etcd", dir, nil, binary,
@@ -35,37 +39,56 @@ func startEtcd(ctx context.Context, binary, dir string, port int) (*etcd, error)
 		proc.stop(syscall.SIGKILL)
 		return nil, err
 	}
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{url}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
-	if err != nil {
-		proc.stop(syscall.SIGKILL)
-		return nil, fmt.Errorf("connect to etcd: %w", err)
+	e := &etcd{proc: proc}
+	for range clients + 1 {
+		client, err := clientv3.New(clientv3.Config{Endpoints: []string{url}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+		if err != nil {
+			e.stop()
+			return nil, fmt.Errorf("connect to etcd: %w", err)
+		}
+		e.clients = append(e.clients, client)
 	}
-	return &etcd{proc: proc, client: client}, nil
+	e.shared, e.clients = e.clients[clients], e.clients[:clients]
+	return e, nil
 }
 
 func (e *etcd) stop() {
-	_ = e.client.Close()
+	for _, client := range append(e.clients, e.shared) {
+		if client != nil {
+			_ = client.Close()
+		}
+	}
 	e.proc.stop(syscall.SIGTERM)
 }
 
-// put writes one value of a record's size under a new random-looking key.
+// put writes one value of a record's size under a new random-looking key, each
+// client on its own connection.
 func (e *etcd) put(records *corpus) op {
+	return func(ctx context.Context, client int, seq int64) error {
+		key, value := records.keyValue(seq)
+		_, err := e.clients[client].Put(ctx, key, value)
+		return err
+	}
+}
+
+// putShared is put with all clients on one connection.
+func (e *etcd) putShared(records *corpus) op {
 	return func(ctx context.Context, _ int, seq int64) error {
 		key, value := records.keyValue(seq)
-		_, err := e.client.Put(ctx, key, value)
+		_, err := e.shared.Put(ctx, key, value)
 		return err
 	}
 }
 
 // txn writes each records in one transaction (etcd allows 128 operations).
 func (e *etcd) txn(records *corpus, each int64) op {
-	return func(ctx context.Context, _ int, seq int64) error {
+	return func(ctx context.Context, client int, seq int64) error {
 		ops := make([]clientv3.Op, 0, each)
 		for i := range each {
 			key, value := records.keyValue(seq*each + i)
 			ops = append(ops, clientv3.OpPut(key, value))
 		}
-		_, err := e.client.Txn(ctx).Then(ops...).Commit()
+		_, err := e.clients[client].Txn(ctx).Then(ops...).Commit()
 		return err
 	}
 }

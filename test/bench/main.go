@@ -114,7 +114,7 @@ func ingest(ctx context.Context, o options, rep *report) error {
 		return err
 	}
 	defer st.stop()
-	et, err := startEtcd(ctx, o.etcd, o.dir, 28190)
+	et, err := startEtcd(ctx, o.etcd, o.dir, 28190, most)
 	if err != nil {
 		return err
 	}
@@ -128,34 +128,15 @@ func ingest(ctx context.Context, o options, rep *report) error {
 	for _, l := range loads {
 		l.requests = max(int64(float64(l.requests)*o.scale), int64(l.clients))
 		for round := range o.rounds {
-			number++
-			c := newCorpus(number)
-			runs := []struct {
-				system string
-				proc   *process
-				do     op
-			}{
-				{"StemeDB, CBOR", st.proc, nil},
-				{"StemeDB, JSON", st.proc, nil},
-				{"etcd", et.proc, et.put(c)},
-				{"PostgreSQL", pg.proc, pg.insert(c)},
-			}
-			for i, enc := range []encoding{cborSequence, jsonArray} {
+			runs := contenders(l, st, et, pg, func() *corpus { // no run meets the records of another
 				number++
-				bodies := prepare(newCorpus(number), enc, l.requests, l.each)
-				runs[i].do = st.assert(enc, bodies)
-				if l.each > 1 {
-					runs[i].do = st.batch(enc, bodies, l.each)
-				}
-			}
-			if l.each > 1 {
-				runs[2].do, runs[3].do = et.txn(c, l.each), pg.insertMany(c, l.each)
-			}
+				return newCorpus(number)
+			})
 			// A different order each round, so that nobody always runs first.
 			for i := range runs {
 				r := runs[(i+round)%len(runs)]
 				used := r.proc.cpu()
-				res, err := measure(ctx, l.clients, l.requests, l.each, r.do)
+				res, err := measure(ctx, l.clients, r.requests, r.each, r.do)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", r.system, l.name(), err)
 				}
@@ -166,6 +147,38 @@ func ingest(ctx context.Context, o options, rep *report) error {
 		}
 	}
 	return nil
+}
+
+// contender is one system under one load.
+type contender struct {
+	system         string
+	proc           *process
+	requests, each int64
+	do             op
+}
+
+// contenders are what a load is measured with. etcd's put, one record a
+// request, is the baseline of the batches as well.
+func contenders(l load, st *stemedb, et *etcd, pg *postgres, fresh func() *corpus) []contender {
+	singles := max(l.requests, 48*int64(l.clients)) // for a batch load, whose own requests are too few
+	runs := []contender{
+		{baseline["ingest"], et.proc, singles, 1, et.put(fresh())},
+		{"etcd put, one connection for all", et.proc, singles, 1, et.putShared(fresh())},
+	}
+	for _, enc := range []encoding{cborSequence, jsonArray} {
+		bodies := prepare(fresh(), enc, l.requests, l.each)
+		do := st.assert(enc, bodies)
+		if l.each > 1 {
+			do = st.batch(enc, bodies, l.each)
+		}
+		runs = append(runs, contender{"StemeDB, " + enc.name, st.proc, l.requests, l.each, do})
+	}
+	if l.each == 1 {
+		return append(runs, contender{"PostgreSQL", pg.proc, l.requests, 1, pg.insert(fresh())})
+	}
+	return append(runs,
+		contender{fmt.Sprintf("etcd Txn of %d puts", l.each), et.proc, l.requests, l.each, et.txn(fresh(), l.each)},
+		contender{fmt.Sprintf("PostgreSQL, %d rows a statement", l.each), pg.proc, l.requests, l.each, pg.insertMany(fresh(), l.each)})
 }
 
 // profiles says what bounds ingest at 256 clients: where the server's processor

@@ -167,7 +167,7 @@ func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, 
 		return nil, c.noQuorum(waitErr, localErr, acks, len(items))
 	}
 	c.metrics.writeSeconds.Observe(time.Since(began).Seconds())
-	if fresh != nil {
+	if fresh != nil && len(peers) > 0 { // it is peers who send them again
 		c.recent.add(items)
 	}
 	return fresh, nil
