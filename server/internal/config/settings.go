@@ -91,7 +91,7 @@ func table() []setting {
 		},
 		{
 			name: "CLUSTER_SECRET", group: "Cluster", value: "text", secret: true, file: true,
-			help: "secret that members share, at least 32 bytes; two, comma separated, while one is replaced",
+			help: "secret that members share, at least 32 bytes; two, comma separated, while one is replaced: the first is used, both are accepted. Restart all members with old,new, then with new,old, then with new",
 			set:  clusterSecret,
 		},
 		{
@@ -306,7 +306,7 @@ func clusterSecret(c *Config, v string) error {
 		c.ClusterSecrets = append(c.ClusterSecrets, Secret(s))
 	}
 	if len(secrets) == 2 && secrets[0] == secrets[1] {
-		return errors.New("the two secrets are the same; give the new one first, the old one second")
+		return errors.New("the two secrets are the same; to replace one, restart all members with old,new, then with new,old, then with new alone")
 	}
 	return nil
 }

@@ -3,9 +3,7 @@ package node
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -70,23 +68,14 @@ func (b *backend) Peers() []api.Peer {
 	return peers
 }
 
-// dialAPI connects the gateway to another member's API.
+// dialAPI connects the gateway to another member's API; the API itself adds TLS.
 func (n *Node) dialAPI(ctx context.Context, p api.Peer) (net.Conn, error) {
 	select {
 	case <-n.booted:
 	default:
 		return nil, errors.New("the node is starting")
 	}
-	conn, err := n.env.Network.Dial(ctx, p.APIAddr)
-	if err != nil || n.certs == nil {
-		return conn, err
-	}
-	secured := tls.Client(conn, n.certs.PeerConfig())
-	if err := secured.HandshakeContext(ctx); err != nil {
-		_ = conn.Close()
-		return nil, fmt.Errorf("agree on TLS with %s: %w", p.Name, err)
-	}
-	return secured, nil
+	return n.env.Network.Dial(ctx, p.APIAddr)
 }
 
 // newRegistry holds the node's metrics and those of the process.

@@ -252,7 +252,9 @@ func (n *Node) tellReadiness() {
 	}
 }
 
-// seedRootKey registers the root key once the cluster has formed.
+// seedRootKey registers the root key once the cluster has formed. A key that
+// was revoked, or that is registered as something else, is no reason to stop:
+// the other keys work.
 func (n *Node) seedRootKey() {
 	for n.ctx.Err() == nil {
 		revoked, err := n.parts.control.EnsureRootKey(n.ctx, keys.HashOf(n.cfg.RootAPIKey.Reveal()))
@@ -262,6 +264,9 @@ func (n *Node) seedRootKey() {
 			return
 		case err == nil:
 			n.log.Info("the root key is registered")
+			return
+		case errors.Is(err, keys.ErrExists):
+			n.log.Error("the root key is registered already with another project or role; give another one in "+config.Prefix+"ROOT_API_KEY", "error", err)
 			return
 		}
 		n.log.Warn("the root key is not registered yet", "error", err)
