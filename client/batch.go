@@ -126,7 +126,7 @@ func noteResults(sent []batchRecord, raw []byte, results []BatchResult) (left []
 			continue
 		}
 		out.Err = got.Error
-		if got.Error.Temporary() {
+		if got.Error.passesSoon() {
 			left = append(left, sent[i])
 			if again == nil {
 				again = got.Error

@@ -5,7 +5,8 @@
 // by their content. So it sends again, after 2, 4 and 8 seconds (jittered, and
 // never before a Retry-After has passed), when the connection fails or the
 // answer is 429, 502 or 503. What the server refuses comes back as an *Error,
-// what this package refuses before it is sent as a *record.FieldError.
+// what this package refuses before it is sent as a *record.FieldError;
+// IsTemporary tells what may be sent again later.
 //
 // A Client is safe for concurrent use and keeps its connections open.
 package client

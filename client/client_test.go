@@ -159,7 +159,8 @@ func TestRetries(t *testing.T) {
 		"400":        {func(w http.ResponseWriter, _ *http.Request, _ int32) { problem(w, 400, "malformed") }, 99, nil, false},
 		"401":        {func(w http.ResponseWriter, _ *http.Request, _ int32) { problem(w, 401, "key_missing") }, 99, nil, false},
 		"500":        {func(w http.ResponseWriter, _ *http.Request, _ int32) { problem(w, 500, "internal") }, 99, nil, false},
-		"507":        {func(w http.ResponseWriter, _ *http.Request, _ int32) { problem(w, 507, "no_space") }, 99, nil, false},
+		"507":        {func(w http.ResponseWriter, _ *http.Request, _ int32) { problem(w, 507, "read_only") }, 99, nil, false},
+		"504":        {func(w http.ResponseWriter, _ *http.Request, _ int32) { http.Error(w, "", http.StatusGatewayTimeout) }, 99, nil, false},
 		"redirect": {func(w http.ResponseWriter, r *http.Request, _ int32) {
 			http.Redirect(w, r, "http://elsewhere/", http.StatusFound)
 		}, 99, nil, false},
@@ -231,6 +232,17 @@ func TestErrorsAreTyped(t *testing.T) {
 	c, _ = newClient(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "nothing\n here", http.StatusForbidden) })
 	_, err = c.Get(t.Context(), record.Hash{1})
 	require.ErrorContains(t, err, "403: nothing here")
+}
+
+// A caller with a queue keeps what failed for now, also where this client does
+// not try again by itself.
+func TestTemporaryIsWhatIsAboutNow(t *testing.T) {
+	for status, want := range map[int]bool{
+		429: true, 502: true, 503: true, 504: true, 507: true, 522: true,
+		302: false, 400: false, 401: false, 403: false, 413: false, 500: false, 501: false, 505: false,
+	} {
+		require.Equal(t, want, IsTemporary(fmt.Errorf("wrapped: %w", &Error{Status: status})), status)
+	}
 }
 
 func TestNoConnection(t *testing.T) {
@@ -419,6 +431,16 @@ func TestAssertBatchGivesUpOnOne(t *testing.T) {
 	require.True(t, IsTemporary(results[1].Err))
 	require.NoError(t, results[2].Err)
 	require.Len(t, w.all, 3)
+}
+
+// A full disk says so for each record; waiting seconds does not empty it.
+func TestAssertBatchDoesNotWaitForSpace(t *testing.T) {
+	s := &batchServer{t: t, seen: map[record.Hash]int{}, fate: func(*record.Assertion, int) int { return 507 }}
+	c, w := newClient(t, s.ServeHTTP)
+	results, err := c.AssertBatch(t.Context(), []*record.Assertion{content("0")})
+	require.NoError(t, err)
+	require.True(t, IsTemporary(results[0].Err))
+	require.Empty(t, w.all)
 }
 
 func TestAssertBatchFails(t *testing.T) {

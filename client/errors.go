@@ -57,8 +57,23 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Temporary reports whether the same request may succeed later.
+// Temporary reports whether the same request may succeed later: it speaks of
+// the moment, and neither of the request nor of a fault in the server. Seconds
+// are not always enough (a full disk), so this client itself tries again only
+// what passesSoon.
 func (e *Error) Temporary() bool {
+	switch e.Status {
+	case http.StatusTooManyRequests:
+		return true
+	case http.StatusInternalServerError, http.StatusNotImplemented, http.StatusHTTPVersionNotSupported:
+		return false
+	default:
+		return e.Status/100 == 5
+	}
+}
+
+// passesSoon reports whether another attempt within seconds makes sense.
+func (e *Error) passesSoon() bool {
 	switch e.Status {
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable:
 		return true
@@ -74,12 +89,18 @@ func IsNotFound(err error) bool {
 }
 
 // IsTemporary reports whether err is of the kind that may pass: the server
-// could not be reached, or asked for another attempt. It tells a caller that
-// has its own way of waiting (a queue) from one that must be corrected.
-func IsTemporary(err error) bool {
+// could not be reached, or could not do it now. It tells a caller that has its
+// own way of waiting (a queue) what to keep, and what must be corrected.
+func IsTemporary(err error) bool { return may(err, (*Error).Temporary) }
+
+// worthRetry reports whether err is one to try again after, here and now.
+func worthRetry(err error) bool { return may(err, (*Error).passesSoon) }
+
+// may judges an answer by the given rule, and the lack of one by its cause.
+func may(err error, rule func(*Error) bool) bool {
 	var e *Error
 	if errors.As(err, &e) {
-		return e.Temporary()
+		return rule(e)
 	}
 	var c *connError
 	return errors.As(err, &c) && c.retry

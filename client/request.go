@@ -67,7 +67,7 @@ func (c *Client) retry(ctx context.Context, method, path string, attempt func(co
 
 // wait says how long to wait after attempt n (from 0) failed with err.
 func (c *Client) wait(err error, n int) (time.Duration, bool) {
-	if n >= len(c.delays) || !IsTemporary(err) {
+	if n >= len(c.delays) || !worthRetry(err) {
 		return 0, false
 	}
 	// Clients that failed together should not come back together: 80 to 120

@@ -160,6 +160,47 @@ func TestFallbackQueue(t *testing.T) {
 	require.Empty(t, names)
 }
 
+// A full disk and a proxy that gave up pass like an outage: for a request as a
+// whole and for single claims of it.
+func TestFallbackIsForEverythingThatPasses(t *testing.T) {
+	for _, status := range []int{504, 507} {
+		later := &client.Error{Status: status}
+		for name, fail := range map[string]func(*fakeServer){
+			"the request": func(s *fakeServer) { s.down = fmt.Errorf("POST: %w", later) },
+			"each claim":  func(s *fakeServer) { s.fate = func(string) error { return later } },
+		} {
+			t.Run(fmt.Sprint(status, " for ", name), func(t *testing.T) {
+				o, s := newOutbox(t, config.Queue)
+				fail(s)
+				sum, err := o.Send(t.Context(), claims(0, 700))
+				require.NoError(t, err)
+				require.Equal(t, 700, sum.Queued)
+				require.Zero(t, sum.Failed)
+
+				// Still so at the next run, which meets the queue first.
+				sum, err = o.Send(t.Context(), claims(1000, 1))
+				require.NoError(t, err)
+				require.Equal(t, 1, sum.Queued)
+
+				s.down, s.fate = nil, nil
+				sum, err = o.Send(t.Context(), nil)
+				require.NoError(t, err)
+				require.Equal(t, &Summary{Created: 701, FromQueue: 701}, sum)
+
+				o, s = newOutbox(t, config.Fail)
+				fail(s)
+				_, err = o.Send(t.Context(), claims(0, 3))
+				require.ErrorIs(t, err, ErrOffline)
+				o, s = newOutbox(t, config.Skip)
+				fail(s)
+				sum, err = o.Send(t.Context(), claims(0, 3))
+				require.NoError(t, err)
+				require.Equal(t, 3, sum.Skipped)
+			})
+		}
+	}
+}
+
 func TestQueueKeepsWhatIsPartlyTaken(t *testing.T) {
 	o, s := newOutbox(t, config.Queue)
 	s.fate = func(subject string) error {

@@ -31,9 +31,9 @@ type Summary struct {
 	Errors    []string `json:"errors,omitempty"` // the first few, for people
 }
 
-// ErrOffline is returned when the server could not be reached and the fallback
-// is to fail.
-var ErrOffline = errors.New("the server could not be reached")
+// ErrOffline is returned when the server could not be reached, or could not take
+// the claims now, and the fallback is to fail.
+var ErrOffline = errors.New("the server could not be reached or cannot take claims now")
 
 // ErrRefused is returned when the server refused claims.
 var ErrRefused = errors.New("the server refused claims")
