@@ -400,6 +400,45 @@ func TestCursorWaitsForItsItems(t *testing.T) {
 	})
 }
 
+// TestCursorIsNotWrittenWithoutItsItems: the Put that writes an item fails
+// while a Put with the cursor that vouches for it is still looking up its
+// others. Then there is nobody to wait for any more, and nothing to vouch for.
+func TestCursorIsNotWrittenWithoutItsItems(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk, m := filled(t, 14, 300)
+		s := mustOpen(t, smallOptions(disk)) // with an empty cache: a look-up reads the disk
+		synctest.Wait()
+		g := newSource(14)
+		g.n = 1 << 20
+		it, _ := g.content()
+		items := []Item{it, NewCursor("peer", 9)}
+		for k, payload := range m.acked {
+			items = append(items, Item{Key: k, Kind: k.Kind, Payload: payload})
+		}
+		first := &putOp{s: s, isNew: make([]bool, 1)}
+		require.NoError(t, s.reserve(first, []Item{it}, idKeysOf([]Item{it}), false))
+		failed := false
+		disk.SetLatency(func(op memfs.Op) time.Duration {
+			if !failed && op.Kind == memfs.OpRead && filepath.Ext(op.Name) == ".ldb" {
+				failed = true
+				_ = s.abandon(first, wal.ErrReadOnly)
+			}
+			return 0
+		})
+		end := s.End()
+		err := s.Put(items, func(PutResult) {})
+		require.True(t, failed, "the first Put failed while the second one looked up its items")
+		require.ErrorIs(t, err, wal.ErrReadOnly)
+		disk.Heal()
+		synctest.Wait()
+		require.Equal(t, end, s.End(), "nothing is in the log")
+		require.Zero(t, s.Cursor("peer"))
+		mustPut(t, s, items...)
+		require.EqualValues(t, 9, s.Cursor("peer"))
+		closeInBubble(t, s)
+	})
+}
+
 // closeInBubble closes and lets goleveldb's last goroutine end: it lingers for
 // up to a second, and a bubble's clock stops with its test.
 func closeInBubble(t *testing.T, s *Store) {

@@ -79,8 +79,12 @@ func (s *Store) put(items []Item, done func(PutResult), again bool) error {
 	for i := range o.items {
 		o.commit.Entries[i] = wal.Entry{Kind: uint8(o.items[i].Kind), Payload: o.items[i].Payload}
 	}
-	if o.cursor && s.deferCommit(o) {
-		return nil
+	if o.cursor {
+		if deferred, err := s.deferCommit(o); err != nil {
+			return s.abandon(o, err)
+		} else if deferred {
+			return nil
+		}
 	}
 	if err := s.log.Append(&o.commit); err != nil {
 		return s.abandon(o, err)
@@ -193,12 +197,16 @@ func (s *Store) dropHeld(o *putOp, items []Item, idKeys [][]byte, again bool) er
 
 // deferCommit puts the commit of a cursor off while items that it vouches for
 // are still being written by others: after a crash the cursor must not be
-// there without them.
-func (s *Store) deferCommit(o *putOp) bool {
+// there without them. When one of the others has failed by now, its items are
+// in nobody's hands, and the error says so.
+func (s *Store) deferCommit(o *putOp) (deferred bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if o.err != nil {
+		return false, o.err
+	}
 	o.deferred = o.waits > 0
-	return o.deferred
+	return o.deferred, nil
 }
 
 // abandon ends a Put that returns err.
