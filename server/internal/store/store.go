@@ -16,7 +16,7 @@
 //   - The index's marker never claims more than survived a crash (see apply.go),
 //     so whatever the index loses, replay from the marker restores.
 //
-// codec.go describes what stands in the log, keys.go what stands in the index.
+// codec.go describes what stands in the log, index.go what stands in the index.
 package store
 
 import (
