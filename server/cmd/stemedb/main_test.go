@@ -117,7 +117,7 @@ func TestSmoke(t *testing.T) {
 	}, time.Minute, 10*time.Millisecond)
 	code, out, errOut := command("", "smoke", "--url", url, "--api-key-file", file, "--members", "1", "--timeout", "30s")
 	require.Equal(t, exitOK, code, "%s %s", out, errOut)
-	require.Equal(t, 5, strings.Count(out, "ok  "))
+	require.Equal(t, 7, strings.Count(out, "ok  "))
 	code, _, errOut = command("", "smoke", "--url", url, "--api-key-file", file, "--members", "3", "--timeout", "1s")
 	require.Equal(t, exitNo, code)
 	require.Contains(t, errOut, "1 members, not 3")

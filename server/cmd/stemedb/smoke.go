@@ -15,7 +15,19 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stemedb/stemedb/server/internal/keys"
 	"github.com/stemedb/stemedb/server/record"
+)
+
+// smokeProject is where a smoke test with an administrator's key writes: an
+// administrator's own project may be the one that all others read.
+const smokeProject = "smoke"
+
+const (
+	// lentFor is how much longer than the test itself its key would live.
+	lentFor = 5 * time.Minute
+	// revokeWithin bounds the end of a test whose time is over.
+	revokeWithin = 10 * time.Second
 )
 
 // smoke writes through a gateway, reads back and looks at the cluster.
@@ -23,18 +35,21 @@ type smoke struct {
 	client  *client
 	out     io.Writer
 	members int
+	timeout time.Duration
 }
 
 func smokeCommand() *cobra.Command {
 	var t target
 	var s smoke
-	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "smoke",
 		Short: "Write one signed claim, read it back and check the cluster",
 		Long: `Write one signed claim, read it back and check the cluster. The claim is about the
 subject "stemedb://smoke" and is signed by a key that is made for it and forgotten.
-With auth on, STEMEDB_API_KEY or STEMEDB_API_KEY_FILE gives a key that may write.
+
+With auth on, STEMEDB_API_KEY or STEMEDB_API_KEY_FILE gives a key that may write. The
+claim stays in that key's project; with an administrator's key it goes into the project
+"smoke" instead, by an API key that is registered for the test and revoked at its end.
 
 Each step is repeated until it succeeds or the time is over. Exits with 3 when a
 check fails.`,
@@ -45,14 +60,12 @@ check fails.`,
 				return err
 			}
 			s.out = cmd.OutOrStdout()
-			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
-			defer cancel()
-			return s.run(ctx)
+			return s.run(cmd.Context())
 		},
 	}
 	t.flags(cmd.Flags(), "http://localhost:18181", true)
 	cmd.Flags().IntVar(&s.members, "members", 0, "how many members the cluster must have (0: any number)")
-	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to try")
+	cmd.Flags().DurationVar(&s.timeout, "timeout", time.Minute, "how long to try")
 	return cmd
 }
 
@@ -61,23 +74,106 @@ func (s *smoke) run(ctx context.Context) error {
 	if err != nil {
 		return fail(exitFailed, "make a claim: %w", err)
 	}
-	steps := []struct {
+	lent, err := s.newLoan()
+	if err != nil {
+		return fail(exitFailed, "make an API key: %w", err)
+	}
+	trying, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	for _, step := range []struct {
 		name string
-		step func(context.Context) error
+		do   func(context.Context) error
 	}{
 		{"the server is healthy", s.health},
+		{"there is a key to write with", lent.take},
 		{"a claim is written", func(ctx context.Context) error { return s.write(ctx, a) }},
 		{"the claim is read back", func(ctx context.Context) error { return s.read(ctx, a) }},
 		{"a query finds it", func(ctx context.Context) error { return s.query(ctx, a) }},
 		{"every member is alive and whole", s.cluster},
-	}
-	for _, step := range steps {
-		began := time.Now()
-		if err := until(ctx, step.step); err != nil {
-			fmt.Fprintf(s.out, "FAIL  %s\n", step.name)
-			return fail(exitNo, "%s: %w", step.name, err)
+	} {
+		if err = s.step(trying, step.name, step.do); err != nil {
+			break
 		}
-		fmt.Fprintf(s.out, "ok    %s (%s)\n", step.name, time.Since(began).Round(time.Millisecond))
+	}
+	if lent.taken {
+		ending, cancel := context.WithTimeout(ctx, revokeWithin)
+		defer cancel()
+		// What failed first is the news.
+		if revoked := s.step(ending, "that key is revoked", lent.giveBack); err == nil {
+			err = revoked
+		}
+	}
+	return err
+}
+
+// step repeats a step until it succeeds or ctx ends.
+func (s *smoke) step(ctx context.Context, name string, do func(context.Context) error) error {
+	began := time.Now()
+	if err := until(ctx, do); err != nil {
+		fmt.Fprintf(s.out, "FAIL  %s\n", name)
+		return fail(exitNo, "%s: %w", name, err)
+	}
+	fmt.Fprintf(s.out, "ok    %s (%s)\n", name, time.Since(began).Round(time.Millisecond))
+	return nil
+}
+
+// loan is the key that a test writes with when it is given an administrator's.
+type loan struct {
+	smoke   *smoke
+	admin   *client
+	raw     string
+	hash    keys.Hash
+	expires int64 // should nobody come to revoke it
+	taken   bool  // it may be registered
+}
+
+func (s *smoke) newLoan() (*loan, error) {
+	raw, err := keys.Generate(keys.Live, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &loan{
+		smoke: s, admin: s.client, raw: raw, hash: keys.HashOf(raw),
+		expires: time.Now().Add(s.timeout + lentFor).Unix(),
+	}, nil
+}
+
+// take registers the key by its hash, which unlike minting can be repeated, and
+// makes the test use it. It does nothing without auth and for other roles.
+func (l *loan) take(ctx context.Context) error {
+	var who struct {
+		Auth bool
+		Role string
+	}
+	if err := l.admin.get(ctx, "/v1/whoami", &who); err != nil {
+		return err
+	}
+	if !who.Auth || who.Role != string(keys.Admin) {
+		return nil
+	}
+	l.taken = true
+	got, err := l.admin.do(ctx, http.MethodPost, "/v1/admin/api-keys", map[string]any{
+		"project": smokeProject, "role": keys.WriteAgent, "label": "smoke test", "key_hash": l.hash, "expires_at": l.expires,
+	})
+	if err != nil {
+		return err
+	}
+	if got.status != http.StatusCreated && got.status != http.StatusOK {
+		return got.refused()
+	}
+	writer := *l.admin
+	writer.key = l.raw
+	l.smoke.client = &writer
+	return nil
+}
+
+func (l *loan) giveBack(ctx context.Context) error {
+	got, err := l.admin.do(ctx, http.MethodDelete, "/v1/admin/api-keys/"+l.hash.String(), nil)
+	if err != nil {
+		return err
+	}
+	if got.status != http.StatusNoContent {
+		return got.refused()
 	}
 	return nil
 }
