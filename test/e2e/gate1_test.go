@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,11 @@ import (
 	"github.com/gruntwork-io/terratest/modules/k8s"
 	"github.com/stretchr/testify/require"
 )
+
+// settle is how long after a change of endpoints the last request may fail that
+// began before: every node has its rules by then, and a request that went to the
+// wrong place has had its time-out (see requestTimeout and keptIdle in loadgen).
+const settle = 15 * time.Second
 
 // TestGate1 is the first gate: a release that forms a cluster, refuses
 // strangers, and loses nothing that it acknowledged while it is restarted,
@@ -57,7 +63,7 @@ func TestGate1(t *testing.T) {
 	l := r.startLoadgen(t)
 
 	t.Run("three rolling restarts fail not one request", func(t *testing.T) {
-		s := l.during(t, func() {
+		l.withoutFailure(t, func() {
 			for i := range 3 {
 				began := time.Now()
 				r.kubectl(t, "rollout", "restart", "statefulset/"+r.name+"-stemedb")
@@ -65,8 +71,6 @@ func TestGate1(t *testing.T) {
 				t.Logf("restart %d took %s", i+1, time.Since(began).Round(time.Second))
 			}
 		})
-		require.Zero(t, s.Failures, "%v", s.Examples)
-		require.Positive(t, s.Fresh)
 		r.allWhole(t, time.Minute)
 		l.everyPodHoldsAll(t)
 	})
@@ -80,13 +84,17 @@ func TestGate1(t *testing.T) {
 			}
 			r.onCluster(t, args...)
 			require.Eventually(t, func() bool { return r.restarts(t) >= before+replicas }, time.Minute, 500*time.Millisecond, "not every container was restarted")
+			l.resumes(t, 3*time.Minute)
 			r.allWhole(t, 3*time.Minute)
+			time.Sleep(settle)
 		})
+		l.withoutFailure(t, func() { time.Sleep(quiet) })
 		l.everyPodHoldsAll(t)
 	})
 
 	t.Run("a member that lost both volumes becomes whole by itself", func(t *testing.T) {
-		l.during(t, func() {
+		// The pod is stopped in good order, so nobody notices.
+		l.withoutFailure(t, func() {
 			victim := r.pod(1)
 			old := r.kubectl(t, "get", "pod", victim, "-o", "jsonpath={.metadata.uid}")
 			r.kubectl(t, "delete", "pvc", "wal-"+victim, "db-"+victim, "--wait=false")
@@ -102,25 +110,51 @@ func TestGate1(t *testing.T) {
 
 	t.Run("a node cut off for a minute", func(t *testing.T) {
 		client := r.kubectl(t, "get", "pod", "loadgen", "-o", "jsonpath={.spec.nodeName}")
-		var victim string
+		var victim, pod string
 		for i := range replicas {
 			if node := r.kubectl(t, "get", "pod", r.pod(i), "-o", "jsonpath={.spec.nodeName}"); node != client {
-				victim = node
+				victim, pod = node, r.pod(i)
 				break
 			}
 		}
-		l.during(t, func() {
+		require.NotEmpty(t, victim)
+		var cut time.Time
+		// Until Kubernetes has noticed, a third of the connections and of the
+		// look-ups in DNS lead to the dead node, and nobody here tries twice.
+		s := l.during(t, func() {
+			cut = time.Now()
 			r.onCluster(t, "node-cut", victim)
-			time.Sleep(time.Minute)
+			for slices.Contains(r.ready(t), pod) {
+				require.Less(t, time.Since(cut), 2*time.Minute, "the Service still leads to %s", pod)
+				time.Sleep(time.Second)
+			}
+			time.Sleep(settle)
+		})
+		require.Greater(t, s.Asserts+s.Reads, s.Requests/4, "two members of three serve: %v", s.FailureKinds)
+
+		l.withoutFailure(t, func() { time.Sleep(max(quiet, time.Until(cut.Add(time.Minute)))) })
+
+		s = l.during(t, func() {
 			r.onCluster(t, "node-heal", victim)
 			r.kubectl(t, "wait", "--for=condition=Ready", "node/"+victim, "--timeout=2m")
 			r.allWhole(t, 3*time.Minute)
+			time.Sleep(settle)
 		})
+		require.Greater(t, s.Asserts+s.Reads, s.Requests/2, "coming back disturbs more than it helps: %v", s.FailureKinds)
+
+		l.withoutFailure(t, func() { time.Sleep(quiet) })
 		l.everyPodHoldsAll(t)
 	})
 
 	t.Run("helm test", func(t *testing.T) {
 		r.helmTest(t)
+		url, done := r.tunnel(t, k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
+		defer done()
+		status, body := call(t, http.MethodGet, url+"/v1/query?scope=own,shared&subject=stemedb://smoke", r.key, nil)
+		require.Equal(t, http.StatusOK, status, "%s", body)
+		var found struct{ Claims []json.RawMessage }
+		require.NoError(t, json.Unmarshal(body, &found))
+		require.Empty(t, found.Claims, "what it wrote is in everybody's corpus")
 	})
 }
 

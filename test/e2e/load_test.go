@@ -16,25 +16,27 @@ import (
 
 // summary and verdict are what the load generator answers (see loadgen).
 type summary struct {
-	Seconds      float64        `json:"seconds"`
-	Requests     int            `json:"requests"`
-	Asserts      int            `json:"asserts"`
-	Reads        int            `json:"reads"`
-	Fresh        int            `json:"fresh"`
-	Failures     int            `json:"failures"`
-	FailureKinds map[string]int `json:"failureKinds"`
-	Examples     []string       `json:"examples"`
-	LostReads    []string       `json:"lostReads"`
-	Acknowledged int            `json:"acknowledged"`
-	P50Millis    float64        `json:"p50Millis"`
-	P99Millis    float64        `json:"p99Millis"`
+	Seconds           float64        `json:"seconds"`
+	Requests          int            `json:"requests"`
+	Asserts           int            `json:"asserts"`
+	Reads             int            `json:"reads"`
+	Fresh             int            `json:"fresh"`
+	Failures          int            `json:"failures"`
+	FailureKinds      map[string]int `json:"failureKinds"`
+	Examples          []string       `json:"examples"`
+	LostReads         []string       `json:"lostReads"`
+	Acknowledged      int            `json:"acknowledged"`
+	LongestGapSeconds float64        `json:"longestGapSeconds"`
+	P50Millis         float64        `json:"p50Millis"`
+	P99Millis         float64        `json:"p99Millis"`
 }
 
 type verdict struct {
-	Checked int                 `json:"checked"`
-	Missing map[string][]string `json:"missing"`
-	Counts  map[string]int      `json:"counts"`
-	Errors  map[string]string   `json:"errors"`
+	Acknowledged int      `json:"acknowledged"`
+	Checked      int      `json:"checked"`
+	Missing      int      `json:"missing"`
+	Examples     []string `json:"examples"`
+	Error        string   `json:"error"`
 }
 
 var loadgenPod = template.Must(template.New("loadgen").Parse(`
@@ -77,29 +79,39 @@ func (r *release) startLoadgen(t *testing.T) *load {
 	return &load{r: r}
 }
 
-func (l *load) post(t *testing.T, path string, body, into any) {
+// control opens a way to the load generator; do sends it one request.
+func (l *load) control(t *testing.T) (do func(method, path string, body, into any), done func()) {
 	t.Helper()
 	url, done := l.r.tunnel(t, k8s.ResourceTypePod, "loadgen", 8080)
+	return func(method, path string, body, into any) {
+		t.Helper()
+		status, raw := call(t, method, url+path, "", body)
+		require.Equal(t, http.StatusOK, status, "%s: %s", path, raw)
+		if into != nil {
+			require.NoError(t, json.Unmarshal(raw, into), "%s", raw)
+		}
+	}, done
+}
+
+func (l *load) send(t *testing.T, method, path string, into any) {
+	t.Helper()
+	do, done := l.control(t)
 	defer done()
-	status, raw := call(t, http.MethodPost, url+path, "", body)
-	require.Equal(t, http.StatusOK, status, "%s: %s", path, raw)
-	if into != nil {
-		require.NoError(t, json.Unmarshal(raw, into), "%s", raw)
-	}
+	do(method, path, nil, into)
 }
 
 // during sends requests all the while that fault runs, and for a moment
 // before and after it.
 func (l *load) during(t *testing.T, fault func()) summary {
 	t.Helper()
-	l.post(t, "/start", nil, nil)
+	l.send(t, http.MethodPost, "/start", nil)
 	time.Sleep(3 * time.Second)
 	fault()
 	time.Sleep(3 * time.Second)
 	var s summary
-	l.post(t, "/stop", nil, &s)
-	t.Logf("%d requests in %.0f s (%.0f/s; %d asserts, %d reads, %d over fresh connections), %d failed, p50 %.1f ms, p99 %.1f ms; failures: %v",
-		s.Requests, s.Seconds, float64(s.Requests)/s.Seconds, s.Asserts, s.Reads, s.Fresh, s.Failures, s.P50Millis, s.P99Millis, s.FailureKinds)
+	l.send(t, http.MethodPost, "/stop", &s)
+	t.Logf("%d requests in %.0f s (%.0f/s): %d asserts, %d reads (%d over fresh connections), %d failed, %.1f s at most without a success, p50 %.1f ms, p99 %.1f ms; failures: %v",
+		s.Requests, s.Seconds, float64(s.Requests)/s.Seconds, s.Asserts, s.Reads, s.Fresh, s.Failures, s.LongestGapSeconds, s.P50Millis, s.P99Millis, s.FailureKinds)
 	require.Empty(t, s.LostReads, "a read did not find what had been acknowledged")
 	require.Greater(t, float64(s.Requests)/s.Seconds, 200.0, "the load generator itself was too slow for the test to mean anything")
 	require.Positive(t, s.Asserts)
@@ -107,28 +119,62 @@ func (l *load) during(t *testing.T, fault func()) summary {
 	return s
 }
 
+// quiet is the time that is watched where nothing may fail.
+const quiet = 10 * time.Second
+
+// withoutFailure sends requests while do runs and lets not one of them fail.
+func (l *load) withoutFailure(t *testing.T, do func()) {
+	t.Helper()
+	s := l.during(t, do)
+	require.Zero(t, s.Failures, "%v", s.Examples)
+	require.Positive(t, s.Fresh)
+}
+
+// resumes waits until asserts and reads succeed again, in the run under way.
+func (l *load) resumes(t *testing.T, limit time.Duration) {
+	t.Helper()
+	const enough = 100 // of each kind: a second's worth
+	do, done := l.control(t)
+	defer done()
+	var before, now summary
+	do(http.MethodGet, "/progress", nil, &before)
+	for began := time.Now(); now.Asserts < before.Asserts+enough || now.Reads < before.Reads+enough; {
+		require.Less(t, time.Since(began), limit, "requests do not succeed again: %+v", now)
+		time.Sleep(500 * time.Millisecond)
+		do(http.MethodGet, "/progress", nil, &now)
+	}
+}
+
+// piece is how many ids one /verify reads: seconds' worth on a slow machine.
+const piece = 5000
+
 // everyPodHoldsAll reads each acknowledged id from each pod alone.
 func (l *load) everyPodHoldsAll(t *testing.T) {
 	t.Helper()
-	urls := make([]string, replicas)
-	for i := range urls {
-		urls[i] = l.r.podURL(i)
-	}
-	// A replica may still be pulling the last records that the other two
-	// acknowledged; it has to get there without anyone's help, and soon.
-	deadline := time.Now().Add(time.Minute)
-	for {
-		var v verdict
-		l.post(t, "/verify", map[string]any{"urls": urls}, &v)
-		complete := len(v.Errors) == 0 && v.Checked > 0
-		for _, n := range v.Counts {
-			complete = complete && n == 0
+	do, done := l.control(t)
+	defer done()
+	for i := range replicas {
+		// A replica may still be pulling the last records that the other two
+		// acknowledged; it has to get there without anyone's help, and soon.
+		const soon = time.Minute
+		began, checked := time.Now(), 0
+		var incomplete time.Time // since when
+		for {
+			var v verdict
+			do(http.MethodPost, "/verify", map[string]any{"url": l.r.podURL(i), "from": checked, "count": piece}, &v)
+			if v.Error != "" || v.Missing > 0 {
+				if incomplete.IsZero() {
+					incomplete = time.Now()
+				}
+				require.Less(t, time.Since(incomplete), soon, "%s alone, ids %d and following: %d are missing (such as %v); %s", l.r.pod(i), checked, v.Missing, v.Examples, v.Error)
+				time.Sleep(2 * time.Second)
+				continue
+			}
+			if checked += v.Checked; checked >= v.Acknowledged {
+				break
+			}
 		}
-		if complete {
-			t.Logf("%d acknowledged ids found on each of %d pods alone", v.Checked, len(v.Counts))
-			return
-		}
-		require.True(t, time.Now().Before(deadline), "acknowledged ids are missing: counts %v, errors %v, examples %v", v.Counts, v.Errors, v.Missing)
-		time.Sleep(2 * time.Second)
+		require.Positive(t, checked)
+		t.Logf("%d acknowledged ids found on %s alone in %s", checked, l.r.pod(i), time.Since(began).Round(100*time.Millisecond))
 	}
 }

@@ -227,6 +227,30 @@ func (r *release) allWhole(t *testing.T, limit time.Duration) {
 	}
 }
 
+// ready names the pods that the gateway Service leads to.
+func (r *release) ready(t *testing.T) []string {
+	t.Helper()
+	var found struct {
+		Items []struct {
+			Endpoints []struct {
+				Conditions struct{ Ready *bool }
+				TargetRef  struct{ Name string }
+			}
+		}
+	}
+	out := r.kubectl(t, "get", "endpointslices", "-l", "kubernetes.io/service-name="+r.name+"-stemedb", "-o", "json")
+	require.NoError(t, json.Unmarshal([]byte(out), &found), "%s", out)
+	var names []string
+	for _, s := range found.Items {
+		for _, e := range s.Endpoints {
+			if e.Conditions.Ready == nil || *e.Conditions.Ready { // absent means ready
+				names = append(names, e.TargetRef.Name)
+			}
+		}
+	}
+	return names
+}
+
 // helmTest runs the chart's own test.
 func (r *release) helmTest(t *testing.T) {
 	t.Helper()

@@ -1,16 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	mrand "math/rand/v2"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -20,23 +18,22 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// requestTimeout is how long a request may take before it counts as failed.
-const requestTimeout = 10 * time.Second
-
-// Summary is what one run between start and stop did.
+// Summary is what one run between start and stop did, or has done so far.
+// Every request is an assert, a read or a failure.
 type Summary struct {
-	Seconds      float64        `json:"seconds"`
-	Requests     int            `json:"requests"`
-	Asserts      int            `json:"asserts"`
-	Reads        int            `json:"reads"`
-	Fresh        int            `json:"fresh"`        // requests over a connection of their own
-	Failures     int            `json:"failures"`     // transport errors and every status that is not 2xx
-	FailureKinds map[string]int `json:"failureKinds"` // by message
-	Examples     []string       `json:"examples"`     // the first few, with time since start
-	LostReads    []string       `json:"lostReads"`    // acknowledged ids that a quorum read answered 404 for
-	Acknowledged int            `json:"acknowledged"` // over all runs
-	P50Millis    float64        `json:"p50Millis"`
-	P99Millis    float64        `json:"p99Millis"`
+	Seconds           float64        `json:"seconds"` // in which requests were begun
+	Requests          int            `json:"requests"`
+	Asserts           int            `json:"asserts"`           // acknowledged
+	Reads             int            `json:"reads"`             // answered with the record
+	Fresh             int            `json:"fresh"`             // of these two, over a connection of their own
+	Failures          int            `json:"failures"`          // transport errors and every status that is not 2xx
+	FailureKinds      map[string]int `json:"failureKinds"`      // by message
+	Examples          []string       `json:"examples"`          // the first few, with time since start
+	LostReads         []string       `json:"lostReads"`         // acknowledged ids that a quorum read answered 404 for
+	Acknowledged      int            `json:"acknowledged"`      // over all runs
+	LongestGapSeconds float64        `json:"longestGapSeconds"` // without one success
+	P50Millis         float64        `json:"p50Millis"`
+	P99Millis         float64        `json:"p99Millis"`
 }
 
 // load sends requests at a fixed rate, whatever the answers (open loop).
@@ -55,12 +52,14 @@ type load struct {
 
 // run_ is the state of one run; its fields are guarded by load.mu.
 type run_ struct {
-	began    time.Time
-	cancel   context.CancelFunc
-	done     chan struct{}
-	inFlight sync.WaitGroup
-	summary  Summary
-	millis   []float64
+	began       time.Time
+	ended       time.Time // zero while requests are begun
+	lastSuccess time.Time
+	cancel      context.CancelFunc
+	done        chan struct{}
+	inFlight    sync.WaitGroup
+	summary     Summary
+	millis      []float64
 }
 
 func newLoad(target, apiKey string, rate int) *load {
@@ -68,11 +67,9 @@ func newLoad(target, apiKey string, rate int) *load {
 	if err != nil {
 		panic(err) // the system has no randomness
 	}
-	dialer := &net.Dialer{Timeout: 5 * time.Second}
 	return &load{
 		target: strings.TrimSuffix(target, "/"), apiKey: strings.TrimSpace(apiKey), rate: rate, signer: signer,
-		kept:  &http.Client{Transport: &http.Transport{DialContext: dialer.DialContext, MaxIdleConnsPerHost: 64, IdleConnTimeout: 30 * time.Second}},
-		fresh: &http.Client{Transport: &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true}},
+		kept: keptClient(), fresh: freshClient(),
 	}
 }
 
@@ -83,7 +80,8 @@ func (l *load) start(parent context.Context) error {
 		return errors.New("already sending: POST /stop first")
 	}
 	ctx, cancel := context.WithCancel(parent)
-	r := &run_{began: time.Now(), cancel: cancel, done: make(chan struct{}), summary: Summary{FailureKinds: map[string]int{}}}
+	now := time.Now()
+	r := &run_{began: now, lastSuccess: now, cancel: cancel, done: make(chan struct{}), summary: Summary{FailureKinds: map[string]int{}}}
 	l.current = r
 	go l.pace(ctx, parent, r)
 	return nil
@@ -102,6 +100,9 @@ func (l *load) pace(ctx, requests context.Context, r *run_) {
 		timer.Reset(time.Until(r.began.Add(time.Duration(n) * gap)))
 		select {
 		case <-ctx.Done():
+			l.mu.Lock()
+			r.ended = time.Now()
+			l.mu.Unlock()
 			return
 		case <-timer.C:
 		}
@@ -119,12 +120,15 @@ func (l *load) pace(ctx, requests context.Context, r *run_) {
 	}
 }
 
+var errIdle = errors.New("nothing is being sent: POST /start first")
+
+// stop begins no more requests, waits for those in flight and sums up.
 func (l *load) stop() (Summary, error) {
 	l.mu.Lock()
 	r := l.current
 	l.mu.Unlock()
 	if r == nil {
-		return Summary{}, errors.New("nothing is being sent: POST /start first")
+		return Summary{}, errIdle
 	}
 	r.cancel()
 	<-r.done
@@ -132,14 +136,35 @@ func (l *load) stop() (Summary, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.current = nil
-	s := r.summary
-	s.Seconds = time.Since(r.began).Seconds()
-	s.Acknowledged = len(l.acked)
-	slices.Sort(r.millis)
-	if n := len(r.millis); n > 0 {
-		s.P50Millis, s.P99Millis = r.millis[n/2], r.millis[n*99/100]
+	return l.sum(r), nil
+}
+
+// progress sums up a run that goes on.
+func (l *load) progress() (Summary, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.current == nil {
+		return Summary{}, errIdle
 	}
-	return s, nil
+	return l.sum(l.current), nil
+}
+
+// sum is called with l.mu held.
+func (l *load) sum(r *run_) Summary {
+	s := r.summary
+	s.FailureKinds, s.Examples, s.LostReads = maps.Clone(s.FailureKinds), slices.Clone(s.Examples), slices.Clone(s.LostReads)
+	until := r.ended
+	if until.IsZero() {
+		until = time.Now()
+	}
+	s.Seconds = until.Sub(r.began).Seconds()
+	s.LongestGapSeconds = max(s.LongestGapSeconds, until.Sub(r.lastSuccess).Seconds())
+	s.Acknowledged = len(l.acked)
+	if n := len(r.millis); n > 0 {
+		sorted := slices.Sorted(slices.Values(r.millis))
+		s.P50Millis, s.P99Millis = sorted[n/2], sorted[n*99/100]
+	}
+	return s
 }
 
 // errLost marks a quorum read that did not find what had been acknowledged.
@@ -199,40 +224,23 @@ func (l *load) assert(ctx context.Context, client *http.Client, n int) error {
 	return nil
 }
 
-func (l *load) send(ctx context.Context, client *http.Client, method, url string, body []byte) (int, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
-	if err != nil {
-		return 0, nil, err
-	}
-	// Without GetBody the transport cannot send a request again behind our back.
-	req.GetBody = nil
-	req.Header.Set("X-API-Key", l.apiKey)
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, answer, err
-}
-
 func (l *load) note(r *run_, fresh, read bool, took time.Duration, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := &r.summary
 	s.Requests++
-	if read {
-		s.Reads++
-	} else {
-		s.Asserts++
-	}
-	if fresh {
-		s.Fresh++
-	}
 	if err == nil {
+		if read {
+			s.Reads++
+		} else {
+			s.Asserts++
+		}
+		if fresh {
+			s.Fresh++
+		}
+		now := time.Now()
+		s.LongestGapSeconds = max(s.LongestGapSeconds, now.Sub(r.lastSuccess).Seconds())
+		r.lastSuccess = now
 		r.millis = append(r.millis, float64(took.Microseconds())/1000)
 		return
 	}

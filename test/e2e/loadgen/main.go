@@ -7,9 +7,12 @@
 // It is driven over HTTP:
 //
 //	POST /start            begin to send
+//	GET  /progress         a Summary of what was done so far
 //	POST /stop             stop, wait for what is in flight, answer with a Summary
-//	POST /verify           {"urls": [...]}: read every acknowledged id from each
-//	                       URL alone (consistency=local), answer with a Verdict
+//	POST /verify           {"url": …, "from": n, "count": n}: read that many of
+//	                       the acknowledged ids, beginning with number n, from
+//	                       this URL alone (consistency=local), answer with a
+//	                       Verdict
 //	GET  /healthz          200
 package main
 
@@ -62,21 +65,26 @@ func run(target, listen, keyFile string, rate int) error {
 			http.Error(w, err.Error(), http.StatusConflict)
 		}
 	})
-	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, _ *http.Request) {
-		summary, err := l.stop()
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusConflict)
-			return
-		}
-		reply(w, summary)
-	})
+	for pattern, do := range map[string]func() (Summary, error){"POST /stop": l.stop, "GET /progress": l.progress} {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, _ *http.Request) {
+			summary, err := do()
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusConflict)
+				return
+			}
+			reply(w, summary)
+		})
+	}
 	mux.HandleFunc("POST /verify", func(w http.ResponseWriter, r *http.Request) {
-		var body struct{ URLs []string }
-		if err := json.NewDecoder(r.Body).Decode(&body); err != nil || len(body.URLs) == 0 {
-			http.Error(w, `the body must be {"urls": [...]}`, http.StatusBadRequest)
+		var body struct {
+			URL         string
+			From, Count int
+		}
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil || body.URL == "" || body.Count <= 0 {
+			http.Error(w, `the body must be {"url": …, "from": n, "count": n}`, http.StatusBadRequest)
 			return
 		}
-		reply(w, l.verify(r.Context(), body.URLs))
+		reply(w, l.verify(r.Context(), body.URL, body.From, body.Count))
 	})
 	srv := &http.Server{Addr: listen, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	go func() {

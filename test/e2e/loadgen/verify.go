@@ -9,30 +9,33 @@ import (
 	"time"
 )
 
-// Verdict tells for each replica which acknowledged ids it does not hold.
+// Verdict tells which of some acknowledged ids a replica does not hold.
 type Verdict struct {
-	Checked int                 `json:"checked"`
-	Missing map[string][]string `json:"missing"` // URL → ids, at most 20 of them
-	Counts  map[string]int      `json:"counts"`  // URL → how many are missing
-	Errors  map[string]string   `json:"errors"`  // URL → why it could not be asked
+	Acknowledged int      `json:"acknowledged"` // ids in all
+	Checked      int      `json:"checked"`      // of them, in this answer
+	Missing      int      `json:"missing"`
+	Examples     []string `json:"examples"` // of what is missing, at most 20
+	Error        string   `json:"error"`    // why the replica could not be asked
 }
 
-const verifyWorkers = 16
+const (
+	verifyWorkers = 16
+	verifyTimeout = 30 * time.Second // of one read
+)
 
-// verify reads every acknowledged id from each URL alone.
-func (l *load) verify(ctx context.Context, urls []string) Verdict {
+// verify reads count of the acknowledged ids, beginning with the one at from,
+// from the replica at url alone. The caller goes through all of them piece by
+// piece, so that no answer takes long, however many there are.
+func (l *load) verify(ctx context.Context, url string, from, count int) Verdict {
 	l.mu.Lock()
-	ids := slices.Clone(l.acked)
+	all := len(l.acked)
+	from = min(max(from, 0), all)
+	ids := slices.Clone(l.acked[from : from+min(max(count, 0), all-from)])
 	l.mu.Unlock()
-	v := Verdict{Checked: len(ids), Missing: map[string][]string{}, Counts: map[string]int{}, Errors: map[string]string{}}
-	for _, url := range urls {
-		missing, err := l.missingAt(ctx, url, ids)
-		if err != nil {
-			v.Errors[url] = err.Error()
-			continue
-		}
-		v.Counts[url] = len(missing)
-		v.Missing[url] = missing[:min(20, len(missing))]
+	missing, err := l.missingAt(ctx, url, ids)
+	v := Verdict{Acknowledged: all, Checked: len(ids), Missing: len(missing), Examples: missing[:min(20, len(missing))]}
+	if err != nil {
+		v.Error = err.Error()
 	}
 	return v
 }
@@ -60,6 +63,12 @@ func (l *load) missingAt(ctx context.Context, url string, ids []string) ([]strin
 		})
 	}
 	for _, id := range ids {
+		mu.Lock()
+		stop := failed != nil
+		mu.Unlock()
+		if stop { // whoever cannot answer one need not be asked for the rest
+			break
+		}
 		next <- id
 	}
 	close(next)
@@ -68,7 +77,7 @@ func (l *load) missingAt(ctx context.Context, url string, ids []string) ([]strin
 }
 
 func (l *load) holds(ctx context.Context, url, id string) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
 	defer cancel()
 	status, body, err := l.send(ctx, l.kept, http.MethodGet, url+"/v1/assertions/"+id+"?consistency=local", nil)
 	switch {

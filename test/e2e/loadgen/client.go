@@ -1,0 +1,79 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// requestTimeout is how long a request may take before it counts as failed.
+	requestTimeout = 10 * time.Second
+	dialTimeout    = 5 * time.Second
+	// keptIdle is how long a connection is kept without use. A server that
+	// stops closes what was idle all through its grace, and a request may cross
+	// that close on the wire, which no HTTP/1.1 server can prevent: so this
+	// stays below server.shutdownGrace of values/dev.yaml.
+	keptIdle = 5 * time.Second
+)
+
+// keptClient uses its connections again, freshClient none.
+func keptClient() *http.Client {
+	return onceClient(&http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: keptIdle})
+}
+
+func freshClient() *http.Client { return onceClient(&http.Transport{DisableKeepAlives: true}) }
+
+// onceClient follows no redirects: those would be a second request.
+func onceClient(t *http.Transport) *http.Client {
+	t.DialContext = (&net.Dialer{Timeout: dialTimeout}).DialContext
+	return &http.Client{
+		Transport:     t,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// errResent marks a request that went out more than once.
+var errResent = errors.New("the request was sent more than once")
+
+// send sends a request once, and never again whatever becomes of it.
+func (l *load) send(ctx context.Context, client *http.Client, method, url string, body []byte) (int, []byte, error) {
+	// Go's transport repeats a request when a connection that it had kept
+	// breaks: any with GetBody, and a GET without a body. So every request has
+	// a body, of a type that GetBody is not made for; that of a GET is empty
+	// and leaves no trace on the wire.
+	req, err := http.NewRequestWithContext(ctx, method, url, io.NopCloser(bytes.NewReader(body)))
+	if err != nil {
+		return 0, nil, err
+	}
+	req.ContentLength = int64(len(body))
+	req.Header.Set("X-API-Key", l.apiKey)
+	if len(body) > 0 {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	// Whether that is still how the transport works is counted, not assumed.
+	var attempts atomic.Int32
+	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { attempts.Add(1) },
+	}))
+	resp, err := client.Do(req)
+	if n := attempts.Load(); n > 1 {
+		err = errors.Join(err, fmt.Errorf("%w: %d connections", errResent, n))
+	}
+	if err != nil {
+		if resp != nil {
+			resp.Body.Close()
+		}
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, answer, err
+}
