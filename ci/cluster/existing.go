@@ -13,6 +13,12 @@ import (
 // image is put on its nodes, nothing of it is taken down.
 type Existing struct{ options Options }
 
+// IsExisting tells whether the cluster in the state folder is one of those.
+func IsExisting(dir string) (bool, error) {
+	r, err := readRecord(dir)
+	return r.Provider == "existing", err
+}
+
 // Name implements Provider.
 func (*Existing) Name() string { return "existing" }
 
@@ -50,7 +56,7 @@ func (e *Existing) Up(ctx context.Context) error {
 // LoadImage implements Provider and always fails.
 func (e *Existing) LoadImage(context.Context, ...string) error {
 	return progress.WithHint(errors.New("the nodes of an existing cluster are not touched"),
-		"push the image to a registry that they pull from, and give its name to the chart")
+		"push the image to a registry that they pull from, and name it: STEMEDB_CLUSTER_IMAGE=REGISTRY/REPOSITORY:TAG make up")
 }
 
 // Kubeconfig implements Provider.

@@ -2,14 +2,20 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"os"
 	"time"
+
+	"github.com/stemedb/stemedb/ci/progress"
 )
 
 // Test is everything that must hold before a change lands: Check, then the
 // chart against a real apiserver and the gate on a real cluster.
 func (p *Pipeline) Test(ctx context.Context) error {
 	began := time.Now()
+	if err := p.gateable(); err != nil {
+		return err
+	}
 	// The slow builds come first and one after another: each uses all cores.
 	if err := p.Check(ctx); err != nil {
 		return err
@@ -24,6 +30,9 @@ func (p *Pipeline) Test(ctx context.Context) error {
 // Gate runs the end-to-end tests on a cluster that it brings up. The cluster
 // is taken down again when it was not there before.
 func (p *Pipeline) Gate(ctx context.Context) (err error) {
+	if err := p.gateable(); err != nil {
+		return err
+	}
 	cluster, err := p.clusterCommand(ctx)
 	if err != nil {
 		return err
@@ -54,12 +63,27 @@ func (p *Pipeline) Gate(ctx context.Context) (err error) {
 	}); err != nil {
 		return err
 	}
+	if err := p.Reporter.Step(ctx, "the load generator's own tests", func(ctx context.Context) error {
+		return p.command(ctx, "test/e2e", []string{"GOWORK=off"}, "go", "test", "./loadgen")
+	}); err != nil {
+		return err
+	}
 	return p.Reporter.Step(ctx, "gate tests on the cluster", func(ctx context.Context) error {
 		return p.command(ctx, "test/e2e", append(env, "GOWORK=off",
 			"STEMEDB_E2E_KUBECONFIG="+kubeconfig, "STEMEDB_E2E_IMAGE_TAG="+imageTag,
 			"STEMEDB_E2E_LOADGEN_IMAGE="+loadgenImage, "STEMEDB_E2E_CLUSTER_COMMAND="+cluster),
 			"go", "test", "-count=1", "-timeout", "40m", "-v", ".")
 	})
+}
+
+// gateable refuses at once what could only fail after everything was built.
+func (p *Pipeline) gateable() error {
+	existing, err := p.existing()
+	if err == nil && existing {
+		err = progress.WithHint(errors.New("the gate tests cut nodes off and kill containers, which is done to no existing cluster"),
+			"unset STEMEDB_CLUSTER_PROVIDER, and take the existing cluster down (make down): the gate brings up one of its own")
+	}
+	return err
 }
 
 // running tells whether the project's cluster is up.

@@ -45,17 +45,7 @@ var samples = []sample{
 // Up brings a cluster, the release with values/dev.yaml and real data in it,
 // and prints what to try next.
 func (p *Pipeline) Up(ctx context.Context) error {
-	cluster, err := p.clusterCommand(ctx)
-	if err != nil {
-		return err
-	}
-	if err := p.cluster(ctx, cluster, "up"); err != nil {
-		return err
-	}
-	if err := p.images(ctx, cluster, false); err != nil {
-		return err
-	}
-	_, env, err := p.client(ctx, cluster)
+	env, err := p.release(ctx)
 	if err != nil {
 		return err
 	}
@@ -65,7 +55,6 @@ func (p *Pipeline) Up(ctx context.Context) error {
 		name string
 		do   func(context.Context) error
 	}{
-		{"install the release", func(ctx context.Context) error { return p.install(ctx, env) }},
 		{"forward " + localURL + " to the gateway", func(ctx context.Context) error { return p.startForward(ctx) }},
 		{"keys for two projects", func(ctx context.Context) (err error) {
 			if root, err = p.rootKey(ctx, env); err != nil {
@@ -101,27 +90,6 @@ StemeDB runs: three pods behind %[1]s
 The cluster itself:  export KUBECONFIG=$(%[3]s kubeconfig); kubectl -n %[4]s get pods -o wide
 Take it all down:    make down
 `
-
-func (p *Pipeline) install(ctx context.Context, env []string) error {
-	if _, err := p.quiet(ctx, ".", env, "kubectl", "get", "namespace", namespace); err != nil {
-		if _, err := p.quiet(ctx, ".", env, "kubectl", "create", "namespace", namespace); err != nil {
-			return err
-		}
-	}
-	if _, err := p.quiet(ctx, ".", env, "kubectl", "label", "--overwrite", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"); err != nil {
-		return err
-	}
-	// The image keeps its tag from one build to the next, so the pods are told
-	// to start anew when its content changed.
-	image, err := fileHash(filepath.Join(p.State, "stemedb.tar"))
-	if err != nil {
-		return err
-	}
-	_, err = p.quiet(ctx, ".", env, "helm", "upgrade", "--install", releaseName, "charts/stemedb", "--namespace", namespace,
-		"--values", "values/dev.yaml", "--set-string", "image.tag="+imageTag, "--set-string", `podAnnotations.stemedb\.dev/image=`+image[:16],
-		"--wait", "--timeout", "5m")
-	return progress.WithHint(err, "look at: kubectl -n %s get pods; kubectl -n %s logs %s-0 (KUBECONFIG as `make up` sets it)", namespace, namespace, releaseName)
-}
 
 func (p *Pipeline) rootKey(ctx context.Context, env []string) (string, error) {
 	out, err := p.quiet(ctx, ".", env, "kubectl", "-n", namespace, "get", "secret", releaseName+"-secrets", "-o", "jsonpath={.data.root-api-key}")
@@ -303,12 +271,22 @@ func (p *Pipeline) stopForward() {
 	}
 }
 
-// Down takes away what Up made: the forward and the cluster with the release.
+// Down takes away what Up made: the forward, and the cluster with the release;
+// of somebody else's cluster the release alone.
 func (p *Pipeline) Down(ctx context.Context) error {
 	p.stopForward()
-	cluster, err := p.clusterCommand(ctx)
+	command, err := p.clusterCommand(ctx)
 	if err != nil {
 		return err
 	}
-	return p.cluster(ctx, cluster, "down")
+	existing, err := recordedExisting()
+	if err != nil {
+		return err
+	}
+	if existing {
+		if err := p.Reporter.Step(ctx, "uninstall the release", func(ctx context.Context) error { return p.uninstall(ctx, command) }); err != nil {
+			return err
+		}
+	}
+	return p.cluster(ctx, command, "down")
 }

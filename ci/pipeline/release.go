@@ -1,0 +1,170 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/stemedb/stemedb/ci/cluster"
+	"github.com/stemedb/stemedb/ci/progress"
+	"github.com/stemedb/stemedb/ci/run"
+)
+
+// imageVariable names the image that an existing cluster pulls; to every other
+// cluster the image of this checkout is brought.
+const imageVariable = "STEMEDB_CLUSTER_IMAGE"
+
+// release brings the cluster up and installs the release in it. It returns the
+// environment in which kubectl and helm talk to that cluster.
+func (p *Pipeline) release(ctx context.Context) ([]string, error) {
+	existing, err := p.existing()
+	if err != nil {
+		return nil, err
+	}
+	values, err := existingValues(existing)
+	if err != nil {
+		return nil, err
+	}
+	command, err := p.clusterCommand(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.cluster(ctx, command, "up"); err != nil {
+		return nil, err
+	}
+	if !existing {
+		if err := p.images(ctx, command, false); err != nil {
+			return nil, err
+		}
+		// The image keeps its tag from one build to the next, so the pods are
+		// told to start anew when its content changed.
+		image, err := fileHash(filepath.Join(p.State, "stemedb.tar"))
+		if err != nil {
+			return nil, err
+		}
+		values = []string{"image.tag=" + imageTag, `podAnnotations.stemedb\.dev/image=` + image[:16]}
+	}
+	_, env, err := p.client(ctx, command)
+	if err != nil {
+		return nil, err
+	}
+	return env, p.Reporter.Step(ctx, "install the release", func(ctx context.Context) error {
+		return p.install(ctx, env, existing, values)
+	})
+}
+
+// existing tells whether the cluster is, or is going to be, somebody else's.
+func (p *Pipeline) existing() (bool, error) {
+	if p.Provider == "existing" {
+		return true, nil
+	}
+	return recordedExisting()
+}
+
+func recordedExisting() (bool, error) {
+	dir, err := cluster.StateDir()
+	if err != nil {
+		return false, err
+	}
+	return cluster.IsExisting(dir)
+}
+
+// existingValues are the values with which the release is installed in somebody
+// else's cluster: an image that it can pull, and volumes of its default class.
+func existingValues(existing bool) ([]string, error) {
+	image := os.Getenv(imageVariable)
+	switch {
+	case !existing && image != "":
+		return nil, progress.WithHint(fmt.Errorf("%s is set, but this cluster is given the image of this checkout", imageVariable),
+			"unset it, or name a cluster of yours: STEMEDB_CLUSTER_PROVIDER=existing STEMEDB_CLUSTER_CONTEXT=NAME")
+	case !existing:
+		return nil, nil
+	case image == "":
+		return nil, progress.WithHint(errors.New("no image can be put on the nodes of an existing cluster"),
+			"build it (go -C ci run ./cmd/image stemedb --out stemedb.tar), push it to a registry that the nodes pull from, and name it: %s=REGISTRY/REPOSITORY:TAG make up", imageVariable)
+	}
+	name, digest, _ := strings.Cut(image, "@")
+	repository, tag := name, ""
+	// A colon before the last slash belongs to the registry's port.
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		repository, tag = name[:i], name[i+1:]
+	}
+	if repository == "" || (tag == "" && digest == "") {
+		return nil, progress.WithHint(fmt.Errorf("%s=%s names no version", imageVariable, image), "write REGISTRY/REPOSITORY:TAG, or …@sha256:DIGEST")
+	}
+	return []string{
+		"image.registry=", "image.repository=" + repository, "image.tag=" + tag, "image.digest=" + digest,
+		"persistence.wal.storageClassName=", "persistence.db.storageClassName=",
+	}, nil
+}
+
+// In somebody else's cluster the namespace may be somebody else's too. This
+// label says that it is ours, to install into and to remove.
+const (
+	oursLabel = "stemedb.dev/made-by"
+	oursValue = "make-up"
+)
+
+// ours looks for the namespace, and at whether an earlier run made it.
+func (p *Pipeline) ours(ctx context.Context, env []string) (there, ours bool, err error) {
+	out, err := p.quiet(ctx, ".", env, "kubectl", "get", "namespace", namespace, "--ignore-not-found",
+		"--output", "jsonpath={.metadata.name} {.metadata.labels."+strings.ReplaceAll(oursLabel, ".", `\.`)+"}")
+	if err != nil {
+		return false, false, err
+	}
+	found := strings.Fields(out)
+	return len(found) > 0, len(found) > 1 && found[1] == oursValue, nil
+}
+
+func (p *Pipeline) install(ctx context.Context, env []string, existing bool, values []string) error {
+	there, ours, err := p.ours(ctx, env)
+	if err != nil {
+		return err
+	}
+	switch {
+	case !there:
+		manifest := fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %s, labels: {%s: %s}}}\n", namespace, oursLabel, oursValue)
+		if _, err := p.Runner.Run(ctx, run.Command{Name: "kubectl", Args: []string{"create", "--filename", "-"}, Dir: p.Root, Env: env, In: []byte(manifest)}); err != nil {
+			return err
+		}
+	case existing && !ours:
+		return progress.WithHint(fmt.Errorf("that cluster has a namespace %s already, and it is not from make up; what is in there is left alone", namespace),
+			"use a cluster without it; into that one install the chart by hand, as charts/stemedb/README.md says")
+	}
+	if _, err := p.quiet(ctx, ".", env, "kubectl", "label", "--overwrite", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"); err != nil {
+		return err
+	}
+	args := []string{"upgrade", "--install", releaseName, "charts/stemedb", "--namespace", namespace, "--values", "values/dev.yaml"}
+	for _, value := range values {
+		args = append(args, "--set-string", value)
+	}
+	_, err = p.quiet(ctx, ".", env, "helm", append(args, "--wait", "--timeout", "5m")...)
+	return progress.WithHint(err, "look at: kubectl -n %s get pods; kubectl -n %s logs %s-0 (KUBECONFIG as `make up` sets it)", namespace, namespace, releaseName)
+}
+
+// uninstall takes the release out of somebody else's cluster, with the
+// namespace that was made for it and so with its volumes, and nothing else.
+func (p *Pipeline) uninstall(ctx context.Context, command string) error {
+	_, env, err := p.client(ctx, command)
+	if err != nil {
+		return err
+	}
+	there, ours, err := p.ours(ctx, env)
+	if err != nil {
+		return progress.WithHint(err, "when that cluster is gone for good, forget it: go -C ci run ./cmd/cluster down")
+	}
+	if !ours {
+		if there {
+			p.Reporter.Note("the namespace %s is not from make up and is left alone", namespace)
+		}
+		return nil
+	}
+	if _, err := p.quiet(ctx, ".", env, "helm", "uninstall", releaseName, "--namespace", namespace, "--ignore-not-found", "--wait", "--timeout", "5m"); err != nil {
+		return err
+	}
+	_, err = p.quiet(ctx, ".", env, "kubectl", "delete", "namespace", namespace, "--ignore-not-found", "--timeout=5m")
+	return err
+}

@@ -1,0 +1,164 @@
+package pipeline
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/ci/progress"
+	"github.com/stemedb/stemedb/ci/run"
+	"github.com/stemedb/stemedb/ci/run/runtest"
+	"github.com/stemedb/stemedb/ci/tools"
+)
+
+// machine runs nothing; what a build is told to write appears, empty.
+type machine struct{ runtest.Recorder }
+
+func (m *machine) Run(ctx context.Context, c run.Command) (string, error) {
+	if i := slices.Index(c.Args, "-o"); c.Name == "go" && i > 0 {
+		if err := os.MkdirAll(filepath.Dir(c.Args[i+1]), 0o755); err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(c.Args[i+1], nil, 0o755); err != nil {
+			return "", err
+		}
+	}
+	return m.Recorder.Run(ctx, c)
+}
+
+// spoken lists what was said to the cluster, without building and kubectl's
+// address of it.
+func (m *machine) spoken(p *Pipeline) []string {
+	var lines []string
+	for _, line := range m.Commands() {
+		line = strings.ReplaceAll(line, filepath.Join(p.State, "bin")+"/", "")
+		if !strings.HasPrefix(line, "go ") && !strings.HasPrefix(line, "git ") {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+func testPipeline(t *testing.T, provider string) (*Pipeline, *machine) {
+	t.Helper()
+	root, err := tools.CheckoutDir()
+	require.NoError(t, err)
+	t.Setenv("STEMEDB_STATE", t.TempDir())
+	t.Setenv("STEMEDB_CLUSTER_IMAGE", "")
+	t.Setenv("PATH", os.Getenv("PATH")) // which the pipeline changes
+	m, reporter := &machine{}, progress.New(io.Discard)
+	p := &Pipeline{Root: root, State: t.TempDir(), Runner: m, Reporter: reporter, Provider: provider}
+	p.Tools = &tools.Builder{Dir: filepath.Join(root, "ci", "tools"), Cache: t.TempDir(), Runner: m, Reporter: reporter}
+	m.On(filepath.Join(p.State, "bin", "cluster")+" kubeconfig", "/state/kubeconfig\n")
+	return p, m
+}
+
+// recordExisting is what `cluster up` leaves behind with the provider existing.
+func recordExisting(t *testing.T) {
+	t.Helper()
+	dir := filepath.Join(os.Getenv("STEMEDB_STATE"), "cluster")
+	require.NoError(t, os.MkdirAll(dir, 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "cluster.json"), []byte(`{"provider":"existing","context":"mine"}`), 0o600))
+}
+
+const lookForOurs = `kubectl get namespace stemedb --ignore-not-found --output 'jsonpath={.metadata.name} {.metadata.labels.stemedb\.dev/made-by}'`
+
+// On an existing cluster nothing is built or loaded: it pulls the image that it
+// is told.
+func TestUpOnAnExistingCluster(t *testing.T) {
+	for reference, want := range map[string]string{
+		"registry.example:5000/facts/stemedb:1.2": "image.registry= image.repository=registry.example:5000/facts/stemedb image.tag=1.2 image.digest=",
+		"stemedb/stemedb@sha256:ab":               "image.registry= image.repository=stemedb/stemedb image.tag= image.digest=sha256:ab",
+		"host/stemedb:1@sha256:ab":                "image.registry= image.repository=host/stemedb image.tag=1 image.digest=sha256:ab",
+	} {
+		t.Run(reference, func(t *testing.T) {
+			p, m := testPipeline(t, "existing")
+			t.Setenv("STEMEDB_CLUSTER_IMAGE", reference)
+			env, err := p.release(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, []string{"KUBECONFIG=/state/kubeconfig"}, env)
+			require.Equal(t, []string{
+				"cluster up", "cluster kubeconfig", lookForOurs,
+				"kubectl create --filename -",
+				"kubectl label --overwrite namespace stemedb pod-security.kubernetes.io/enforce=restricted",
+				"helm upgrade --install stemedb charts/stemedb --namespace stemedb --values values/dev.yaml --set-string " +
+					strings.ReplaceAll(want+" persistence.wal.storageClassName= persistence.db.storageClassName=", " ", " --set-string ") + " --wait --timeout 5m",
+			}, m.spoken(p))
+			require.Contains(t, m.Inputs("kubectl create")[0], "labels: {stemedb.dev/made-by: make-up}")
+		})
+	}
+}
+
+// What cannot work is refused before anything is built or asked.
+func TestUpRefusesAtOnce(t *testing.T) {
+	for name, c := range map[string]struct{ provider, image, says string }{
+		"no image":                   {"existing", "", "no image can be put on the nodes"},
+		"no version":                 {"existing", "host:5000/stemedb", "names no version"},
+		"no name":                    {"existing", ":1", "names no version"},
+		"an image for our cluster":   {"", "stemedb:1", "given the image of this checkout"},
+		"an image for a k3d cluster": {"k3d", "stemedb:1", "given the image of this checkout"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, m := testPipeline(t, c.provider)
+			t.Setenv("STEMEDB_CLUSTER_IMAGE", c.image)
+			require.ErrorContains(t, p.Up(t.Context()), c.says)
+			require.Empty(t, m.Commands())
+		})
+	}
+	t.Run("the existing cluster of an earlier run", func(t *testing.T) {
+		p, m := testPipeline(t, "")
+		recordExisting(t)
+		require.ErrorContains(t, p.Up(t.Context()), "no image can be put on the nodes")
+		require.ErrorContains(t, p.Gate(t.Context()), "the gate tests cut nodes off")
+		require.ErrorContains(t, p.Test(t.Context()), "the gate tests cut nodes off")
+		require.Empty(t, m.Commands())
+	})
+}
+
+// A release that somebody else installed is neither changed nor removed.
+func TestSomebodyElsesNamespaceIsLeftAlone(t *testing.T) {
+	p, m := testPipeline(t, "existing")
+	t.Setenv("STEMEDB_CLUSTER_IMAGE", "host/stemedb:1")
+	m.On("kubectl get namespace", "stemedb ")
+	_, err := p.release(t.Context())
+	require.ErrorContains(t, err, "not from make up")
+	recordExisting(t)
+	require.NoError(t, p.Down(t.Context()))
+	require.Equal(t, []string{
+		"cluster up", "cluster kubeconfig", lookForOurs,
+		"cluster kubeconfig", lookForOurs, "cluster down",
+	}, m.spoken(p))
+}
+
+func TestDownOnAnExistingCluster(t *testing.T) {
+	p, m := testPipeline(t, "")
+	recordExisting(t)
+	m.On("kubectl get namespace", "stemedb make-up")
+	require.NoError(t, p.Down(t.Context()))
+	require.Equal(t, []string{
+		"cluster kubeconfig", lookForOurs,
+		"helm uninstall stemedb --namespace stemedb --ignore-not-found --wait --timeout 5m",
+		"kubectl delete namespace stemedb --ignore-not-found --timeout=5m",
+		"cluster down",
+	}, m.spoken(p))
+
+	// What could not be removed is still known afterwards.
+	p, m = testPipeline(t, "")
+	recordExisting(t)
+	m.On("kubectl get namespace", "stemedb make-up").Fail("helm uninstall", "no answer")
+	require.ErrorContains(t, p.Down(t.Context()), "no answer")
+	require.NotContains(t, m.spoken(p), "cluster down")
+}
+
+// A cluster of our own goes away as a whole.
+func TestDownOnOurCluster(t *testing.T) {
+	p, m := testPipeline(t, "")
+	require.NoError(t, p.Down(t.Context()))
+	require.Equal(t, []string{"cluster down"}, m.spoken(p))
+}
