@@ -131,11 +131,11 @@ func (b *solo) Get(_ context.Context, project string, id record.Hash, _ cluster.
 	return b.store.Assertion(project, id)
 }
 
-func (b *solo) Claims(_ context.Context, q store.ClaimQuery, _ cluster.Consistency) (iter.Seq2[*store.Claim, error], error) {
+func (b *solo) Claims(ctx context.Context, q store.ClaimQuery, _ cluster.Consistency) (iter.Seq2[*store.Claim, error], error) {
 	if err := b.failure(); err != nil {
 		return nil, err
 	}
-	return b.store.Claims(q), nil
+	return b.store.Claims(ctx, q, 0), nil
 }
 
 func (b *solo) Content(_ context.Context, claim *store.Claim) (*record.Content, error) {

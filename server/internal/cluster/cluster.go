@@ -25,13 +25,11 @@ type Store interface {
 	ReadAt(pos wal.Position) (store.Item, error)
 
 	Assertion(project record.ProjectName, id record.Hash) (*store.Stored, error)
-	Claims(q store.ClaimQuery) iter.Seq2[*store.Claim, error]
+	Claims(ctx context.Context, q store.ClaimQuery, voices int) iter.Seq2[*store.Claim, error]
 	Subjects(project record.ProjectName, prefix, after string, limit int) ([]string, error)
 
-	AssertionDigest(project record.ProjectName, id record.Hash) (store.Digest, error)
-	AssertionKeys(project record.ProjectName, id record.Hash) ([]store.Key, error)
-	SetDigest(project record.ProjectName, subject, predicate string) (store.Digest, error)
-	KeysOf(project record.ProjectName, subject, predicate string) ([]store.Key, error)
+	SetDigest(ctx context.Context, set store.Set) (store.Digest, error)
+	SetKeys(ctx context.Context, set store.Set) iter.Seq2[store.SetKey, error]
 	BucketDigests(ctx context.Context, prefix []byte) (*[256]store.Digest, error)
 	BucketKeys(ctx context.Context, prefix []byte, limit int) (keys []store.Key, more bool, err error)
 	SetDigestKey(key [32]byte)
@@ -96,6 +94,7 @@ type Limits struct {
 	CachedKeys       int   // 4,096: agents whose expanded keys are kept
 	VerifyGroup      int   // 64: single signatures checked together
 	ReadTries        int   // 3: how often a read starts again because members changed
+	Voices           int   // 100,000: agents and votes that one claim may come with (store.ErrTooManyVoices)
 }
 
 // Config is what a Cluster is made of. Store, Control and Progress are needed.

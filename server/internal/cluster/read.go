@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"io"
 	"iter"
 	"slices"
 
@@ -16,11 +15,12 @@ import (
 // Get returns what is held about an id: store.ErrNotFound without content,
 // *UnavailableError when that cannot be told.
 func (c *Cluster) Get(ctx context.Context, project string, id record.Hash, consistency Consistency) (*store.Stored, error) {
-	if err := c.level(ctx, &setRef{project: project, id: &id}, consistency); err != nil {
-		return nil, err
-	}
 	for {
-		stored, err := c.store.Assertion(project, id)
+		var stored *store.Stored
+		err := c.level(ctx, &store.Set{Project: project, ID: &id}, consistency)
+		if err == nil {
+			stored, err = c.store.Assertion(project, id)
+		}
 		var damage *store.DamageError
 		if !errors.As(err, &damage) {
 			return stored, err
@@ -32,14 +32,14 @@ func (c *Cluster) Get(ctx context.Context, project string, id record.Hash, consi
 }
 
 // Claims yields the claims of a subject as store.Store.Claims does, from this
-// node's store. With Quorum it has first brought there what other members hold
-// of the subject; an error of that comes at once.
+// node's store, while ctx lasts. With Quorum it has first brought there what
+// other members hold of the subject; an error of that comes at once.
 func (c *Cluster) Claims(ctx context.Context, q store.ClaimQuery, consistency Consistency) (iter.Seq2[*store.Claim, error], error) {
-	set := &setRef{project: q.Project, subject: q.Subject, predicate: q.Predicate}
+	set := &store.Set{Project: q.Project, Subject: q.Subject, Predicate: q.Predicate}
 	if err := c.level(ctx, set, consistency); err != nil {
 		return nil, err
 	}
-	return c.store.Claims(q), nil
+	return c.store.Claims(ctx, q, c.limits.Voices), nil
 }
 
 // Content reads the content that a claim stands for, mending it from a peer
@@ -106,7 +106,7 @@ func (c *Cluster) Subjects(ctx context.Context, project, prefix, after string, l
 		if _, held := slices.BinarySearch(own, subject); held {
 			continue
 		}
-		if err := c.level(ctx, &setRef{project: project, subject: subject}, Quorum); err != nil {
+		if err := c.level(ctx, &store.Set{Project: project, Subject: subject}, Quorum); err != nil {
 			return nil, err
 		}
 	}
@@ -140,159 +140,4 @@ func (c *Cluster) retryReads(ctx context.Context, try func(context.Context, *pla
 	}
 	c.metrics.readFailures.WithLabelValues(u.Code).Inc()
 	return u
-}
-
-// level brings a set to the state that a quorum read has to see: this node then
-// holds what enough members hold of it, and whatever only some of them held is
-// on a majority.
-func (c *Cluster) level(ctx context.Context, set *setRef, consistency Consistency) error {
-	if consistency == Local {
-		return nil
-	}
-	return c.retryReads(ctx, func(ctx context.Context, p *plan) error {
-		if p.enough(nil) {
-			return nil
-		}
-		own, err := c.setDigest(set)
-		if err != nil {
-			return storageError(err)
-		}
-		answers, err := ask(ctx, c, p, func(ctx context.Context, client peerpb.PeerClient) (store.Digest, error) {
-			res, err := client.SetDigest(ctx, set.request())
-			d := store.Digest{Count: res.GetCount()}
-			if err == nil && copy(d.Sum[:], res.Digest) != len(d.Sum) {
-				err = errors.New("its digest is cut short")
-			}
-			return d, err
-		})
-		if err != nil {
-			return err
-		}
-		differing := slices.DeleteFunc(answers, func(a answer[store.Digest]) bool { return a.value == own })
-		if len(differing) == 0 {
-			return nil
-		}
-		c.metrics.readDiffers.Inc()
-		return c.merge(ctx, set, differing)
-	})
-}
-
-// holding is which of the members that a read has heard hold a key: bit 0 is
-// this node, bit i+1 the i-th of the members that differ.
-type holding = uint64
-
-// merge compares key by key with members whose digests differ.
-func (c *Cluster) merge(ctx context.Context, set *setRef, others []answer[store.Digest]) error {
-	own, err := c.setKeys(set)
-	if err != nil {
-		return storageError(err)
-	}
-	holders := make(map[store.Key]holding, len(own))
-	for _, k := range own {
-		holders[k] = 1
-	}
-	all := holding(1)
-	for i, o := range others {
-		bit := holding(1) << (i + 1)
-		all |= bit
-		keys, err := c.keysOf(ctx, o.client, set)
-		if err != nil {
-			return err
-		}
-		for _, k := range keys {
-			holders[k] |= bit
-		}
-	}
-	var partial []store.Key
-	for k, held := range holders {
-		if held != all {
-			partial = append(partial, k)
-		}
-	}
-	// Contents before what signs or votes on them.
-	slices.SortFunc(partial, func(a, b store.Key) int { return int(a.Kind) - int(b.Kind) })
-	for chunk := range slices.Chunk(partial, mergeChunk) {
-		items, err := c.gather(ctx, chunk, holders, others)
-		if err != nil {
-			return err
-		}
-		fresh, err := c.write(ctx, items)
-		if err != nil {
-			return err
-		}
-		// The others may have been the majority; the read goes on here.
-		if fresh == nil {
-			if err := c.putAndWait(ctx, items); err != nil {
-				return storageError(err)
-			}
-		}
-		c.metrics.writtenBack.Add(float64(len(items)))
-	}
-	return nil
-}
-
-// mergeChunk bounds what a merge holds in memory, in records.
-const mergeChunk = 1000
-
-func (c *Cluster) keysOf(ctx context.Context, client peerpb.PeerClient, set *setRef) ([]store.Key, error) {
-	stream, err := client.SetKeys(ctx, set.request())
-	if err != nil {
-		return nil, err
-	}
-	return receiveKeys(stream.Recv)
-}
-
-func receiveKeys(recv func() (*peerpb.SetKeysResponse, error)) ([]store.Key, error) {
-	var all []store.Key
-	for {
-		res, err := recv()
-		if errors.Is(err, io.EOF) {
-			return all, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		keys, err := parseKeys(res.Keys)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, keys...)
-	}
-}
-
-// gather reads records from this node where it holds them, otherwise from one
-// of the members that do.
-func (c *Cluster) gather(ctx context.Context, keys []store.Key, holders map[store.Key]holding, others []answer[store.Digest]) ([]store.Item, error) {
-	items := make([]store.Item, 0, len(keys))
-	have := make(map[store.Key]bool, len(keys))
-	for _, k := range keys {
-		if holders[k]&1 == 0 {
-			continue
-		}
-		it, err := c.readHeld(ctx, k)
-		if err != nil {
-			return nil, err
-		}
-		items, have[k] = append(items, it), true
-	}
-	for i, o := range others {
-		var wanted []store.Key
-		for _, k := range keys {
-			if !have[k] && holders[k]&(holding(1)<<(i+1)) != 0 {
-				wanted = append(wanted, k)
-			}
-		}
-		got, err := c.fetch(ctx, o.client, wanted, nil)
-		if err != nil {
-			return nil, err
-		}
-		for _, it := range got {
-			items, have[it.Key] = append(items, it), true
-		}
-	}
-	if missed := len(keys) - len(have); missed > 0 {
-		return nil, unavailable(CodeDamaged, "a member lists records of this set that neither it nor the others can read", nil)
-	}
-	slices.SortStableFunc(items, func(a, b store.Item) int { return int(a.Kind) - int(b.Kind) })
-	return items, nil
 }

@@ -3,7 +3,9 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
@@ -142,6 +144,25 @@ func (s *comparison) narrow(ctx context.Context, prefix []byte) error {
 		}
 	}
 	return nil
+}
+
+// receiveKeys reads the keys of a bucket, of which there are few.
+func receiveKeys(recv func() (*peerpb.SetKeysResponse, error)) ([]store.Key, error) {
+	var all []store.Key
+	for {
+		res, err := recv()
+		if errors.Is(err, io.EOF) {
+			return all, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		keys, err := parseKeys(res.Keys)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, keys...)
+	}
 }
 
 // list compares one bucket key by key.

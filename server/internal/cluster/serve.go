@@ -155,47 +155,24 @@ func (s *service) readItem(k store.Key, at wal.Position) (store.Item, error) {
 	return s.c.store.Read(k)
 }
 
-// setRef names a set of records: an assertion with all that belongs to it, or
-// everything about a subject (and predicate, unless empty).
-type setRef struct {
-	project            string
-	id                 *record.Hash
-	subject, predicate string
-}
-
-func (r *setRef) request() *peerpb.SetRequest {
-	req := &peerpb.SetRequest{Project: r.project, Subject: r.subject, Predicate: r.predicate}
-	if r.id != nil {
-		req.Id = r.id[:]
+func setRequest(set *store.Set) *peerpb.SetRequest {
+	req := &peerpb.SetRequest{Project: set.Project, Subject: set.Subject, Predicate: set.Predicate}
+	if set.ID != nil {
+		req.Id = set.ID[:]
 	}
 	return req
 }
 
-func parseSetRef(req *peerpb.SetRequest) (*setRef, error) {
-	r := &setRef{project: req.Project, subject: req.Subject, predicate: req.Predicate}
+func parseSet(req *peerpb.SetRequest) (set store.Set, err error) {
+	set = store.Set{Project: req.Project, Subject: req.Subject, Predicate: req.Predicate}
 	switch len(req.Id) {
 	case 0:
-		return r, nil
 	case 32:
-		r.id = (*record.Hash)(req.Id)
-		return r, nil
+		set.ID = (*record.Hash)(req.Id)
 	default:
-		return nil, status.Errorf(codes.InvalidArgument, "an id of %d bytes", len(req.Id))
+		err = status.Errorf(codes.InvalidArgument, "an id of %d bytes", len(req.Id))
 	}
-}
-
-func (c *Cluster) setDigest(r *setRef) (store.Digest, error) {
-	if r.id != nil {
-		return c.store.AssertionDigest(r.project, *r.id)
-	}
-	return c.store.SetDigest(r.project, r.subject, r.predicate)
-}
-
-func (c *Cluster) setKeys(r *setRef) ([]store.Key, error) {
-	if r.id != nil {
-		return c.store.AssertionKeys(r.project, *r.id)
-	}
-	return c.store.KeysOf(r.project, r.subject, r.predicate)
+	return set, err
 }
 
 // countsInReads refuses what only a whole member may answer. The control table
@@ -207,36 +184,58 @@ func (s *service) countsInReads() error {
 	return nil
 }
 
-// SetDigest describes a set that this node holds.
-func (s *service) SetDigest(_ context.Context, req *peerpb.SetRequest) (*peerpb.SetDigestResponse, error) {
+// SetDigest describes a set that this node holds, unless the caller goes away.
+func (s *service) SetDigest(ctx context.Context, req *peerpb.SetRequest) (*peerpb.SetDigestResponse, error) {
 	if err := s.countsInReads(); err != nil {
 		return nil, err
 	}
-	r, err := parseSetRef(req)
+	set, err := parseSet(req)
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.c.setDigest(r)
+	d, err := s.c.store.SetDigest(ctx, set)
 	if err != nil {
-		return nil, storageStatus(err)
+		return nil, setStatus(ctx, err)
 	}
 	return &peerpb.SetDigestResponse{Digest: d.Sum[:], Count: d.Count}, nil
 }
 
-// SetKeys lists a set that this node holds.
+// placesPerMessage bounds a message of places, in bytes, but for its last one.
+const placesPerMessage = 128 << 10
+
+// SetKeys lists a set that this node holds, as fast as the caller takes it in.
 func (s *service) SetKeys(req *peerpb.SetRequest, stream peerpb.Peer_SetKeysServer) error {
 	if err := s.countsInReads(); err != nil {
 		return err
 	}
-	r, err := parseSetRef(req)
+	set, err := parseSet(req)
 	if err != nil {
 		return err
 	}
-	keys, err := s.c.setKeys(r)
-	if err != nil {
-		return storageStatus(err)
+	var places []byte
+	for k, err := range s.c.store.SetKeys(stream.Context(), set) {
+		if err != nil {
+			return setStatus(stream.Context(), err)
+		}
+		if places = appendPlace(places, k.Place); len(places) < placesPerMessage {
+			continue
+		}
+		if err := stream.Send(&peerpb.SetKeysResponse{Places: places}); err != nil {
+			return err
+		}
+		places = make([]byte, 0, placesPerMessage+1024) // Send may still read the other
 	}
-	return sendKeys(keys, stream.Send)
+	if len(places) == 0 {
+		return nil
+	}
+	return stream.Send(&peerpb.SetKeysResponse{Places: places})
+}
+
+func setStatus(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	return storageStatus(err)
 }
 
 // keysPerMessage keeps a message of keys below half a MiB.

@@ -10,8 +10,9 @@ import (
 
 // What travels in the bytes fields of package peerpb:
 //
-//	items: { kind u8 | uvarint length | payload }*
-//	keys:  { store.Key.AppendBinary }*
+//	items:  { kind u8 | uvarint length | payload }*
+//	keys:   { store.Key.AppendBinary }*
+//	places: { uvarint length | place }*               of a store.Set
 
 var errCutShort = errors.New("cut short")
 
@@ -92,4 +93,18 @@ func parseKeys(b []byte) ([]store.Key, error) {
 		b = rest
 	}
 	return keys, nil
+}
+
+func appendPlace(dst, place []byte) []byte {
+	return append(binary.AppendUvarint(dst, uint64(len(place))), place...)
+}
+
+// cutPlace takes one place off b.
+func cutPlace(b []byte) (place, rest []byte, err error) {
+	size, n := binary.Uvarint(b)
+	if n <= 0 || size > uint64(len(b)-n) {
+		return nil, nil, fmt.Errorf("place: %w", errCutShort)
+	}
+	b = b[n:]
+	return b[:size], b[size:], nil
 }

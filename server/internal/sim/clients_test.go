@@ -116,16 +116,22 @@ func (c *clients) write(r *rand.Rand, number int) {
 		c.mu.Lock()
 		for i, res := range results {
 			if res.Err != nil {
-				c.failed++
-				if !errors.Is(res.Err, cluster.ErrUnavailable) && !errors.Is(res.Err, context.DeadlineExceeded) {
-					c.wrong = append(c.wrong, fmt.Sprintf("write of a valid record answered: %v", res.Err))
-				}
+				c.refused("record", res.Err)
 				continue
 			}
 			c.writes++
 			c.facts = append(c.facts, fact{id: batch[i].ID(), subject: batch[i].Subject, agent: batch[i].Signatures[0].Agent})
 		}
 		c.mu.Unlock()
+	}
+}
+
+// refused notes the answer to something valid that was not acknowledged; mu is
+// held.
+func (c *clients) refused(what string, err error) {
+	c.failed++
+	if !errors.Is(err, cluster.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) {
+		c.wrong = append(c.wrong, fmt.Sprintf("write of a valid %s answered: %v", what, err))
 	}
 }
 
@@ -138,7 +144,7 @@ func (c *clients) vote(target *cluster.Cluster, signer ed25519.PrivateKey, a *re
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if res.Err != nil {
-		c.failed++
+		c.refused("vote", res.Err)
 		return
 	}
 	c.writes++
@@ -215,13 +221,13 @@ func (c *clients) missingAt(m *machine) []string {
 	var missing []string
 	for _, f := range c.facts {
 		if f.vote != (record.Hash{}) {
-			held, err := m.node.Store().AssertionKeys(simProject, f.id)
 			found := false
-			for _, k := range held {
-				found = found || k.Vote == f.vote
+			var failed error
+			for k, err := range m.node.Store().SetKeys(context.Background(), store.Set{Project: simProject, ID: &f.id}) {
+				found, failed = found || k.Key.Vote == f.vote, err
 			}
-			if err != nil || !found {
-				missing = append(missing, fmt.Sprintf("%s lacks vote %s (%v)", m.name, f.vote, err))
+			if failed != nil || !found {
+				missing = append(missing, fmt.Sprintf("%s lacks vote %s (%v)", m.name, f.vote, failed))
 			}
 			continue
 		}

@@ -131,7 +131,7 @@ func BenchmarkRead(b *testing.B) {
 	}
 	b.Run("SetDigest", func(b *testing.B) {
 		for i := range b.N {
-			_, err := s.SetDigest("alpha", subjects[i%len(subjects)], "tls.verify")
+			_, err := s.SetDigest(b.Context(), Set{Project: "alpha", Subject: subjects[i%len(subjects)], Predicate: "tls.verify"})
 			require.NoError(b, err)
 		}
 	})
@@ -139,7 +139,7 @@ func BenchmarkRead(b *testing.B) {
 
 func (s *Store) lensClaims(tb testing.TB, subject string) lens.Claims {
 	return func(yield func(*lens.Claim) bool) {
-		for c, err := range s.Claims(ClaimQuery{Project: "alpha", Subject: subject, Predicate: "tls.verify"}) {
+		for c, err := range s.Claims(tb.Context(), ClaimQuery{Project: "alpha", Subject: subject, Predicate: "tls.verify"}, 0) {
 			if err != nil {
 				tb.Fatal(err)
 			}

@@ -2,6 +2,8 @@ package store
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"iter"
 
@@ -9,49 +11,168 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
+// ErrTooManyVoices: more agents have signed one claim, or voted on it, than a
+// query may hold.
+var ErrTooManyVoices = errors.New("too many agents have signed one claim or voted on it")
+
 // Claims yields the claims of a subject: by predicate, then newest first
-// (timestamp, then id, descending). An error is the last thing yielded. What
-// was yielded may be kept. The iteration sees the store as it was when it
-// began; a long one holds back goleveldb's garbage.
-func (s *Store) Claims(q ClaimQuery) iter.Seq2[*Claim, error] {
+// (timestamp, then id, descending). An error is the last thing yielded: that of
+// ctx when it ends, ErrTooManyVoices when a claim comes with more than so many
+// agents and votes (0: any number). What was yielded may be kept. The iteration
+// sees the store as it was when it began; a long one holds back goleveldb's
+// garbage.
+func (s *Store) Claims(ctx context.Context, q ClaimQuery, voices int) iter.Seq2[*Claim, error] {
 	return func(yield func(*Claim, error) bool) {
-		err := s.eachGroup(q, func(g *group) (bool, error) {
-			if q.AsOf != 0 && g.claim.Timestamp > q.AsOf {
-				return true, nil
+		v, err := s.view()
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		defer v.release()
+		b := claimBuilder{
+			q: &q, voices: voices,
+			walk: descent{v: v, pace: pace{ctx: ctx}, memo: make(map[record.Hash]lineage), size: memoSize},
+		}
+		left := false
+		give := func() error {
+			c, err := b.finish()
+			left = err == nil && c != nil && !yield(c, nil)
+			return err
+		}
+		err = v.eachEntry(ctx, &q, func(e *claimEntry) (bool, error) {
+			if e.tag() == tagContent {
+				if err := give(); err != nil || left {
+					return false, err
+				}
+				return true, b.begin(e)
 			}
-			c, err := g.finish(q.AsOf)
-			if err != nil {
-				return false, err
-			}
-			return yield(c, nil), nil
+			return true, b.add(e)
 		})
+		if err == nil && !left {
+			err = give()
+		}
 		if err != nil {
 			yield(nil, err)
 		}
 	}
 }
 
-// group is one claim with everything in its group.
-type group struct {
-	v     *view
-	owner owner
-	claim Claim
-	// votes are all of them, by agent, then newest first.
-	votes    []lens.Vote
-	children bool
-	overlay  bool // the content is in the overlay
+// claimBuilder makes claims of the entries of their groups.
+type claimBuilder struct {
+	q      *ClaimQuery
+	voices int
+	walk   descent
 
-	facts bool // the content's entry was there
-	memo  map[record.Hash]lineage
+	c        *Claim // nil: of the present group nothing is wanted
+	children bool
+	// predicate is that of the last claim: most have the same.
+	predicate string
 }
 
-// eachGroup calls fn for each claim until it returns false.
-func (s *Store) eachGroup(q ClaimQuery, fn func(*group) (bool, error)) error {
-	v, err := s.view()
-	if err != nil {
-		return err
+func (b *claimBuilder) begin(e *claimEntry) error {
+	b.c, b.children = nil, false
+	if b.q.AsOf != 0 && e.time > b.q.AsOf {
+		return nil
 	}
-	defer v.release()
+	if string(e.predicate()) != b.predicate {
+		b.predicate = string(e.predicate())
+	}
+	c := &Claim{Project: b.q.Project, Subject: b.q.Subject, Predicate: b.predicate}
+	c.ID, c.Timestamp = e.id, e.time
+	b.c = c
+	if err := readFacts(e.value, c); err != nil {
+		return b.walk.v.s.indexError("read a claim", err)
+	}
+	return nil
+}
+
+func (b *claimBuilder) add(e *claimEntry) error {
+	c := b.c
+	if c == nil {
+		return nil
+	}
+	switch e.tag() {
+	case tagSignature:
+		c.Agents = append(c.Agents, record.AgentID(e.rest()))
+	case tagVote:
+		v := lens.Vote{Agent: record.AgentID(e.rest()), Weight: readFloat(e.value)}
+		v.Timestamp, v.ID = readNewest(e.rest()[32:])
+		late := b.q.AsOf != 0 && v.Timestamp > b.q.AsOf
+		if n := len(c.Votes); !late && (n == 0 || c.Votes[n-1].Agent != v.Agent) {
+			c.Votes = append(c.Votes, v)
+		}
+	case tagChild:
+		b.children = true
+	}
+	if b.voices > 0 && len(c.Agents)+len(c.Votes) > b.voices {
+		return fmt.Errorf("claim %v: %w: more than %d", c.ID, ErrTooManyVoices, b.voices)
+	}
+	return nil
+}
+
+// finish returns the claim that was begun, if there is one.
+func (b *claimBuilder) finish() (*Claim, error) {
+	c := b.c
+	b.c = nil
+	if c == nil || !b.children {
+		return c, nil
+	}
+	l, err := b.walk.lineage(owner{c.ID, c.Project}, c.Timestamp, groupOf(c.Subject, c.Predicate), b.q.AsOf)
+	if err != nil {
+		return nil, err
+	}
+	if l.by != nil {
+		c.Lifecycle, c.ReplacedBy = l.lifecycle, l.by
+	}
+	return c, nil
+}
+
+// claimEntry is one entry of the group of a claim, valid until the next one.
+type claimEntry struct {
+	// place is the key behind the subject: predicate 0 ^time ^id tag rest. Of
+	// all nodes that hold the same the places are the same.
+	place []byte
+	at    int // where the tag stands in it
+	time  uint64
+	id    record.Hash
+	value []byte
+}
+
+func (e *claimEntry) group() []byte     { return e.place[:e.at] }
+func (e *claimEntry) predicate() []byte { return e.place[:e.at-newestSize-1] }
+func (e *claimEntry) tag() byte         { return e.place[e.at] }
+func (e *claimEntry) rest() []byte      { return e.place[e.at+1:] }
+
+func readClaimPlace(place []byte) (e claimEntry, err error) {
+	n := bytes.IndexByte(place, 0)
+	if n < 0 || len(place) < n+1+newestSize+1 {
+		return e, fmt.Errorf("claim entry at %x: %w", place, errIndexEntry)
+	}
+	e.place, e.at = place, n+1+newestSize
+	e.time, e.id = readNewest(place[n+1:])
+	if size, known := restSize(e.tag()); !known || len(e.rest()) != size {
+		return e, fmt.Errorf("claim entry with tag %d and %d bytes: %w", e.tag(), len(e.rest()), errIndexEntry)
+	}
+	return e, nil
+}
+
+// restSize is how many bytes follow a tag in the group of a claim.
+func restSize(tag byte) (size int, known bool) {
+	switch tag {
+	case tagContent, tagChild:
+		return 0, true
+	case tagSignature:
+		return 32, true
+	case tagVote:
+		return 32 + newestSize, true
+	}
+	return 0, false
+}
+
+// eachEntry calls fn for the entries of the claims of a query, in order, until
+// it returns false: of each claim first the content, then signatures by agent,
+// votes by agent and newest first, and whether it has children.
+func (v *view) eachEntry(ctx context.Context, q *ClaimQuery, fn func(*claimEntry) (bool, error)) error {
 	prefix := appendSubject(nil, q.Project, q.Subject, q.Predicate)
 	head := len(prefix)
 	if q.Predicate != "" {
@@ -59,33 +180,98 @@ func (s *Store) eachGroup(q ClaimQuery, fn func(*group) (bool, error)) error {
 	}
 	m := v.iterate(q.start(prefix, head), after(prefix), false)
 	defer m.release()
-	memo := make(map[record.Hash]lineage)
-	var g *group
-	var groupKey []byte
+	p := pace{ctx: ctx}
+	var group []byte
+	elsewhere := false // what belongs to the claim is read from the id space
 	for m.next() {
-		if g == nil || !bytes.HasPrefix(m.key, groupKey) {
-			if g != nil {
-				if more, err := fn(g); err != nil || !more {
-					return err
-				}
-			}
-			if g, groupKey, err = newGroup(m.key, head, groupKey); err != nil {
-				return s.indexError("read a claim", err)
-			}
-			g.v, g.memo = v, memo
-			g.owner.project, g.claim.Project, g.claim.Subject = q.Project, q.Project, q.Subject
+		if err := p.step(); err != nil {
+			return err
 		}
-		if err := g.take(m.key[len(groupKey):], m.value, m.overlay); err != nil {
-			return s.indexError("read a claim", err)
+		e, err := readClaimPlace(m.key[head:])
+		if err != nil {
+			return v.s.indexError("read a claim", err)
+		}
+		e.value = m.value
+		content := e.tag() == tagContent
+		switch {
+		case content:
+			group = append(group[:0], e.group()...)
+		case !bytes.Equal(group, e.group()):
+			return v.s.indexError("read a claim", fmt.Errorf("claim %v without its content's entry: %w", e.id, errIndexEntry))
+		case elsewhere:
+			continue
+		}
+		if more, err := fn(&e); err != nil || !more {
+			return err
+		}
+		if !content {
+			continue
+		}
+		o := owner{e.id, q.Project}
+		if elsewhere, err = v.behind(o, m.overlay); err != nil {
+			return err
+		}
+		if elsewhere {
+			if more, err := v.eachOfID(&p, o, e, fn); err != nil || !more {
+				return err
+			}
 		}
 	}
-	if m.err != nil {
-		return m.err
+	return m.err
+}
+
+// behind tells whether the group of a claim is not complete yet: while the
+// applier is still behind, what came without its content stands in the id space
+// only.
+func (v *view) behind(o owner, overlay bool) (bool, error) {
+	if v.inOverlay(o.append(nil, spaceLoose)) {
+		return true, nil
 	}
-	if g != nil {
-		_, err = fn(g)
+	if !overlay || !v.orphans {
+		return false, nil
 	}
-	return err
+	held, err := v.snap.Has(o.append(nil, spaceOrphan), nil)
+	if err != nil {
+		return false, v.s.indexError("read a claim", err)
+	}
+	return held, nil
+}
+
+// eachOfID gives the entries of a claim, but for its content, as they stand in
+// the id space.
+func (v *view) eachOfID(p *pace, o owner, e claimEntry, fn func(*claimEntry) (bool, error)) (more bool, err error) {
+	prefix := o.append(nil, spaceID)
+	m := v.prefix(prefix)
+	defer m.release()
+	place := bytes.Clone(e.group())
+	for m.next() {
+		if err := p.step(); err != nil {
+			return false, err
+		}
+		behind, value := m.key[len(prefix):], m.value
+		switch {
+		case len(behind) == 0:
+			return false, v.s.indexError("read a claim", errIndexEntry)
+		case behind[0] == tagContent:
+			continue
+		case behind[0] == tagVote && len(value) == 16:
+			value = value[8:]
+		case behind[0] == tagChild:
+			behind = behind[:1] // that there is one is enough
+		}
+		one, err := readClaimPlace(append(place[:e.at], behind...))
+		if err != nil {
+			return false, v.s.indexError("read a claim", err)
+		}
+		place, one.value = one.place, value
+		if more, err := fn(&one); err != nil || !more {
+			return false, err
+		}
+		if one.tag() == tagChild {
+			break
+		}
+	}
+	return true, m.err
 }
 
 // start is where the iteration begins. The time can only be jumped to when
@@ -104,123 +290,19 @@ func (q *ClaimQuery) start(prefix []byte, head int) []byte {
 	return prefix
 }
 
-// newGroup reads predicate, time and id; groupKey's memory is used again.
-func newGroup(key []byte, head int, groupKey []byte) (*group, []byte, error) {
-	n := bytes.IndexByte(key[head:], 0)
-	if n < 0 || len(key) < head+n+1+newestSize+1 {
-		return nil, nil, fmt.Errorf("index key %x: %w", key, errIndexEntry)
-	}
-	g := &group{}
-	g.claim.Predicate = string(key[head : head+n])
-	at := head + n + 1
-	g.claim.Timestamp, g.claim.ID = readNewest(key[at:])
-	g.owner.id = g.claim.ID
-	return g, append(groupKey[:0], key[:at+newestSize]...), nil
+// pace looks at a context now and then: looking costs more than a step.
+type pace struct {
+	ctx  context.Context // nil: nobody can end the work
+	done int
 }
 
-// take adds an entry; rest is the key behind the group's prefix.
-func (g *group) take(rest, value []byte, overlay bool) error {
-	tag, rest := rest[0], rest[1:]
-	switch {
-	case tag == tagContent && len(rest) == 0:
-		g.facts, g.overlay = true, overlay
-		return readFacts(value, &g.claim)
-	case tag == tagSignature && len(rest) == 32:
-		g.claim.Agents = append(g.claim.Agents, record.AgentID(rest))
-	case tag == tagVote && len(rest) == 32+newestSize && len(value) == 8:
-		g.addVote(rest, value)
-	case tag == tagChild && len(rest) == 0:
-		g.children = true
-	default:
-		return fmt.Errorf("claim entry with tag %d and %d bytes: %w", tag, len(rest), errIndexEntry)
-	}
-	return nil
-}
+const stepsPerLook = 256
 
-func (g *group) addVote(rest, weight []byte) {
-	v := lens.Vote{Agent: record.AgentID(rest), Weight: readFloat(weight)}
-	v.Timestamp, v.ID = readNewest(rest[32:])
-	g.votes = append(g.votes, v)
-}
-
-// settle makes the group complete: while the applier is still behind, what
-// came without its content stands in the id space only.
-func (g *group) settle() error {
-	if !g.facts {
-		return g.v.s.indexError("read a claim", fmt.Errorf("claim %v without its content's entry: %w", g.claim.ID, errIndexEntry))
-	}
-	behind := g.v.inOverlay(g.owner.append(nil, spaceLoose))
-	if !behind && g.overlay && g.v.orphans {
-		held, err := g.v.snap.Has(g.owner.append(nil, spaceOrphan), nil)
-		if err != nil {
-			return g.v.s.indexError("read a claim", err)
-		}
-		behind = held
-	}
-	if !behind {
+func (p *pace) step() error {
+	if p.done++; p.done%stepsPerLook != 0 || p.ctx == nil {
 		return nil
 	}
-	g.claim.Agents, g.votes = nil, nil
-	prefix := g.owner.append(nil, spaceID)
-	m := g.v.prefix(prefix)
-	defer m.release()
-	for m.next() {
-		switch tag, rest := m.key[len(prefix)], m.key[len(prefix)+1:]; tag {
-		case tagSignature:
-			g.claim.Agents = append(g.claim.Agents, record.AgentID(rest))
-		case tagVote:
-			g.addVote(rest, m.value[8:])
-		case tagChild:
-			g.children = true
-		}
-	}
-	return m.err
-}
-
-// finish makes the claim that callers get.
-func (g *group) finish(asOf uint64) (*Claim, error) {
-	if err := g.settle(); err != nil {
-		return nil, err
-	}
-	c := &g.claim
-	for i := range g.votes {
-		v := &g.votes[i]
-		if asOf != 0 && v.Timestamp > asOf {
-			continue
-		}
-		if n := len(c.Votes); n == 0 || c.Votes[n-1].Agent != v.Agent {
-			c.Votes = append(c.Votes, *v)
-		}
-	}
-	if !g.children {
-		return c, nil
-	}
-	l, err := g.v.lineage(g.owner, c.Timestamp, groupOf(c.Subject, c.Predicate), asOf, g.memo)
-	if err != nil {
-		return nil, err
-	}
-	if l.by != nil {
-		c.Lifecycle, c.ReplacedBy = l.lifecycle, l.by
-	}
-	return c, nil
-}
-
-// eachKey calls fn for every key of the group.
-func (g *group) eachKey(fn func(Key)) error {
-	if err := g.settle(); err != nil {
-		return err
-	}
-	k := Key{Kind: KindContent, Project: g.owner.project, ID: g.owner.id}
-	fn(k)
-	for _, k.Agent = range g.claim.Agents {
-		k.Kind = KindSignature
-		fn(k)
-	}
-	for i := range g.votes {
-		k.Kind, k.Agent, k.Vote = KindVote, g.votes[i].Agent, g.votes[i].ID
-		fn(k)
-	}
-	return nil
+	return p.ctx.Err()
 }
 
 // lineage is what the newest descendant says; by is nil without one.
@@ -229,61 +311,95 @@ type lineage struct {
 	by        *record.Hash
 }
 
-// lineage follows the newest child of the newest child … of an assertion. A
-// child counts when it is about the same subject and predicate and is not
-// older than its parent, so each step goes forward in the order of claims. memo holds what
-// was found for ids on the way, which keeps a long chain from being walked
-// again for each of its members.
+// descent follows the newest child of the newest child … of assertions. A child
+// counts when it is about the same subject and predicate and is not older than
+// its parent, so each step goes forward in the order of claims.
+type descent struct {
+	v    *view
+	pace pace
+	// memo holds what was found for ids on the way, which keeps a long chain
+	// from being walked again for each of its members; at most size of them.
+	// When it is full it begins anew with what was asked last: claims come
+	// newest first, so the next one is mostly the parent of that.
+	memo map[record.Hash]lineage
+	size int
+}
+
+// memoSize is the size of a memo: about 1 MiB.
+const memoSize = 8192
+
 func (v *view) lineage(o owner, time uint64, cg claimGroup, asOf uint64, memo map[record.Hash]lineage) (lineage, error) {
+	d := descent{v: v, memo: memo, size: memoSize}
+	return d.lineage(o, time, cg, asOf)
+}
+
+func (d *descent) lineage(o owner, time uint64, cg claimGroup, asOf uint64) (lineage, error) {
 	var found lineage
 	var path []record.Hash
 	for {
-		if l, ok := memo[o.id]; ok {
+		if l, ok := d.memo[o.id]; ok {
 			if l.by != nil {
 				found = l
 			}
 			break
 		}
-		path = append(path, o.id)
-		child, childTime, lifecycle, err := v.newestChild(o, time, cg, asOf)
+		if len(path) < d.size {
+			path = append(path, o.id)
+		}
+		child, err := d.newestChild(o, time, cg, asOf)
 		if err != nil {
 			return lineage{}, err
 		}
 		if child == nil {
 			break
 		}
-		found = lineage{lifecycle, child}
-		o.id, time = *child, childTime
+		found = lineage{child.lifecycle, &child.id}
+		o.id, time = child.id, child.time
+	}
+	if len(d.memo)+len(path) > d.size {
+		clear(d.memo)
 	}
 	// Every id on the path leads to the same end, but for the end itself.
 	for _, id := range path {
 		if found.by != nil && id == *found.by {
-			memo[id] = lineage{}
+			d.memo[id] = lineage{}
 			continue
 		}
-		memo[id] = found
+		d.memo[id] = found
 	}
 	return found, nil
 }
 
-func (v *view) newestChild(o owner, time uint64, cg claimGroup, asOf uint64) (*record.Hash, uint64, record.Lifecycle, error) {
+// child is an assertion that names another one as its parent.
+type child struct {
+	id        record.Hash
+	time      uint64
+	lifecycle record.Lifecycle
+}
+
+// newestChild returns nil when there is none that counts.
+func (d *descent) newestChild(o owner, time uint64, cg claimGroup, asOf uint64) (*child, error) {
 	prefix := append(o.append(nil, spaceID), tagChild)
-	m := v.prefix(prefix)
+	m := d.v.prefix(prefix)
 	defer m.release()
 	for m.next() {
-		if len(m.key) != len(prefix)+newestSize || len(m.value) != 1+len(cg) {
-			return nil, 0, 0, v.s.indexError("read an assertion's children", errIndexEntry)
+		if err := d.pace.step(); err != nil {
+			return nil, err
 		}
-		childTime, id := readNewest(m.key[len(prefix):])
-		if asOf != 0 && childTime > asOf || claimGroup(m.value[1:]) != cg {
+		if len(m.key) != len(prefix)+newestSize || len(m.value) != 1+len(cg) {
+			return nil, d.v.s.indexError("read an assertion's children", errIndexEntry)
+		}
+		c := child{lifecycle: record.Lifecycle(m.value[0])}
+		c.time, c.id = readNewest(m.key[len(prefix):])
+		if asOf != 0 && c.time > asOf || claimGroup(m.value[1:]) != cg {
 			continue
 		}
-		if childTime < time {
+		if c.time < time {
 			break
 		}
-		return &id, childTime, record.Lifecycle(m.value[0]), nil
+		return &c, nil
 	}
-	return nil, 0, 0, m.err
+	return nil, m.err
 }
 
 // Subjects lists subjects of the project that begin with prefix and lie behind

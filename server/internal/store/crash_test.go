@@ -84,14 +84,14 @@ func (m *model) check(t *testing.T, s *Store) {
 		}
 	}
 	for p, want := range bySubject {
-		got, err := s.KeysOf(p.project, p.subject, p.predicate)
+		got, err := keysOf(s, Set{Project: p.project, Subject: p.subject, Predicate: p.predicate})
 		require.NoError(t, err)
 		require.ElementsMatch(t, want, got, "keys of %v", p)
 		var sum Digest
 		for i := range want {
 			sum.Add(s.newDigester().of(&want[i]))
 		}
-		d, err := s.SetDigest(p.project, p.subject, p.predicate)
+		d, err := s.SetDigest(t.Context(), Set{Project: p.project, Subject: p.subject, Predicate: p.predicate})
 		require.NoError(t, err)
 		require.Equal(t, sum, d)
 		subjects, err := s.Subjects(p.project, p.subject, "", 1)
@@ -123,7 +123,7 @@ func (m *model) check(t *testing.T, s *Store) {
 
 func (m *model) checkOrder(t *testing.T, s *Store, project, subject, predicate string) {
 	var last *Claim
-	for c, err := range s.Claims(ClaimQuery{Project: project, Subject: subject, Predicate: predicate}) {
+	for c, err := range s.Claims(t.Context(), ClaimQuery{Project: project, Subject: subject, Predicate: predicate}, 0) {
 		require.NoError(t, err)
 		require.True(t, last == nil || last.Newer(&c.Claim), "order of claims")
 		it, err := s.ReadAt(c.Position)

@@ -5,11 +5,14 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"math/bits"
+	"slices"
 	"time"
 
 	"github.com/zeebo/blake3"
 
+	"github.com/stemedb/stemedb/server/internal/wal"
 	"github.com/stemedb/stemedb/server/record"
 )
 
@@ -66,60 +69,181 @@ func (d *digester) of(k *Key) Digest {
 // say nothing about each other.
 func (s *Store) SetDigestKey(key [32]byte) { s.digestKey.Store(&key) }
 
+// Set names records that are compared together: everything about a subject, of
+// one predicate or (Predicate "") of all, or, with an ID, one assertion.
+//
+// An assertion's set is what is held under its id, also when the content is not
+// among it, and the contents that its lifecycle comes from: its newest child,
+// the newest child of that one, and so on. A reader who only compared what is
+// under the id would miss an acknowledged successor.
+type Set struct {
+	Project            record.ProjectName
+	ID                 *record.Hash
+	Subject, Predicate string
+}
+
+// SetKey is a key of a set.
+type SetKey struct {
+	// Place is where the key stands in the set. Every node lists a set by
+	// ascending places (as bytes.Compare has it), and of one key the place is
+	// the same on all of them. Valid until the next key.
+	Place []byte
+	Key   Key
+}
+
 // SetDigest is the digest of the keys (contents, signatures and votes) of a
-// subject, of one predicate or (predicate "") of all. It reads all of them in
-// the index: its time is proportional to their number.
-func (s *Store) SetDigest(project record.ProjectName, subject, predicate string) (Digest, error) {
+// set. It reads all of them in the index: its time is proportional to their
+// number, its memory is not.
+func (s *Store) SetDigest(ctx context.Context, set Set) (Digest, error) {
 	var sum Digest
 	d := s.newDigester()
-	err := s.eachKeyOf(project, subject, predicate, func(k Key) { sum.Add(d.of(&k)) })
-	return sum, err
-}
-
-// KeysOf lists the keys that SetDigest is made of.
-func (s *Store) KeysOf(project record.ProjectName, subject, predicate string) ([]Key, error) {
-	var keys []Key
-	err := s.eachKeyOf(project, subject, predicate, func(k Key) { keys = append(keys, k) })
-	return keys, err
-}
-
-func (s *Store) eachKeyOf(project record.ProjectName, subject, predicate string, fn func(Key)) error {
-	q := ClaimQuery{Project: project, Subject: subject, Predicate: predicate}
-	return s.eachGroup(q, func(g *group) (bool, error) { return true, g.eachKey(fn) })
-}
-
-// AssertionDigest is the digest of the keys held under one id, also when the
-// content is not among them.
-func (s *Store) AssertionDigest(project record.ProjectName, id record.Hash) (Digest, error) {
-	keys, err := s.AssertionKeys(project, id)
-	var sum Digest
-	d := s.newDigester()
-	for i := range keys {
-		sum.Add(d.of(&keys[i]))
-	}
-	return sum, err
-}
-
-// AssertionKeys lists the keys held under one id.
-func (s *Store) AssertionKeys(project record.ProjectName, id record.Hash) ([]Key, error) {
-	v, err := s.view()
-	if err != nil {
-		return nil, err
-	}
-	defer v.release()
-	m := v.prefix(owner{id, project}.append(nil, spaceID))
-	defer m.release()
-	var keys []Key
-	for m.next() {
-		k, ok, err := readIDKey(m.key)
+	for k, err := range s.SetKeys(ctx, set) {
 		if err != nil {
-			return nil, s.indexError("list the keys of an assertion", err)
+			return Digest{}, err
 		}
-		if ok {
-			keys = append(keys, k)
+		sum.Add(d.of(&k.Key))
+	}
+	return sum, nil
+}
+
+// SetKeys yields the keys that SetDigest is made of, by ascending places. An
+// error is the last thing yielded. The iteration sees the store as it was when
+// it began; a long one holds back goleveldb's garbage.
+func (s *Store) SetKeys(ctx context.Context, set Set) iter.Seq2[SetKey, error] {
+	return func(yield func(SetKey, error) bool) {
+		v, err := s.view()
+		if err != nil {
+			yield(SetKey{}, err)
+			return
+		}
+		defer v.release()
+		give := func(place []byte) (bool, error) {
+			k, err := set.KeyAt(place)
+			if err != nil {
+				return false, s.indexError("list the keys of a set", err)
+			}
+			return yield(SetKey{place, k}, nil), nil
+		}
+		if set.ID != nil {
+			err = v.eachPlaceOfID(ctx, &set, give)
+		} else {
+			q := ClaimQuery{Project: set.Project, Subject: set.Subject, Predicate: set.Predicate}
+			err = v.eachEntry(ctx, &q, func(e *claimEntry) (bool, error) {
+				if e.tag() == tagChild {
+					return true, nil
+				}
+				return give(e.place)
+			})
+		}
+		if err != nil {
+			yield(SetKey{}, err)
 		}
 	}
-	return keys, m.err
+}
+
+// KeyAt reads a place of the set, which may have come from another node:
+//
+//	of a subject    predicate 0 ^time ^id tag rest     as in the index
+//	of an id        tag rest                           as in the index
+//	                3 time id                          a content of its lineage
+func (set *Set) KeyAt(place []byte) (Key, error) {
+	k := Key{Kind: KindContent, Project: set.Project}
+	var tag byte
+	rest := place
+	if set.ID == nil {
+		e, err := readClaimPlace(place)
+		if err != nil {
+			return Key{}, err
+		}
+		k.ID, tag, rest = e.id, e.tag(), e.rest()
+	} else if len(place) > 0 {
+		k.ID, tag, rest = *set.ID, place[0], place[1:]
+	}
+	size, known := restSize(tag)
+	switch {
+	case set.ID != nil && tag == tagChild && len(rest) == 8+32:
+		k.ID = record.Hash(rest[8:])
+	case len(place) == 0, !known, len(rest) != size, tag == tagChild:
+		return Key{}, fmt.Errorf("place %x in a set: %w", place, errIndexEntry)
+	case tag == tagSignature:
+		k.Kind, k.Agent = KindSignature, record.AgentID(rest)
+	case tag == tagVote:
+		k.Kind, k.Agent = KindVote, record.AgentID(rest)
+		_, k.Vote = readNewest(rest[32:])
+	}
+	return k, nil
+}
+
+// eachPlaceOfID calls fn for the places of an assertion's set, in order.
+func (v *view) eachPlaceOfID(ctx context.Context, set *Set, fn func(place []byte) (bool, error)) error {
+	o := owner{*set.ID, set.Project}
+	prefix := o.append(nil, spaceID)
+	m := v.prefix(prefix)
+	defer m.release()
+	p := pace{ctx: ctx}
+	var content wal.Position
+	for m.next() {
+		if err := p.step(); err != nil {
+			return err
+		}
+		place := m.key[len(prefix):]
+		switch {
+		case len(place) == 0:
+			return v.s.indexError("list the keys of an assertion", errIndexEntry)
+		case place[0] == tagContent:
+			var err error
+			if content, err = readPosition(m.value); err != nil {
+				return v.s.indexError("list the keys of an assertion", err)
+			}
+		case place[0] == tagChild && content == 0:
+			return nil // without the content no child counts
+		case place[0] == tagChild:
+			return v.eachPlaceOfLineage(ctx, o, content, fn)
+		}
+		if more, err := fn(place); err != nil || !more {
+			return err
+		}
+	}
+	return m.err
+}
+
+// eachPlaceOfLineage goes from child to child. That leads forward in time;
+// what was signed for the same second is put in order first.
+func (v *view) eachPlaceOfLineage(ctx context.Context, o owner, at wal.Position, fn func(place []byte) (bool, error)) error {
+	it, err := v.s.readAt(Key{Kind: KindContent, Project: o.project, ID: o.id}, at)
+	if err != nil {
+		return err
+	}
+	d := descent{v: v, pace: pace{ctx: ctx}}
+	group, time := groupOf(it.content.Subject, it.content.Predicate), it.content.Timestamp
+	var second [][]byte
+	flush := func() (more bool, err error) {
+		slices.SortFunc(second, bytes.Compare)
+		for _, place := range second {
+			if more, err := fn(place); err != nil || !more {
+				return false, err
+			}
+		}
+		second = second[:0]
+		return true, nil
+	}
+	for {
+		c, err := d.newestChild(o, time, group, 0)
+		if err != nil {
+			return err
+		}
+		if c == nil || c.time != time {
+			if more, err := flush(); err != nil || !more {
+				return err
+			}
+		}
+		if c == nil {
+			return nil
+		}
+		place := binary.BigEndian.AppendUint64([]byte{tagChild}, c.time)
+		second = append(second, append(place, c.id[:]...))
+		o.id, time = c.id, c.time
+	}
 }
 
 // scrubSlice is how many entries a pass over the id space looks at before it

@@ -95,7 +95,7 @@ func TestDamagedIndexIsMadeAnew(t *testing.T) {
 			require.NoError(t, err, name)
 			_, err = s.BucketDigests(t.Context(), nil)
 			if err == nil {
-				_, err = s.KeysOf("alpha", "code://go/mod1/tls", "")
+				_, err = keysOf(s, Set{Project: "alpha", Subject: "code://go/mod1/tls"})
 			}
 			if err == nil {
 				m.check(t, s)
@@ -296,7 +296,7 @@ func TestReadYourWrite(t *testing.T) {
 					t.Errorf("signatures: %v", st)
 				}
 				found := false
-				for cl, err := range s.Claims(ClaimQuery{Project: "alpha", Subject: c.Subject, Predicate: "p", AsOf: c.Timestamp}) {
+				for cl, err := range s.Claims(t.Context(), ClaimQuery{Project: "alpha", Subject: c.Subject, Predicate: "p", AsOf: c.Timestamp}, 0) {
 					if !noError(t, err) {
 						return
 					}
@@ -518,7 +518,7 @@ func TestClaimsPagesAndAsOf(t *testing.T) {
 		for _, asOf := range []uint64{0, 30} {
 			q := ClaimQuery{Project: "alpha", Subject: "code://go/mod1/tls", Predicate: predicate, AsOf: asOf}
 			var all []*Claim
-			for c, err := range s.Claims(q) {
+			for c, err := range s.Claims(t.Context(), q, 0) {
 				require.NoError(t, err)
 				require.True(t, asOf == 0 || c.Timestamp <= asOf)
 				for _, v := range c.Votes {
@@ -530,7 +530,7 @@ func TestClaimsPagesAndAsOf(t *testing.T) {
 			var paged []*Claim
 			for {
 				n := 0
-				for c, err := range s.Claims(q) {
+				for c, err := range s.Claims(t.Context(), q, 0) {
 					require.NoError(t, err)
 					paged = append(paged, c)
 					if n++; n == 3 {

@@ -172,7 +172,7 @@ func TestWhatComesBeforeItsContent(t *testing.T) {
 			t.Helper()
 			var found *Claim
 			n := 0
-			for cl, err := range s.Claims(ClaimQuery{Project: c.project, Subject: c.c.Subject, Predicate: c.c.Predicate}) {
+			for cl, err := range s.Claims(t.Context(), ClaimQuery{Project: c.project, Subject: c.c.Subject, Predicate: c.c.Predicate}, 0) {
 				require.NoError(t, err)
 				n++
 				switch cl.ID {
@@ -189,7 +189,7 @@ func TestWhatComesBeforeItsContent(t *testing.T) {
 			require.Equal(t, record.Approved, found.Lifecycle, "seed %d", seed)
 			require.Equal(t, grandchild.ID(), *found.ReplacedBy)
 			require.Equal(t, c.c.Lifecycle, found.Own)
-			d, err := s.SetDigest(c.project, c.c.Subject, c.c.Predicate)
+			d, err := s.SetDigest(t.Context(), Set{Project: c.project, Subject: c.c.Subject, Predicate: c.c.Predicate})
 			require.NoError(t, err)
 			require.EqualValues(t, 6, d.Count, "seed %d", seed)
 			st, err := s.Assertion(c.project, c.id)

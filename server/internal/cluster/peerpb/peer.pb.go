@@ -15,8 +15,9 @@
 // Runs of items and keys travel as one bytes field, so that a message costs one
 // allocation however many records it holds:
 //
-//	items: { kind u8 | uvarint length | payload }*   payload as in package store
-//	keys:  { store.Key.AppendBinary }*
+//	items:  { kind u8 | uvarint length | payload }*   payload as in package store
+//	keys:   { store.Key.AppendBinary }*
+//	places: { uvarint length | place }*               place as in store.Set.KeyAt
 
 package peerpb
 
@@ -423,8 +424,9 @@ func (x *FetchResponse) GetLookedAt() uint32 {
 	return 0
 }
 
-// SetRequest names a set: an assertion with its signatures and votes when id
-// is given, otherwise all records of a subject (and predicate, unless empty).
+// SetRequest names a set: an assertion with its signatures, its votes and the
+// contents that its lifecycle comes from when id is given, otherwise all records
+// of a subject (and predicate, unless empty).
 type SetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
@@ -547,7 +549,8 @@ func (x *SetDigestResponse) GetCount() uint64 {
 
 type SetKeysResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          []byte                 `protobuf:"bytes,1,opt,name=keys,proto3" json:"keys,omitempty"`
+	Keys          []byte                 `protobuf:"bytes,1,opt,name=keys,proto3" json:"keys,omitempty"`     // of a bucket
+	Places        []byte                 `protobuf:"bytes,2,opt,name=places,proto3" json:"places,omitempty"` // of a set
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -585,6 +588,13 @@ func (*SetKeysResponse) Descriptor() ([]byte, []int) {
 func (x *SetKeysResponse) GetKeys() []byte {
 	if x != nil {
 		return x.Keys
+	}
+	return nil
+}
+
+func (x *SetKeysResponse) GetPlaces() []byte {
+	if x != nil {
+		return x.Places
 	}
 	return nil
 }
@@ -885,9 +895,10 @@ const file_peer_proto_rawDesc = "" +
 	"\tpredicate\x18\x04 \x01(\tR\tpredicate\"A\n" +
 	"\x11SetDigestResponse\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"%\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"=\n" +
 	"\x0fSetKeysResponse\x12\x12\n" +
-	"\x04keys\x18\x01 \x01(\fR\x04keys\"o\n" +
+	"\x04keys\x18\x01 \x01(\fR\x04keys\x12\x16\n" +
+	"\x06places\x18\x02 \x01(\fR\x06places\"o\n" +
 	"\x0fSubjectsRequest\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\x12\x16\n" +
 	"\x06prefix\x18\x02 \x01(\tR\x06prefix\x12\x14\n" +

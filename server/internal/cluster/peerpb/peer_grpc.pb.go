@@ -15,8 +15,9 @@
 // Runs of items and keys travel as one bytes field, so that a message costs one
 // allocation however many records it holds:
 //
-//	items: { kind u8 | uvarint length | payload }*   payload as in package store
-//	keys:  { store.Key.AppendBinary }*
+//	items:  { kind u8 | uvarint length | payload }*   payload as in package store
+//	keys:   { store.Key.AppendBinary }*
+//	places: { uvarint length | place }*               place as in store.Set.KeyAt
 
 package peerpb
 
@@ -57,7 +58,8 @@ type PeerClient interface {
 	Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (*FetchResponse, error)
 	// SetDigest describes the records of a set without listing them.
 	SetDigest(ctx context.Context, in *SetRequest, opts ...grpc.CallOption) (*SetDigestResponse, error)
-	// SetKeys lists the records of a set.
+	// SetKeys lists the records of a set by ascending places, so that lists can
+	// be compared while they come.
 	SetKeys(ctx context.Context, in *SetRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SetKeysResponse], error)
 	// Subjects lists names below a prefix.
 	Subjects(ctx context.Context, in *SubjectsRequest, opts ...grpc.CallOption) (*SubjectsResponse, error)
@@ -193,7 +195,8 @@ type PeerServer interface {
 	Fetch(context.Context, *FetchRequest) (*FetchResponse, error)
 	// SetDigest describes the records of a set without listing them.
 	SetDigest(context.Context, *SetRequest) (*SetDigestResponse, error)
-	// SetKeys lists the records of a set.
+	// SetKeys lists the records of a set by ascending places, so that lists can
+	// be compared while they come.
 	SetKeys(*SetRequest, grpc.ServerStreamingServer[SetKeysResponse]) error
 	// Subjects lists names below a prefix.
 	Subjects(context.Context, *SubjectsRequest) (*SubjectsResponse, error)

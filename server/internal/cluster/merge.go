@@ -1,0 +1,274 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"slices"
+
+	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
+	"github.com/stemedb/stemedb/server/internal/store"
+)
+
+// level brings a set to the state that a quorum read has to see: this node then
+// holds what enough members hold of it, and whatever only some of them held is
+// on a majority.
+func (c *Cluster) level(ctx context.Context, set *store.Set, consistency Consistency) error {
+	if consistency == Local {
+		return nil
+	}
+	return c.retryReads(ctx, func(ctx context.Context, p *plan) error {
+		if p.enough(nil) {
+			return nil
+		}
+		for {
+			again, err := c.compare(ctx, p, set)
+			if err != nil || !again {
+				return err
+			}
+		}
+	})
+}
+
+// compare compares digests and merges what differs. again tells that this node
+// now holds more of the set than was compared: with a content that comes here,
+// what was kept for it before comes into the set of its assertion (votes that
+// came first, successors of a successor), perhaps from this node alone.
+func (c *Cluster) compare(ctx context.Context, p *plan, set *store.Set) (again bool, err error) {
+	own, err := c.store.SetDigest(ctx, *set)
+	if err != nil {
+		return false, setError(ctx, err)
+	}
+	answers, err := ask(ctx, c, p, func(ctx context.Context, client peerpb.PeerClient) (store.Digest, error) {
+		res, err := client.SetDigest(ctx, setRequest(set))
+		d := store.Digest{Count: res.GetCount()}
+		if err == nil && copy(d.Sum[:], res.Digest) != len(d.Sum) {
+			err = errors.New("its digest is cut short")
+		}
+		return d, err
+	})
+	if err != nil {
+		return false, err
+	}
+	differing := slices.DeleteFunc(answers, func(a answer[store.Digest]) bool { return a.value == own })
+	if len(differing) == 0 {
+		return false, nil
+	}
+	c.metrics.readDiffers.Inc()
+	came, err := c.merge(ctx, set, differing)
+	return came && set.ID != nil, err
+}
+
+// setError is what an error of the own store means while a set is compared.
+func setError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return unavailable(CodeOverloaded, "this node did not get through all records of this set in time", err)
+	}
+	return storageError(err)
+}
+
+// holding is which of the members that a read has heard hold a key: bit 0 is
+// this node, bit i+1 the i-th of the members that differ.
+type holding = uint64
+
+// held is a key that not all of them hold.
+type held struct {
+	key store.Key
+	by  holding
+}
+
+// mergeChunk bounds what a merge holds in memory, in records.
+const mergeChunk = 128
+
+// merge compares key by key with members whose digests differ. All list the set
+// in one order, so it goes through the lists at the same time, and holds no more
+// than the keys of one chunk. came tells whether this node lacked a content.
+func (c *Cluster) merge(ctx context.Context, set *store.Set, others []answer[store.Digest]) (came bool, err error) {
+	ctx, cancel := context.WithCancel(ctx) // ends the members' lists
+	defer cancel()
+	lists := make([]*list, 0, 1+len(others))
+	lists = append(lists, newList(c.ownKeys(ctx, set)))
+	for _, o := range others {
+		lists = append(lists, newList(c.keysOf(ctx, o.client, set)))
+	}
+	for _, l := range lists {
+		defer l.stop()
+	}
+	all := holding(1)<<len(lists) - 1
+	var chunk []held
+	for {
+		next, more, err := least(lists)
+		if err != nil {
+			return came, err
+		}
+		if more && next.by != all {
+			chunk = append(chunk, next)
+			came = came || next.by&1 == 0 && next.key.Kind == store.KindContent
+		}
+		if len(chunk) == mergeChunk || !more && len(chunk) > 0 {
+			if err := c.writeBack(ctx, chunk, others); err != nil {
+				return came, err
+			}
+			chunk = chunk[:0]
+		}
+		if !more {
+			return came, nil
+		}
+	}
+}
+
+// list is one member's keys of a set, as they come.
+type list struct {
+	next func() (store.SetKey, error, bool)
+	stop func()
+	head store.SetKey
+	err  error
+	more bool // head is there
+}
+
+func newList(keys iter.Seq2[store.SetKey, error]) *list {
+	l := &list{}
+	l.next, l.stop = iter.Pull2(keys)
+	l.advance()
+	return l
+}
+
+func (l *list) advance() { l.head, l.err, l.more = l.next() }
+
+// least takes the key with the least place off the lists that have it.
+func least(lists []*list) (k held, more bool, err error) {
+	var first *list
+	for _, l := range lists {
+		if l.more && l.err != nil {
+			return held{}, false, l.err
+		}
+		if l.more && (first == nil || bytes.Compare(l.head.Place, first.head.Place) < 0) {
+			first = l
+		}
+	}
+	if first == nil {
+		return held{}, false, nil
+	}
+	k.key = first.head.Key
+	for i, l := range lists {
+		if l.more && bytes.Equal(l.head.Place, first.head.Place) {
+			k.by |= holding(1) << i
+		}
+	}
+	for i, l := range lists {
+		if k.by&(holding(1)<<i) != 0 {
+			l.advance()
+		}
+	}
+	return k, true, nil
+}
+
+// ownKeys yields the keys of a set that this node holds.
+func (c *Cluster) ownKeys(ctx context.Context, set *store.Set) iter.Seq2[store.SetKey, error] {
+	return func(yield func(store.SetKey, error) bool) {
+		for k, err := range c.store.SetKeys(ctx, *set) {
+			if err != nil {
+				err = setError(ctx, err)
+			}
+			if !yield(k, err) {
+				return
+			}
+		}
+	}
+}
+
+// keysOf yields the keys of a set that a member lists.
+func (c *Cluster) keysOf(ctx context.Context, client peerpb.PeerClient, set *store.Set) iter.Seq2[store.SetKey, error] {
+	return func(yield func(store.SetKey, error) bool) {
+		stream, err := client.SetKeys(ctx, setRequest(set))
+		if err != nil {
+			yield(store.SetKey{}, err)
+			return
+		}
+		var last []byte
+		for {
+			res, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				return
+			}
+			for rest := res.GetPlaces(); err == nil && len(rest) > 0; {
+				var k store.SetKey
+				if k.Place, rest, err = cutPlace(rest); err == nil {
+					k.Key, err = set.KeyAt(k.Place)
+				}
+				if err == nil && bytes.Compare(last, k.Place) >= 0 {
+					err = fmt.Errorf("the member's list of a set goes back at %v", k.Key)
+				}
+				if err == nil && !yield(k, nil) {
+					return
+				}
+				last = k.Place
+			}
+			if err != nil {
+				yield(store.SetKey{}, err)
+				return
+			}
+		}
+	}
+}
+
+// writeBack brings keys that not all hold to this node and to a majority.
+func (c *Cluster) writeBack(ctx context.Context, chunk []held, others []answer[store.Digest]) error {
+	items, err := c.gather(ctx, chunk, others)
+	if err != nil {
+		return err
+	}
+	fresh, err := c.write(ctx, items)
+	if err != nil {
+		return err
+	}
+	// The others may have been the majority; the read goes on here.
+	if fresh == nil {
+		if err := c.putAndWait(ctx, items); err != nil {
+			return storageError(err)
+		}
+	}
+	c.metrics.writtenBack.Add(float64(len(items)))
+	return nil
+}
+
+// gather reads records from this node where it holds them, otherwise from one
+// of the members that do.
+func (c *Cluster) gather(ctx context.Context, chunk []held, others []answer[store.Digest]) ([]store.Item, error) {
+	items := make([]store.Item, 0, len(chunk))
+	have := make(map[store.Key]bool, len(chunk))
+	for _, k := range chunk {
+		if k.by&1 == 0 {
+			continue
+		}
+		it, err := c.readHeld(ctx, k.key)
+		if err != nil {
+			return nil, err
+		}
+		items, have[k.key] = append(items, it), true
+	}
+	for i, o := range others {
+		var wanted []store.Key
+		for _, k := range chunk {
+			if !have[k.key] && k.by&(holding(1)<<(i+1)) != 0 {
+				wanted = append(wanted, k.key)
+			}
+		}
+		got, err := c.fetch(ctx, o.client, wanted, nil)
+		if err != nil {
+			return nil, err
+		}
+		for _, it := range got {
+			items, have[it.Key] = append(items, it), true
+		}
+	}
+	if missed := len(chunk) - len(have); missed > 0 {
+		return nil, unavailable(CodeDamaged, "a member lists records of this set that neither it nor the others can read", nil)
+	}
+	// Contents before what signs or votes on them.
+	slices.SortStableFunc(items, func(a, b store.Item) int { return int(a.Kind) - int(b.Kind) })
+	return items, nil
+}
