@@ -51,6 +51,7 @@ type options struct {
 	kubeVersion string
 	apis        []string // API versions the cluster serves besides Helm's default set
 	strict      bool     // a missing value is an error, not nothing
+	upgrade     bool     // of a release that is there, not its install
 	edit        func(*chart.Chart)
 }
 
@@ -88,7 +89,8 @@ func tryRenderChart(t testing.TB, loaded *chart.Chart, o options) (*release, err
 		Name:      either(o.release, "r"),
 		Namespace: either(o.namespace, "ns"),
 		Revision:  1,
-		IsInstall: true,
+		IsInstall: !o.upgrade,
+		IsUpgrade: o.upgrade,
 	}, capabilities(t, o))
 	if err != nil {
 		return nil, err

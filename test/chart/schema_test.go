@@ -39,6 +39,7 @@ var badValues = []struct{ values, says string }{
 	{"server: {shutdownGrace: 15 seconds}", "'/server/shutdownGrace': '15 seconds' does not match pattern"},
 	{"server: {allowedOrigins: ['https://a/b']}", "'/server/allowedOrigins/0': 'https://a/b' does not match pattern"},
 	{"server: {loglevel: info}", "'/server': additional properties 'loglevel' not allowed"},
+	{"terminationGracePeriodSeconds: 40", "'/terminationGracePeriodSeconds': minimum: got 40, want 41"},
 	{"extraEnv: {'A-B': x}", "'/extraEnv': additional properties 'A-B' not allowed"},
 	{"extraEnv: [{name: A, value: x}]", "'/extraEnv': got array, want object"},
 	{"extraEnv: {A: {valueFrom: {secret: x}}}", "additional properties 'secret' not allowed"},

@@ -147,3 +147,19 @@ func TestNotes(t *testing.T) {
 		require.Equal(t, env == "single-node", strings.Contains(notes, "WARNING"), "%s:\n%s", env, notes)
 	}
 }
+
+// The chart cannot see how many members there were, so the notes of an upgrade
+// that leaves too few for three say what it means, and the way back.
+func TestNotesWarnOfTooFewMembers(t *testing.T) {
+	const warning = "those that are gone still count for the majority"
+	notes := func(upgrade bool, values string) string {
+		return render(t, options{upgrade: upgrade, values: []string{values}}).notes
+	}
+	for _, few := range []string{"replicas: 1", "replicas: 2"} {
+		require.Contains(t, notes(true, few), warning)
+		require.Contains(t, notes(true, few), "Set replicas back to what it was; their volumes are kept.")
+		require.Contains(t, notes(true, few+"\npersistence: {retention: {whenScaled: Delete}}"), "what was only on their volumes is lost")
+		require.NotContains(t, notes(false, few), warning, "nothing was there before an install")
+	}
+	require.NotContains(t, notes(true, ""), warning)
+}

@@ -19,7 +19,7 @@ var impossible = []struct{ name, values, says string }{
 	{"latest", "image: {tag: latest}", `image.tag "latest" means another server after every restart`},
 	{"budget", "podDisruptionBudget: {maxUnavailable: 2}", "3 replicas keep their majority only while at most 1 are away. Set it to 1 or raise replicas to 5."},
 	{"partition", "updateStrategy: {partition: 4}", "updateStrategy.partition is 4, beyond the 3 replicas"},
-	{"kill before flush", "terminationGracePeriodSeconds: 34", "Set it to 35 or more, or lower server.shutdownGrace."},
+	{"kill before goodbye", "terminationGracePeriodSeconds: 54", "Set it to 55 or more, or lower server.shutdownGrace."},
 	{"grace in minutes", "server: {shutdownGrace: 2m}", "serves on for 120 s"},
 	{"scrape", "monitoring: {serviceMonitor: {interval: 5s}}", "scrapeTimeout is 10s, longer than the interval of 5s"},
 	{"memory", "resources: {requests: {memory: 2Gi}, limits: {memory: 2G}}", "resources.requests.memory (2Gi) is more than resources.limits.memory (2G)"},
@@ -59,7 +59,8 @@ func TestWhatIsPossibleIsNotRefused(t *testing.T) {
 	for _, ok := range []string{
 		"replicas: 5\npodDisruptionBudget: {maxUnavailable: 2}",
 		"replicas: 2",
-		"terminationGracePeriodSeconds: 35",
+		"terminationGracePeriodSeconds: 55",
+		"terminationGracePeriodSeconds: 41\nserver: {shutdownGrace: 1s}",
 		"image: {tag: latest, digest: 'sha256:" + strings.Repeat("a", 64) + "'}",
 		published + "tls: {secretName: a, behindIngress: true}",
 		published + "tls: {secretName: a}\n" + "server: {logLevel: debug}\n" + "merge: {}\n" + "minReadySeconds: 1\n" + "revisionHistoryLimit: 1\n",

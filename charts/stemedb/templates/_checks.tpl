@@ -41,8 +41,9 @@
 {{- define "stemedb.check.shutdown" -}}
 {{- $grace := include "stemedb.seconds" .Values.server.shutdownGrace | atoi -}}
 {{- $kill := int .Values.terminationGracePeriodSeconds -}}
-{{- if lt $kill (add $grace 20 | int) }}
-- terminationGracePeriodSeconds is {{ $kill }}, but a server that serves on for {{ $grace }} s after SIGTERM also needs 20 s to flush before it is killed. Set it to {{ add $grace 20 }} or more, or lower server.shutdownGrace.
+{{- /* Then it finishes requests, hands leadership over and says goodbye, 10 s each at most, and closes the store. */}}
+{{- if lt $kill (add $grace 40 | int) }}
+- terminationGracePeriodSeconds is {{ $kill }}, but a server that serves on for {{ $grace }} s after SIGTERM needs up to 40 s more to finish, hand over and close before it is killed. Set it to {{ add $grace 40 }} or more, or lower server.shutdownGrace.
 {{- end }}
 {{- $monitor := .Values.monitoring.serviceMonitor -}}
 {{- if gt (include "stemedb.seconds" $monitor.scrapeTimeout | atoi) (include "stemedb.seconds" $monitor.interval | atoi) }}
