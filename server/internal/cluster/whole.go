@@ -87,8 +87,43 @@ func (c *Cluster) forgetHeld(ctx context.Context) {
 	}
 }
 
-// reportLoss returns when the loss is on record, or false when ctx ended.
+// reportLoss returns when the loss is on record and this node's copy of the
+// control table shows it, or false when ctx ended.
 func (c *Cluster) reportLoss(ctx context.Context) bool {
+	for ctx.Err() == nil && c.report(ctx) {
+		if c.showsLoss(ctx) {
+			return true
+		}
+	}
+	return false
+}
+
+// showsLoss waits until this node's copy does not call it whole: before that,
+// being called whole says nothing about the refill. A copy that went past the
+// report and the refill at once never shows it, and false asks for another
+// report: that costs one more refill, and no loss is passed over.
+func (c *Cluster) showsLoss(ctx context.Context) bool {
+	timer := time.NewTimer(reportAgain)
+	defer timer.Stop()
+	for {
+		changed := c.control.Watch()
+		if m, ok := c.self(c.control.State()); !ok || !m.Whole {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+const reportAgain = 30 * time.Second
+
+// report returns when the loss is on record, or false when ctx ended.
+func (c *Cluster) report(ctx context.Context) bool {
 	wait := pauses{first: c.timings.Backoff, most: c.timings.MaxBackoff}
 	for {
 		err := c.control.ReportNotWhole(ctx)

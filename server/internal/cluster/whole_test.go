@@ -1,0 +1,72 @@
+package cluster
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestRefillIsNotTakenForDoneBeforeItBegan: the loss is on record, and this
+// node's copy of the control table, which is behind, still calls it whole.
+func TestRefillIsNotTakenForDoneBeforeItBegan(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := threeNodes(t)
+		a := w.nodes["a"]
+		ids := a.write(claim("rotten subject", 1))
+		for _, n := range w.nodes {
+			w.await("the record on "+n.name, func() bool { return n.holds(ids...) })
+		}
+		a.control.lag(true)
+		a.rot("rotten subject")
+		_, err := a.cluster.Get(context.Background(), "p", ids[0], Local)
+		require.NoError(t, err)
+		reported := func() int {
+			a.control.mu.Lock()
+			defer a.control.mu.Unlock()
+			return a.control.reported
+		}
+		w.await("the report of the loss", func() bool { return reported() == 1 })
+		time.Sleep(10 * time.Second)
+		require.False(t, a.store.Whole())
+		require.True(t, a.cluster.refilling.Load())
+
+		a.control.lag(false)
+		time.Sleep(10 * time.Second)
+		require.True(t, a.cluster.refilling.Load(), "its copy says so now, and no refill has been closed")
+		w.setMembers("a", "b", "c")
+		w.await("the end of the refill", func() bool { return a.store.Whole() && !a.cluster.refilling.Load() })
+		require.Equal(t, 1, reported())
+	})
+}
+
+// TestLossIsReportedAgain: the copy went past the report and the refill at once,
+// so that nothing shows whether there was a refill.
+func TestLossIsReportedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := threeNodes(t)
+		a := w.nodes["a"]
+		ids := a.write(claim("rotten subject", 1))
+		for _, n := range w.nodes {
+			w.await("the record on "+n.name, func() bool { return n.holds(ids...) })
+		}
+		a.control.lag(true)
+		a.rot("rotten subject")
+		_, err := a.cluster.Get(context.Background(), "p", ids[0], Local)
+		require.NoError(t, err)
+		reported := func() int {
+			a.control.mu.Lock()
+			defer a.control.mu.Unlock()
+			return a.control.reported
+		}
+		w.await("the report of the loss", func() bool { return reported() == 1 })
+		w.setMembers("a", "b", "c")
+		a.control.lag(false)
+		w.await("another report", func() bool { return reported() == 2 })
+		require.True(t, a.cluster.refilling.Load())
+		w.setMembers("a", "b", "c")
+		w.await("the end of the refill", func() bool { return a.store.Whole() && !a.cluster.refilling.Load() })
+	})
+}
