@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -245,12 +244,6 @@ func (l *Log) SetApplied(pos Position) {
 		}
 	}
 }
-
-// Damage lists what was durable and does not check any more.
-func (l *Log) Damage() []Range { return slices.Clone(l.manifest.Load().Damaged) }
-
-// Missing lists what is lost as a whole: packs, segments, a volume.
-func (l *Log) Missing() []Range { return slices.Clone(l.manifest.Load().Lost) }
 
 // State tells whether the log takes writes; err says why it does not.
 func (l *Log) State() (s State, err error) {

@@ -39,6 +39,9 @@ type manifest struct {
 	// take the wholeness away a second time.
 	Lost    []Range `json:"lost,omitempty"`
 	Damaged []Range `json:"damaged,omitempty"`
+	// LastLoss is where the log ended when the latest of them was found: every
+	// entry from before that lies below it.
+	LastLoss Position `json:"last_loss,omitempty"`
 }
 
 // manifestSegment is a segment file on the WAL volume.
@@ -89,11 +92,6 @@ func (m *manifest) pack(seq uint32) *manifestPack {
 	return nil
 }
 
-// knows tells whether r lies in a range found before.
-func knows(known []Range, r Range) bool {
-	return slices.ContainsFunc(known, func(k Range) bool { return k.From <= r.From && r.To <= k.To })
-}
-
 // loadManifest returns nil when there is neither manifest nor copy.
 func loadManifest(fsys vfs.FS, dir string) (*manifest, error) {
 	main, copied := new(manifest), new(manifest)
@@ -125,18 +123,22 @@ func checkManifest(m *manifest, dir string) error {
 
 // update replaces the manifest by a changed one. Nothing changes in memory
 // either when it cannot be written.
-func (l *Log) update(change func(m *manifest)) error {
+func (l *Log) update(change func(m *manifest)) error { return l.replace(change, false) }
+
+// replace is update; always changes it in memory in any case, to be written
+// with the next update.
+func (l *Log) replace(change func(m *manifest), always bool) error {
 	l.manifestTurn <- struct{}{}
 	defer func() { <-l.manifestTurn }()
 	m := l.manifest.Load().clone()
 	change(m)
 	m.Version++
 	m.Durable = max(m.Durable, l.End())
-	if err := saveManifest(l.fs, l.opts.WALDir, m); err != nil {
-		return err
+	err := saveManifest(l.fs, l.opts.WALDir, m)
+	if err == nil || always {
+		l.manifest.Store(m)
 	}
-	l.manifest.Store(m)
-	return nil
+	return err
 }
 
 func saveManifest(fsys vfs.FS, dir string, m *manifest) error {

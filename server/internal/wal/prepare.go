@@ -62,7 +62,7 @@ func (l *Log) endSegment(s *segment) {
 func (l *Log) runPreparer(ctx context.Context) {
 	defer l.restDone.Done()
 	for seq := l.cur.seq + 1; ; {
-		seg, err := l.prepare(ctx, seq)
+		seg, err := l.prepare(ctx, seq, l.opts.Reserve)
 		var retry <-chan time.Time
 		switch {
 		case err == nil:
@@ -95,13 +95,14 @@ func (l *Log) runPreparer(ctx context.Context) {
 	}
 }
 
-// prepare makes segment seq ready: durable, listed, open.
-func (l *Log) prepare(ctx context.Context, seq uint32) (_ *segment, err error) {
+// prepare makes segment seq ready: durable, listed, open. A new file is made
+// only when reserve bytes are free.
+func (l *Log) prepare(ctx context.Context, seq uint32, reserve uint64) (_ *segment, err error) {
 	name := l.segmentName(seq)
 	s := &segment{seq: seq, salt: l.saltFor(seq), size: l.sizeFor(seq)}
 	_, ahead := l.ahead[seq]
 	if !ahead {
-		if err := l.makeSegment(ctx, s, name); err != nil {
+		if err := l.makeSegment(ctx, s, name, reserve); err != nil {
 			return nil, fmt.Errorf("prepare %s: %w", name, err)
 		}
 	}
@@ -114,13 +115,7 @@ func (l *Log) prepare(ctx context.Context, seq uint32) (_ *segment, err error) {
 		if m.segment(seq) == nil {
 			m.Segments = append(m.Segments, manifestSegment{Seq: seq, Salt: s.salt, Size: s.size})
 		}
-		l.tab.Lock()
-		defer l.tab.Unlock()
-		for i := range m.Segments {
-			if s, _ := l.find(m.Segments[i].Seq); s != nil && s.rotated {
-				m.Segments[i].End, m.Segments[i].Entries = s.end, s.entries
-			}
-		}
+		l.listEnds(m)
 	})
 	if err != nil {
 		f.Close()
@@ -132,8 +127,19 @@ func (l *Log) prepare(ctx context.Context, seq uint32) (_ *segment, err error) {
 	return s, nil
 }
 
+// listEnds notes where the segments end that no batch will follow in.
+func (l *Log) listEnds(m *manifest) {
+	l.tab.Lock()
+	defer l.tab.Unlock()
+	for i := range m.Segments {
+		if s, _ := l.find(m.Segments[i].Seq); s != nil && s.rotated {
+			m.Segments[i].End, m.Segments[i].Entries = s.end, s.entries
+		}
+	}
+}
+
 // makeSegment brings the file of s into being under its name.
-func (l *Log) makeSegment(ctx context.Context, s *segment, name string) (err error) {
+func (l *Log) makeSegment(ctx context.Context, s *segment, name string, reserve uint64) (err error) {
 	from, recycled := l.takeSpare()
 	if !recycled {
 		from = filepath.Join(l.opts.WALDir, spareName)
@@ -141,7 +147,7 @@ func (l *Log) makeSegment(ctx context.Context, s *segment, name string) (err err
 		if err != nil {
 			return err
 		}
-		if free < max(l.opts.Reserve, uint64(s.size)) {
+		if free < max(reserve, uint64(s.size)) {
 			return fmt.Errorf("%w: %d bytes are free", errNoSegment, free)
 		}
 	}

@@ -123,38 +123,6 @@ func (l *Log) explain(v view, pos Position, cause error) error {
 	return fmt.Errorf("read %v: %w", pos, ErrNoEntry)
 }
 
-func damagedRange(seq uint32, from, to int64, readErr error) Range {
-	r := Range{From: makePosition(seq, uint32(from)), To: makePosition(seq, uint32(to)), Reason: "checksum"}
-	if readErr != nil {
-		r.Reason = "the disk could not read it: " + readErr.Error()
-	}
-	return r
-}
-
-// noteDamage records what does not check any more: reported, and not whole.
-func (l *Log) noteDamage(found []Range) {
-	m := l.manifest.Load()
-	found = slices.DeleteFunc(found, func(r Range) bool { return knows(m.Damaged, r) })
-	if len(found) == 0 {
-		return
-	}
-	for _, r := range found {
-		l.log.Error("the log is damaged: this part was durable and does not check any more; it is kept as it is, the rest stays readable",
-			"from", r.From, "to", r.To, "reason", r.Reason)
-	}
-	err := l.update(func(m *manifest) {
-		for _, r := range found {
-			if !knows(m.Damaged, r) {
-				m.Damaged = append(m.Damaged, r)
-				m.Whole = false
-			}
-		}
-	})
-	if err != nil {
-		l.log.Error("damage could not be recorded; it will be found again", "error", err)
-	}
-}
-
 // Scan calls fn for durable entries at or behind from, in order, until the end,
 // until fn returns an error (which Scan returns; next is then that entry) or
 // until limitBytes of payload were seen (at least one entry; 0 = no limit).

@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
@@ -110,6 +111,8 @@ type recovery struct {
 	m     *manifest
 	parts []*part
 	files []vfs.File
+	// found: something is lost or damaged that was not known.
+	found bool
 }
 
 func (r *recovery) close() {
@@ -144,6 +147,9 @@ func (r *recovery) run() error {
 		if err := r.mendHeader(v.tail); err != nil {
 			return err
 		}
+		if slices.ContainsFunc(l.segments, func(s *segment) bool { return s.seq > v.tail.listed.Seq }) {
+			v.endTail()
+		}
 	}
 	r.assemble(v)
 	err := saveManifest(l.fs, l.opts.WALDir, r.bump())
@@ -167,6 +173,9 @@ func (r *recovery) run() error {
 func (r *recovery) bump() *manifest {
 	r.m.Version++
 	r.m.Durable = max(r.m.Durable, r.l.End())
+	if unnoted := r.m.LastLoss == 0 && len(r.m.Lost)+len(r.m.Damaged) > 0; r.found || unnoted {
+		r.m.LastLoss = r.top()
+	}
 	return r.m
 }
 
@@ -227,6 +236,7 @@ func (r *recovery) open(name string, flag int) (vfs.File, error) {
 func (r *recovery) openPacks() error {
 	l := r.l
 	kept := make([]manifestPack, 0, len(r.m.Packs))
+	slices.SortFunc(r.m.Packs, func(a, b manifestPack) int { return cmp.Compare(a.Seq, b.Seq) })
 	for _, p := range r.m.Packs {
 		s := &segment{seq: p.Seq, salt: p.Salt, end: p.End, entries: p.Entries, rotated: true, packed: true}
 		f, err := r.open(l.packName(p.Seq), os.O_RDONLY)
@@ -325,7 +335,12 @@ func (r *recovery) survey(m manifestSegment, f vfs.File) (*part, error) {
 	m.Size = min(m.Size, size&^7)
 	b := make([]byte, 64)
 	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
+		if m.End == 0 {
+			return nil, err
+		}
+		// It is full: the manifest knows what stood there, and its entries
+		// need not be unreadable.
+		r.l.log.Warn("the header of a segment cannot be read", "segment", m.Seq, "error", err)
 	}
 	p := &part{listed: m, seg: &segment{seq: m.Seq, salt: m.Salt, size: m.Size, src: &source{file: f}}}
 	p.head, err = decodeHeader(b)
@@ -340,36 +355,6 @@ func (r *recovery) survey(m manifestSegment, f vfs.File) (*part, error) {
 		r.l.log.Warn("the header of a segment is damaged; its entries are readable all the same", "segment", m.Seq, "error", err)
 	}
 	return p, nil
-}
-
-func (r *recovery) lose(x Range) {
-	if knows(r.m.Lost, x) {
-		return
-	}
-	r.l.log.Error("a part of the log is lost: this node is not whole until its peers have filled it again",
-		"from", x.From, "to", x.To, "reason", x.Reason)
-	r.m.Lost = append(r.m.Lost, x)
-	r.m.Whole = false
-}
-
-// regain forgets the loss of a file that is there again. The wholeness does not
-// come back by that.
-func (r *recovery) regain(seq uint32) {
-	r.m.Lost = slices.DeleteFunc(r.m.Lost, func(x Range) bool {
-		return x.From == makePosition(seq, 0) && x.To == makePosition(seq+1, 0)
-	})
-}
-
-func (r *recovery) damage(found []Range) {
-	for _, x := range found {
-		if knows(r.m.Damaged, x) {
-			continue
-		}
-		r.l.log.Error("the log is damaged: this part was durable and does not check any more; it is kept as it is, the rest stays readable",
-			"from", x.From, "to", x.To, "reason", x.Reason)
-		r.m.Damaged = append(r.m.Damaged, x)
-		r.m.Whole = false
-	}
 }
 
 // mendHeader writes the header of the tail again when it rotted: the manifest
@@ -433,7 +418,13 @@ func (r *recovery) newTail() error {
 		seq = max(seq, x.To.Segment())
 	}
 	seq = max(seq, r.m.Durable.Segment()+1)
-	s, err := l.prepare(context.Background(), seq)
+	reserve := l.opts.Reserve
+	if len(l.segments) > 0 || len(r.m.Lost) > 0 {
+		// A log that lost its end must be readable on a nearly full disk as any
+		// other; that is what the reserve is for.
+		reserve = 0
+	}
+	s, err := l.prepare(context.Background(), seq, reserve)
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,14 @@
 package wal
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/zeebo/blake3"
@@ -18,6 +20,19 @@ import (
 // renamed, its directory synced, and read back from the disk. From then on it
 // is read from there. The segment file is given another use when the user has
 // applied it (SetApplied), no reader is left, and the manifest lists it no more.
+//
+// What the disk does not give back of a segment becomes damage like any other:
+// reported, not whole, the rest readable. But a disk may come back, and in the
+// pack the hole is for ever. So it is tried so often, so far apart; and the
+// manifest notes the damage in the very write that makes the pack count, which
+// fails when it is the whole volume that is gone.
+const (
+	readTries = 6
+	readPause = 10 * time.Second
+)
+
+// errUnreadable: the segment may be readable later.
+var errUnreadable = errors.New("the segment cannot be read")
 
 // retired is a segment file whose pack is trusted.
 type retired struct {
@@ -28,19 +43,16 @@ type retired struct {
 
 func (l *Log) runSealer(ctx context.Context) {
 	defer l.restDone.Done()
+	retry := time.NewTicker(l.opts.CheckInterval)
+	defer retry.Stop()
 	for {
-		var retry <-chan time.Time
-		err := l.sealAll(ctx)
-		if err == nil {
-			err = l.recycleRetired()
-		}
+		err := errors.Join(l.sealAll(ctx), l.recycleRetired())
 		if err != nil && ctx.Err() == nil {
-			retry = time.After(l.opts.CheckInterval)
 			l.sealFailed(err)
 		}
 		select {
 		case <-l.sealWake:
-		case <-retry:
+		case <-retry.C:
 		case <-ctx.Done():
 			return
 		}
@@ -60,25 +72,43 @@ func (l *Log) sealFailed(err error) {
 	l.log.Error("a segment could not be sealed; it stays in the WAL volume and is tried again", "error", err)
 }
 
-// sealAll makes packs of all rotated segments, oldest first.
+// sealAll makes packs of all rotated segments, oldest first. One that fails
+// holds up nothing behind it, unless it is for lack of space: then the others
+// would fail too.
 func (l *Log) sealAll(ctx context.Context) error {
-	for {
-		var todo *segment
-		l.tab.Lock()
-		for _, s := range l.segments {
-			if s.rotated && !s.packed && s.src != nil {
-				todo = s
-				break
-			}
+	var first error
+	failed := 0
+	for _, s := range l.unsealed() {
+		if time.Now().Before(s.retryAt) {
+			continue
 		}
-		l.tab.Unlock()
-		if todo == nil {
-			return nil
+		err := l.seal(ctx, s)
+		if err == nil {
+			continue
 		}
-		if err := l.seal(ctx, todo); err != nil {
-			return fmt.Errorf("seal segment %d: %w", todo.seq, err)
+		err = fmt.Errorf("seal segment %d: %w", s.seq, err)
+		if ctx.Err() != nil || vfs.IsNoSpace(err) {
+			return err
+		}
+		if failed++; first == nil {
+			first = err
 		}
 	}
+	if failed > 1 {
+		first = fmt.Errorf("%w; and %d segments more", first, failed-1)
+	}
+	return first
+}
+
+func (l *Log) unsealed() (todo []*segment) {
+	l.tab.Lock()
+	defer l.tab.Unlock()
+	for _, s := range l.segments {
+		if s.rotated && !s.packed && s.src != nil {
+			todo = append(todo, s)
+		}
+	}
+	return todo
 }
 
 func (l *Log) seal(ctx context.Context, s *segment) error {
@@ -86,7 +116,12 @@ func (l *Log) seal(ctx context.Context, s *segment) error {
 	defer l.releaseView(v)
 	name := l.packName(s.seq)
 	foot := footer{seq: s.seq, end: s.end, entries: s.entries}
-	if err := l.copyToPack(ctx, v.src.file, name, &foot); err != nil {
+	damaged, err := l.copyToPack(ctx, v, name, &foot)
+	if errors.Is(err, errUnreadable) {
+		s.refused++
+		s.retryAt = time.Now().Add(readPause)
+	}
+	if err != nil {
 		return err
 	}
 	f, err := l.fs.OpenFile(name, os.O_RDONLY, 0)
@@ -98,14 +133,22 @@ func (l *Log) seal(ctx context.Context, s *segment) error {
 		return fmt.Errorf("read back %s: %w", name, err)
 	}
 	p := manifestPack{
-		Seq: s.seq, Salt: s.salt, End: s.end, Entries: s.entries,
+		Seq: s.seq, Salt: s.salt, End: s.end, Entries: foot.entries,
 		Bytes: int64(s.end) + footerSize, Hash: hex.EncodeToString(foot.hash[:]),
 	}
-	if err := l.update(func(m *manifest) { m.putPack(p) }); err != nil {
+	err = l.update(func(m *manifest) {
+		m.putPack(p)
+		damaged = m.damage(damaged, l.End())
+		// An older segment may still wait, and this one told its end.
+		l.listEnds(m)
+	})
+	if err != nil {
 		f.Close()
 		return err
 	}
+	l.reportDamage(damaged)
 	l.tab.Lock()
+	s.entries = foot.entries
 	s.src.retired = true
 	l.retired = append(l.retired, retired{s.seq, s.end, l.segmentName(s.seq), s.src})
 	s.src, s.packed = &source{file: f}, true
@@ -114,22 +157,24 @@ func (l *Log) seal(ctx context.Context, s *segment) error {
 	return nil
 }
 
-// putPack adds p, or replaces the pack of that number.
+// putPack adds p in its place, or replaces the pack of that number.
 func (m *manifest) putPack(p manifestPack) {
-	if old := m.pack(p.Seq); old != nil {
-		*old = p
+	i, there := slices.BinarySearchFunc(m.Packs, p.Seq, func(p manifestPack, seq uint32) int { return cmp.Compare(p.Seq, seq) })
+	if there {
+		m.Packs[i] = p
 		return
 	}
-	m.Packs = append(m.Packs, p)
+	m.Packs = slices.Insert(m.Packs, i, p)
 }
 
-// copyToPack copies foot.end bytes, sets foot.hash, and makes the pack durable
-// under its name.
-func (l *Log) copyToPack(ctx context.Context, from vfs.File, name string, foot *footer) (err error) {
+// copyToPack copies v, sets what foot says of the content, and makes the pack
+// durable under its name. It returns what of the pack does not check because
+// the segment could not be read.
+func (l *Log) copyToPack(ctx context.Context, v view, name string, foot *footer) (damaged []Range, err error) {
 	tmp := name + tmpSuffix
 	f, err := l.fs.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -137,36 +182,78 @@ func (l *Log) copyToPack(ctx context.Context, from vfs.File, name string, foot *
 			_ = l.fs.Remove(tmp) // the next attempt truncates it anyway
 		}
 	}()
+	readErr, err := l.copySegment(ctx, f, v, foot)
+	if err != nil {
+		return nil, err
+	}
+	if readErr != nil {
+		if damaged, err = surveyCopy(f, v.seg, foot, readErr); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := f.WriteAt(foot.encode(), int64(foot.end)); err != nil {
+		return nil, err
+	}
+	if err := f.Sync(); err != nil {
+		return nil, err
+	}
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
+	if err := l.fs.Rename(tmp, name); err != nil {
+		return nil, err
+	}
+	return damaged, l.fs.SyncDir(l.opts.PackDir)
+}
+
+// copySegment copies foot.end bytes and sets foot.hash. What cannot be read is
+// errUnreadable as long as it may pass; then it is copied as zeros, and readErr
+// is why.
+func (l *Log) copySegment(ctx context.Context, to vfs.File, v view, foot *footer) (readErr, err error) {
 	hash := blake3.New()
+	w := window{r: v.src.file, salt: v.seg.salt, seq: v.seg.seq, limit: int64(foot.end)}
 	buf := make([]byte, min(1<<20, int64(foot.end)))
 	for off := int64(0); off < int64(foot.end); {
 		if err := ctx.Err(); err != nil {
-			return err
+			return nil, err
 		}
-		n, err := from.ReadAt(buf[:min(int64(len(buf)), int64(foot.end)-off)], off)
-		if err != nil && (!errors.Is(err, io.EOF) || n == 0) {
-			return fmt.Errorf("read %s at %d: %w", from.Name(), off, err)
+		b := buf[:min(int64(len(buf)), int64(foot.end)-off)]
+		n := copy(b, w.bytes(off, len(b)))
+		if n < len(b) && w.readErr == nil {
+			w.readErr = io.ErrUnexpectedEOF
 		}
-		_, _ = hash.Write(buf[:n]) // never fails
-		if _, err := f.WriteAt(buf[:n], off); err != nil {
-			return err
+		clear(b[n:])
+		if w.readErr != nil && v.seg.refused < readTries-1 {
+			return nil, fmt.Errorf("%w: %w", errUnreadable, w.readErr)
 		}
-		off += int64(n)
+		if off == 0 && w.readErr != nil {
+			// The pack should prove itself without a manifest.
+			if _, err := decodeHeader(b); err != nil {
+				header{seq: v.seg.seq, salt: v.seg.salt, recycled: true, inc: l.inc}.encode(b)
+			}
+		}
+		_, _ = hash.Write(b) // never fails
+		if _, err := to.WriteAt(b, off); err != nil {
+			return nil, err
+		}
+		off += int64(len(b))
 	}
 	hash.Sum(foot.hash[:0])
-	if _, err := f.WriteAt(foot.encode(), int64(foot.end)); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := l.fs.Rename(tmp, name); err != nil {
-		return err
-	}
-	return l.fs.SyncDir(l.opts.PackDir)
+	return w.readErr, nil
+}
+
+// surveyCopy finds what does not check in a copy of a segment that could not be
+// read in full, and counts the entries that do.
+func surveyCopy(f vfs.File, s *segment, foot *footer, readErr error) (damaged []Range, err error) {
+	w := window{r: f, salt: s.salt, seq: s.seq, limit: int64(foot.end)}
+	foot.entries = 0
+	w.walk(headerSize, int64(foot.end),
+		func(int64, frame) bool { foot.entries++; return true },
+		func(from, to int64) bool {
+			damaged = append(damaged, damagedRange(s.seq, from, to, readErr))
+			return true
+		})
+	return damaged, w.readErr
 }
 
 // readFooter returns the footer of a pack whose size and footer agree.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
@@ -71,6 +72,11 @@ type segment struct {
 	src *source
 	// packed: src is the pack.
 	packed bool
+
+	// refused counts the attempts to seal it that the disk refused to read it
+	// for; the next one is due at retryAt. Only the sealer uses them.
+	refused int
+	retryAt time.Time
 }
 
 // source is an open file with the readers that use it. Guarded by Log.tab.

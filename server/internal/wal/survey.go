@@ -134,6 +134,14 @@ func judge(parts []*part, known Position) verdict {
 	return v
 }
 
+// endTail makes the tail a full part: a segment behind it was lost, and may have
+// held entries, so the log goes on behind that one.
+func (v *verdict) endTail() {
+	v.tail.seg.end = uint32(v.end)
+	v.full = append(v.full, v.tail)
+	v.tail = nil
+}
+
 // settle returns what does not check below end, all of which was durable, and
 // counts the entries that do.
 func (p *part) settle(end int64) (damaged []Range) {

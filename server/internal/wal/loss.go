@@ -1,0 +1,101 @@
+package wal
+
+import "slices"
+
+// What is lost or damaged, who finds it, and what the log tells of it.
+
+// Damage lists what was durable and does not check any more.
+func (l *Log) Damage() []Range { return slices.Clone(l.manifest.Load().Damaged) }
+
+// Missing lists what is lost as a whole: packs, segments, a volume.
+func (l *Log) Missing() []Range { return slices.Clone(l.manifest.Load().Lost) }
+
+// LastLoss is where the log ended when the latest of Damage and Missing was
+// found: entries below it were written in ignorance of that. 0 when nothing was
+// ever lost.
+func (l *Log) LastLoss() Position { return l.manifest.Load().LastLoss }
+
+// damage adds the ranges that are not known yet, found when the log ended at
+// end, and returns them.
+func (m *manifest) damage(found []Range, end Position) (fresh []Range) {
+	for _, r := range found {
+		if !knows(m.Damaged, r) {
+			fresh = append(fresh, r)
+			m.Damaged = append(m.Damaged, r)
+			m.LastLoss = max(m.LastLoss, end)
+			m.Whole = false
+		}
+	}
+	return fresh
+}
+
+// knows tells whether r lies in a range found before.
+func knows(known []Range, r Range) bool {
+	return slices.ContainsFunc(known, func(k Range) bool { return k.From <= r.From && r.To <= k.To })
+}
+
+func damagedRange(seq uint32, from, to int64, readErr error) Range {
+	r := Range{From: makePosition(seq, uint32(from)), To: makePosition(seq, uint32(to)), Reason: "checksum"}
+	if readErr != nil {
+		r.Reason = "the disk could not read it: " + readErr.Error()
+	}
+	return r
+}
+
+// noteDamage records what does not check any more: reported, and not whole.
+func (l *Log) noteDamage(found []Range) {
+	m := l.manifest.Load()
+	if !slices.ContainsFunc(found, func(r Range) bool { return !knows(m.Damaged, r) }) {
+		return
+	}
+	// Whatever comes of the write, this node must not count as whole.
+	err := l.replace(func(m *manifest) { found = m.damage(found, l.End()) }, true)
+	l.reportDamage(found)
+	if err != nil {
+		l.log.Error("damage could not be recorded; it will be with the next change of the manifest", "error", err)
+	}
+}
+
+func (l *Log) reportDamage(found []Range) {
+	for _, r := range found {
+		l.log.Error("the log is damaged: this part was durable and does not check any more; it is kept as it is, the rest stays readable",
+			"from", r.From, "to", r.To, "reason", r.Reason)
+	}
+}
+
+func (r *recovery) lose(x Range) {
+	if knows(r.m.Lost, x) {
+		return
+	}
+	r.l.log.Error("a part of the log is lost: this node is not whole until its peers have filled it again",
+		"from", x.From, "to", x.To, "reason", x.Reason)
+	r.m.Lost = append(r.m.Lost, x)
+	r.m.Whole = false
+	r.found = true
+}
+
+// regain forgets the loss of a file that is there again. The wholeness does not
+// come back by that.
+func (r *recovery) regain(seq uint32) {
+	r.m.Lost = slices.DeleteFunc(r.m.Lost, func(x Range) bool {
+		return x.From == makePosition(seq, 0) && x.To == makePosition(seq+1, 0)
+	})
+}
+
+func (r *recovery) damage(found []Range) {
+	fresh := r.m.damage(found, 0)
+	r.found = r.found || len(fresh) > 0
+	r.l.reportDamage(fresh)
+}
+
+// top lies above every entry that there ever was, and below every one to come.
+func (r *recovery) top() Position {
+	top := r.m.Durable
+	for _, s := range r.l.segments {
+		top = max(top, makePosition(s.seq, s.end))
+	}
+	for _, x := range r.m.Lost {
+		top = max(top, x.To)
+	}
+	return top
+}

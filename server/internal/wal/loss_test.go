@@ -1,0 +1,109 @@
+package wal
+
+import (
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
+)
+
+// Damage counts although it cannot be written down yet, and is written down
+// when that is possible again.
+func TestDamageFoundOnAFullDisk(t *testing.T) {
+	d, l, all := sealedLog(t)
+	var victim Position
+	for pos := range all {
+		if pos.Segment() == 2 {
+			victim = pos
+		}
+	}
+	require.NoError(t, d.FlipBit(l.packName(2), int64(victim.Offset())+100, 3))
+	l = mustOpen(t, small(d))
+	d.Fail(memfs.OpCreate, manifestName, 0, -1, syscall.ENOSPC)
+	var damage *DamageError
+	_, err := l.Read(victim)
+	require.ErrorAs(t, err, &damage)
+	require.False(t, l.Whole())
+	require.Len(t, l.Damage(), 1)
+	d.Heal()
+	require.NoError(t, l.Close())
+	l = mustOpen(t, small(d))
+	require.False(t, l.Whole())
+	require.Len(t, l.Damage(), 1)
+	require.NoError(t, l.Close())
+}
+
+// A segment that was prepared and is gone may have been written to: the log
+// goes on behind it, and the number is not used again.
+func TestMissingPreparedSegment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := memfs.New(1)
+		l := mustOpen(t, small(d))
+		all := fill(t, l, 0, 10)
+		synctest.Wait() // the next one is prepared
+		require.NoError(t, l.Close())
+		require.NoError(t, d.Remove(l.segmentName(2)))
+		for range 2 {
+			l = mustOpen(t, small(d))
+			require.False(t, l.Whole())
+			require.Len(t, l.Missing(), 1)
+			for pos, want := range fill(t, l, 100*len(all), 150) {
+				require.Greater(t, pos.Segment(), uint32(2))
+				require.Greater(t, pos, l.LastLoss())
+				require.NotContains(t, all, pos)
+				all[pos] = want
+			}
+			synctest.Wait()
+			es, _, err := scanAll(l, 0)
+			require.NoError(t, err)
+			require.Len(t, es, len(all))
+			for _, e := range es {
+				require.Equal(t, all[e.pos], e.payload)
+			}
+			require.NoError(t, l.Close())
+		}
+	})
+}
+
+// A log that lost its end starts on a disk that is nearly full.
+func TestMissingTailOnAFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := memfs.New(1)
+		o := small(d)
+		o.Reserve, o.ReserveHigh, o.CheckInterval = 60<<10, 80<<10, time.Second
+		d.SetCapacity("wal", 100<<10)
+		l := mustOpen(t, o)
+		var err error
+		for err == nil { // until there is no room for the next segment
+			_, err = put(l, text(1000, ""))
+			time.Sleep(time.Second)
+		}
+		require.ErrorIs(t, err, ErrReadOnly)
+		last := l.End()
+		require.NoError(t, l.Close())
+		for _, m := range l.manifest.Load().Segments {
+			if m.Seq >= last.Segment() {
+				require.NoError(t, d.Remove(l.segmentName(m.Seq)))
+			}
+		}
+		free, total, err := d.Free("wal")
+		require.NoError(t, err)
+		d.SetCapacity("wal", total-free+40<<10) // below the reserve
+		l = mustOpen(t, o)
+		require.False(t, l.Whole())
+		require.NotEmpty(t, l.Missing())
+		require.Greater(t, l.End(), last)
+		require.LessOrEqual(t, l.LastLoss(), l.End())
+		require.GreaterOrEqual(t, l.LastLoss(), last)
+		_, err = put(l, "x")
+		require.ErrorIs(t, err, ErrReadOnly)
+		d.SetCapacity("wal", 10<<20)
+		time.Sleep(2 * time.Second)
+		mustPut(t, l, "x")
+		require.NoError(t, l.Close())
+	})
+}

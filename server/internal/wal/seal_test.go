@@ -1,0 +1,248 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/server/internal/vfs"
+	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
+)
+
+// badPages is a disk that does not give back some pages of one file.
+type badPages struct {
+	*memfs.Disk
+	file string
+
+	mu       sync.Mutex
+	from, to int64 // nothing is bad when to is 0
+}
+
+func (d *badPages) spoil(from, to int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.from, d.to = from, to
+}
+
+func (d *badPages) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
+	f, err := d.Disk.OpenFile(name, flag, perm)
+	if err != nil || filepath.Base(name) != d.file {
+		return f, err
+	}
+	return badPagesFile{f, d}, nil
+}
+
+type badPagesFile struct {
+	vfs.File
+	d *badPages
+}
+
+func (f badPagesFile) ReadAt(b []byte, off int64) (int, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	if off < f.d.to && f.d.from < off+int64(len(b)) {
+		return 0, &fs.PathError{Op: "read", Path: f.Name(), Err: syscall.EIO}
+	}
+	return f.File.ReadAt(b, off)
+}
+
+// withBadPage returns a log that was filled while a part of its first segment
+// could not be read, and what it was given.
+func withBadPage(t *testing.T, from, to int64) (d *badPages, l *Log, all map[Position]string) {
+	t.Helper()
+	d = &badPages{Disk: memfs.New(1), file: numbered(segmentPrefix, 1, segmentSuffix)}
+	l = mustOpen(t, badOptions(d))
+	d.spoil(from, to)
+	all = fill(t, l, 0, 200)
+	l.SetApplied(l.End())
+	synctest.Wait()
+	return d, l, all
+}
+
+func badOptions(d *badPages) Options {
+	o := small(d.Disk)
+	o.FS, o.CheckInterval = d, time.Second
+	return o
+}
+
+func sealed(l *Log) (numbers []uint32) {
+	for _, p := range l.Packs() {
+		numbers = append(numbers, p.Segment)
+	}
+	return numbers
+}
+
+// One segment that cannot be read holds up no other: they are sealed and their
+// files used again. What stays unreadable becomes damage; the rest of the
+// segment is sealed too.
+func TestUnreadableSegmentHoldsUpNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const from, to = 2 * readPage, 3 * readPage
+		d, l, all := withBadPage(t, from, to)
+		last := l.End().Segment()
+		require.Len(t, sealed(l), int(last)-2, "all but the first and the last")
+		require.NotContains(t, sealed(l), uint32(1))
+		require.LessOrEqual(t, len(l.manifest.Load().Segments), 3)
+		require.True(t, l.Whole(), "it may still pass")
+
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		require.Len(t, sealed(l), int(last)-1)
+		require.IsIncreasing(t, sealed(l))
+		require.Nil(t, l.manifest.Load().segment(1), "the file is free")
+		require.False(t, l.Whole())
+		require.Len(t, l.Damage(), 1)
+		require.Contains(t, l.Damage()[0].Reason, syscall.EIO.Error())
+		require.Equal(t, l.End(), l.LastLoss())
+		check := func() {
+			lost := 0
+			for pos, want := range all {
+				e, err := l.Read(pos)
+				var damage *DamageError
+				if errors.As(err, &damage) {
+					require.Equal(t, uint32(1), pos.Segment())
+					require.Less(t, pos.Offset(), uint32(to))
+					require.Greater(t, pos.Offset()+uint32(frameSize(len(want))), uint32(from))
+					lost++
+					continue
+				}
+				require.NoError(t, err)
+				require.Equal(t, want, string(e.Payload))
+			}
+			es, gaps, err := scanAll(l, 0)
+			require.NoError(t, err)
+			require.Len(t, gaps, 1)
+			require.Equal(t, l.Damage()[0].From, gaps[0].From)
+			require.Equal(t, l.Damage()[0].To, gaps[0].To)
+			require.Len(t, es, len(all)-lost)
+			entries := uint64(0)
+			for _, p := range l.Packs() {
+				entries += p.Entries
+			}
+			l.tab.Lock()
+			entries += l.cur.entries
+			l.tab.Unlock()
+			require.EqualValues(t, len(es), entries)
+		}
+		check()
+		require.NoError(t, l.SetWhole(true))
+		require.NoError(t, l.Close())
+
+		l = mustOpen(t, badOptions(d))
+		check()
+		require.True(t, l.Whole(), "it is found once")
+		require.NoError(t, l.Close())
+	})
+}
+
+// A disk that comes back in time costs nothing.
+func TestUnreadableSegmentThatComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, l, all := withBadPage(t, 0, 16<<10)
+		time.Sleep(15 * time.Second)
+		d.spoil(0, 0)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		require.Contains(t, sealed(l), uint32(1))
+		require.IsIncreasing(t, sealed(l))
+		require.True(t, l.Whole())
+		require.Empty(t, l.Damage())
+		es, gaps, err := scanAll(l, 0)
+		require.NoError(t, err)
+		require.Empty(t, gaps)
+		require.Len(t, es, len(all))
+		require.NoError(t, l.Close())
+	})
+}
+
+// The header of a segment holds no entry, and the log knows what stood there.
+func TestUnreadableHeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, l, all := withBadPage(t, 0, 64)
+		require.NoError(t, l.Close())
+		l = mustOpen(t, badOptions(d)) // a start meets it too
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		require.Contains(t, sealed(l), uint32(1))
+		require.True(t, l.Whole())
+		require.Empty(t, l.Damage())
+		es, _, err := scanAll(l, 0)
+		require.NoError(t, err)
+		require.Len(t, es, len(all))
+		p, err := l.adoptPack(1)
+		require.NoError(t, err)
+		require.Equal(t, l.Packs()[0].Hash, p.Hash)
+		require.NoError(t, l.Close())
+	})
+}
+
+// A segment file that was cut short behind the log's back is sealed as far as
+// it goes.
+func TestShortSegmentIsSealed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, l, all := withBadPage(t, 0, 16<<10)
+		l.tab.Lock()
+		require.NoError(t, l.segments[0].src.file.Truncate(9000))
+		l.tab.Unlock()
+		d.spoil(0, 0)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		require.Contains(t, sealed(l), uint32(1))
+		require.False(t, l.Whole())
+		for pos, want := range all {
+			e, err := l.Read(pos)
+			if pos.Segment() == 1 && pos.Offset()+uint32(frameSize(len(want))) > 9000 {
+				var damage *DamageError
+				require.ErrorAs(t, err, &damage)
+				continue
+			}
+			require.NoError(t, err)
+			require.Equal(t, want, string(e.Payload))
+		}
+		require.NoError(t, l.Close())
+	})
+}
+
+// Segments behind the one that waits are sealed and used again; a crash at any
+// moment of that takes nothing from it, nor from them.
+func TestCrashWhileASegmentWaits(t *testing.T) {
+	for cut := range 250 {
+		synctest.Test(t, func(t *testing.T) {
+			d := memfs.New(uint64(cut))
+			l := mustOpen(t, small(d))
+			d.Fail(memfs.OpRead, numbered(segmentPrefix, 1, segmentSuffix), 0, -1, syscall.EIO)
+			d.CutPowerAfter(cut)
+			h := &history{owed: map[Position]string{}, commits: map[int]int{}}
+			for id := 0; !d.PoweredOff(); id++ {
+				h.commits[id] = 1
+				c := &Commit{Entries: []Entry{{1, []byte(fmt.Sprintf("%d.0 %s", id, text(1500, "")))}}}
+				c.Done = func(err error) {
+					if err == nil {
+						h.acknowledge(c)
+					}
+				}
+				if l.Append(c) != nil {
+					break
+				}
+				synctest.Wait()
+				l.SetApplied(l.End())
+				synctest.Wait()
+			}
+			_ = l.Close()
+			d.Heal()
+			d.Crash(memfs.LoseSome)
+			l = mustOpen(t, small(d))
+			require.NoError(t, h.check(l, rand.New(rand.NewPCG(1, 1))), "cut %d", cut)
+			require.NoError(t, l.Close())
+		})
+	}
+}
