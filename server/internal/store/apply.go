@@ -263,7 +263,8 @@ const (
 	metaApplied  = "applied"  // position 8, count 8: everything up to the position is in the index, that many contents
 	metaIdentity = "identity" // incarnation of the log that the index is of
 	metaFormat   = "format"   // 1
-	metaGaps     = "gaps"     // (from 8, to 8)*: losses of the log that are dealt with
+	metaGaps     = "gaps"     // (from 8, to 8)*: losses of the log that the index holds nothing of
+	metaReset    = "reset"    // position 8: of the last reset (loss.go)
 )
 
 const indexFormat = 1

@@ -66,6 +66,8 @@ type Store struct {
 	closing, closed bool
 	failed          chan struct{} // closed with the first failure
 
+	reset resetDue
+
 	// synced are the commits that the log is done with, in log order.
 	syncedMu sync.Mutex
 	synced   []syncedOp
@@ -159,33 +161,10 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := s.replay(ctx); err != nil {
 		return err
 	}
-	if err := s.noteGaps(); err != nil {
+	if err := s.noteLoss(); err != nil {
 		return err
 	}
 	return s.register(o.Registerer)
-}
-
-// noteGaps deals with losses that replay came upon: the index holds nothing of
-// them, so forgetting the cursors is enough.
-func (s *Store) noteGaps() error {
-	gaps := append(s.log.Missing(), s.log.Damage()...)
-	known, err := s.meta(metaGaps)
-	if err != nil {
-		return err
-	}
-	for _, g := range gaps {
-		if covered(known, g) {
-			continue
-		}
-		if err := s.forgetCursors(gaps); err != nil {
-			return err
-		}
-		if err := s.resetCursors(); err != nil {
-			return err
-		}
-		return s.putMeta(map[string][]byte{metaGaps: encodeGaps(gaps)})
-	}
-	return nil
 }
 
 // openIndex opens goleveldb, or makes it anew when it cannot be trusted.
@@ -262,10 +241,8 @@ func (s *Store) distrust(gaps []wal.Range) (string, error) {
 	if err != nil {
 		return reasonOf(err)
 	}
-	for _, g := range gaps {
-		if !covered(known, g) {
-			return "it points into a part of the log that is lost: " + g.String(), nil
-		}
+	if g, found := uncovered(known, gaps); found {
+		return "it points into a part of the log that is lost: " + g.String(), nil
 	}
 	return "", nil
 }
@@ -277,17 +254,10 @@ func reasonOf(err error) (string, error) {
 	return "", err
 }
 
-// recreate begins an empty index. After a loss the cursors are forgotten, in
-// the log, before the loss is noted as dealt with: what is gone is fetched
-// again from peers.
+// recreate begins an empty index, which holds nothing of the gaps.
 func (s *Store) recreate(gaps []wal.Range) error {
 	if err := s.closeDB(); err != nil {
 		s.logger.Warn("closing the old index", "err", err)
-	}
-	if len(gaps) > 0 {
-		if err := s.forgetCursors(gaps); err != nil {
-			return err
-		}
 	}
 	if err := leveldbfs.RemoveAll(s.opts.FS, s.indexPath()); err != nil {
 		return err
@@ -307,27 +277,6 @@ func (s *Store) recreate(gaps []wal.Range) error {
 		return fmt.Errorf("remove %s: %w", rebuildName, err)
 	}
 	return s.opts.FS.SyncDir(s.opts.DBDir)
-}
-
-func (s *Store) forgetCursors(gaps []wal.Range) error {
-	if s.log.Whole() {
-		if err := s.log.SetWhole(false); err != nil {
-			return fmt.Errorf("note that the node is not whole: %w", err)
-		}
-	}
-	it := newReset("lost: " + gaps[0].String())
-	done := make(chan error, 1)
-	c := wal.Commit{
-		Entries: []wal.Entry{{Kind: uint8(it.Kind), Payload: it.Payload}},
-		Done:    func(err error) { done <- err },
-	}
-	if err := s.log.Append(&c); err != nil {
-		return fmt.Errorf("forget the cursors after a loss: %w", err)
-	}
-	if err := <-done; err != nil {
-		return fmt.Errorf("forget the cursors after a loss: %w", err)
-	}
-	return nil
 }
 
 func (s *Store) openDB() error {
@@ -461,25 +410,4 @@ func (s *Store) lastKey(space byte) ([]byte, error) {
 		key = bytes.Clone(it.Key())
 	}
 	return key, it.Error()
-}
-
-// Losses of the log that are dealt with, in the index's meta space.
-
-func encodeGaps(gaps []wal.Range) []byte {
-	b := make([]byte, 0, 16*len(gaps))
-	for _, g := range gaps {
-		b = binary.BigEndian.AppendUint64(b, uint64(g.From))
-		b = binary.BigEndian.AppendUint64(b, uint64(g.To))
-	}
-	return b
-}
-
-func covered(known []byte, g wal.Range) bool {
-	for ; len(known) >= 16; known = known[16:] {
-		from, to := binary.BigEndian.Uint64(known), binary.BigEndian.Uint64(known[8:])
-		if uint64(g.From) >= from && uint64(g.To) <= to {
-			return true
-		}
-	}
-	return false
 }

@@ -75,6 +75,8 @@ func makeChange(items []Item) change {
 		case KindCursor:
 			b.cursors = append(b.cursors, *it)
 			b.add(appendName(b.key(spaceCursor), it.Key.Project), b.u64(uint64(it.cursor)), -1)
+		case KindReset:
+			b.add(metaKey(metaReset), b.u64(0), n)
 		}
 	}
 	return b.change

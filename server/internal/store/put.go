@@ -86,7 +86,7 @@ func (s *Store) put(items []Item, done func(PutResult), again bool) error {
 			return nil
 		}
 	}
-	if err := s.log.Append(&o.commit); err != nil {
+	if err := s.append(&o.commit); err != nil {
 		return s.abandon(o, err)
 	}
 	return nil
@@ -311,7 +311,7 @@ func (o *putOp) proceed() {
 		return
 	}
 	if err == nil {
-		err = s.log.Append(&o.commit)
+		err = s.append(&o.commit)
 	}
 	if err != nil {
 		s.settle(o, err)

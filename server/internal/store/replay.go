@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -111,6 +112,10 @@ func (s *Store) replayItems(items []Item, positions []wal.Position) error {
 		}
 		if n < len(items) {
 			if err := s.resetCursors(); err != nil {
+				return err
+			}
+			at := binary.BigEndian.AppendUint64(nil, uint64(positions[n]))
+			if err := s.putMeta(map[string][]byte{metaReset: at}); err != nil {
 				return err
 			}
 			n++

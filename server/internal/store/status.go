@@ -20,7 +20,7 @@ func (s *Store) Watch() <-chan struct{} { return s.log.Watch() }
 func (s *Store) Failed() <-chan struct{} { return s.failed }
 
 // Empty tells whether nothing was ever written here.
-func (s *Store) Empty() bool { return s.log.End() <= s.log.First() }
+func (s *Store) Empty() bool { return s.log.End() <= s.log.First() && len(s.log.Missing()) == 0 }
 
 // Identity is the identity of this node's volumes.
 func (s *Store) Identity() wal.Identity { return s.log.Identity() }
@@ -33,8 +33,16 @@ func (s *Store) SetClusterID(id string) error { return s.log.SetClusterID(id) }
 // WAL volume, taken away by any loss and given by SetWhole.
 func (s *Store) Whole() bool { return s.log.Whole() }
 
-// SetWhole writes that note.
-func (s *Store) SetWhole(whole bool) error { return s.log.SetWhole(whole) }
+// SetWhole writes that note. The node does not become whole before the log
+// holds that the cursors were forgotten after the last loss.
+func (s *Store) SetWhole(whole bool) error {
+	if whole {
+		if err := s.awaitReset(); err != nil {
+			return err
+		}
+	}
+	return s.log.SetWhole(whole)
+}
 
 // Packs lists the sealed segments on the DB volume, oldest first.
 func (s *Store) Packs() []wal.Pack { return s.log.Packs() }

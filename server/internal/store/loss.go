@@ -1,0 +1,165 @@
+package store
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/stemedb/stemedb/server/internal/wal"
+)
+
+// Losses and cursors
+//
+// A cursor vouches for everything in a peer's log before it, and a loss makes
+// that untrue: then every cursor is forgotten, so that the peers' logs are
+// looked at from their beginning. A crash may come at any point, and a node
+// whose log takes no entry, for lack of space, must start all the same and be
+// read. So it goes in this order:
+//
+//  1. The log notes the loss, where it ended then, and that the node is not
+//     whole, in one write of its manifest. If even that finds no space, the
+//     next start finds the loss again.
+//  2. Whoever opens the store sees no cursor: Open clears them, in memory and in
+//     the index, when the node is not whole and no reset stands in the log
+//     behind the end that it noted. In the log the old cursors still stand.
+//  3. A reset goes into the log before the next Put that the log takes: replay
+//     forgets at it what came before. Until it is durable, every start comes
+//     to 2 again; and a cursor that a crash leaves in the log without it does
+//     not count then, which costs a second look and nothing else.
+//  4. SetWhole(true) first waits until the reset is durable. So a start that
+//     finds the node whole knows that all losses are dealt with, those too
+//     that were found while the store ran and that its user set the cursors
+//     back for. It forgets nothing, however often the index is made anew.
+
+// resetDue is the reset that is still to be written.
+type resetDue struct {
+	// due lets Put pass without the lock when there is none.
+	due atomic.Bool
+	mu  sync.Mutex
+	// sent is closed when the one that is on its way is durable or has failed;
+	// nil when none is.
+	sent chan struct{}
+}
+
+// noteLoss is the part of Open, after replay, that the above speaks of.
+func (s *Store) noteLoss() error {
+	gaps := append(s.log.Missing(), s.log.Damage()...)
+	known, err := s.meta(metaGaps)
+	if err != nil {
+		return err
+	}
+	if _, found := uncovered(known, gaps); found {
+		// Replay came upon it just now, so the index holds nothing of it.
+		if err := s.putMeta(map[string][]byte{metaGaps: encodeGaps(gaps)}); err != nil {
+			return err
+		}
+	}
+	if s.log.Whole() {
+		return nil
+	}
+	b, err := s.meta(metaReset)
+	if err != nil {
+		return err
+	}
+	var last wal.Position
+	if b != nil {
+		if last, err = readPosition(b); err != nil {
+			return fmt.Errorf("read the place of the last reset: %w", err)
+		}
+	}
+	if last >= s.log.LastLoss() {
+		return nil
+	}
+	s.logger.Warn("the cursors are forgotten after a loss: the peers' logs are looked at from their beginning", "found_at", s.log.LastLoss())
+	s.reset.due.Store(true)
+	return s.resetCursors()
+}
+
+// append hands a commit to the log, behind the reset when one is due.
+func (s *Store) append(c *wal.Commit) error {
+	if s.reset.due.Load() {
+		if _, err := s.sendReset(); err != nil {
+			return err
+		}
+	}
+	return s.log.Append(c)
+}
+
+// sendReset appends the reset when it is due. It returns a channel that is
+// closed when the one on its way has an outcome, nil when there is none.
+func (s *Store) sendReset() (sent chan struct{}, err error) {
+	r := &s.reset
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.due.Load() {
+		return r.sent, nil
+	}
+	items := []Item{newReset("lost before " + s.log.LastLoss().String())}
+	o := &putOp{s: s, items: items, change: makeChange(items), bytes: itemOverhead, done: func(res PutResult) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if res.Err != nil {
+			r.due.Store(true)
+		}
+		close(r.sent)
+		r.sent = nil
+	}}
+	o.commit.Done = o.synced
+	o.commit.Entries = []wal.Entry{{Kind: uint8(KindReset), Payload: items[0].Payload}}
+	s.mu.Lock()
+	s.pending += o.bytes
+	s.mu.Unlock()
+	s.underWay.Add(1)
+	if err := s.log.Append(&o.commit); err != nil {
+		return nil, s.abandon(o, err)
+	}
+	r.due.Store(false)
+	r.sent = make(chan struct{})
+	return r.sent, nil
+}
+
+// awaitReset returns when no reset is due or on its way.
+func (s *Store) awaitReset() error {
+	for {
+		sent, err := s.sendReset()
+		if err != nil {
+			return fmt.Errorf("forget the cursors after a loss: %w", err)
+		}
+		if sent == nil {
+			return nil
+		}
+		<-sent
+	}
+}
+
+// Losses of the log that the index holds nothing of, in its meta space.
+
+func encodeGaps(gaps []wal.Range) []byte {
+	b := make([]byte, 0, 16*len(gaps))
+	for _, g := range gaps {
+		b = binary.BigEndian.AppendUint64(b, uint64(g.From))
+		b = binary.BigEndian.AppendUint64(b, uint64(g.To))
+	}
+	return b
+}
+
+// uncovered returns the first of the gaps that is not among the known ones.
+func uncovered(known []byte, gaps []wal.Range) (gap wal.Range, found bool) {
+	for _, g := range gaps {
+		if !covered(known, g) {
+			return g, true
+		}
+	}
+	return wal.Range{}, false
+}
+
+func covered(known []byte, g wal.Range) bool {
+	for ; len(known) >= 16; known = known[16:] {
+		from, to := binary.BigEndian.Uint64(known), binary.BigEndian.Uint64(known[8:])
+		if uint64(g.From) >= from && uint64(g.To) <= to {
+			return true
+		}
+	}
+	return false
+}
