@@ -71,12 +71,20 @@ type Options struct {
 	// BodyBudget bounds the bytes of large bodies (over 64 KiB) that are held at
 	// once, 128 MiB when 0.
 	BodyBudget int64
+	// ReadLimit bounds what one request may hold of the claims that it reads, in
+	// bytes, 32 MiB when 0. Beyond it the answer is subject_too_large.
+	ReadLimit int64
+	// HeavyReads is how many requests may hold more than 256 KiB of claims at
+	// once, 4 when 0. Others wait for their turn.
+	HeavyReads int64
 }
 
 const (
 	defaultRequestTimeout = 10 * time.Second
 	defaultReadTimeout    = 30 * time.Second
 	defaultBodyBudget     = 128 << 20
+	defaultReadLimit      = 32 << 20
+	defaultHeavyReads     = 4
 	// MaxRequestTimeout is the longest that a caller may ask the server to work
 	// on one request.
 	MaxRequestTimeout = time.Minute
@@ -110,6 +118,7 @@ type API struct {
 	ids      *ids
 	unknown  *unknownKeys
 	bodies   *semaphore.Weighted
+	heavy    *semaphore.Weighted // turns of Options.HeavyReads
 	began    time.Time
 	services atomic.Pointer[services]
 	progress atomic.Pointer[Progress]
@@ -138,9 +147,15 @@ func New(opts Options) (*API, error) {
 	if opts.BodyBudget == 0 {
 		opts.BodyBudget = defaultBodyBudget
 	}
+	if opts.ReadLimit == 0 {
+		opts.ReadLimit = defaultReadLimit
+	}
+	if opts.HeavyReads == 0 {
+		opts.HeavyReads = defaultHeavyReads
+	}
 	a := &API{
 		opts: opts, log: opts.Logger, ids: newIDs(), unknown: newUnknownKeys(),
-		bodies: semaphore.NewWeighted(opts.BodyBudget), began: time.Now(),
+		bodies: semaphore.NewWeighted(opts.BodyBudget), heavy: semaphore.NewWeighted(opts.HeavyReads), began: time.Now(),
 	}
 	var err error
 	if a.meters, err = newMeters(a, opts.Registerer); err != nil {

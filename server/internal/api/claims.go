@@ -2,9 +2,13 @@ package api
 
 import (
 	"cmp"
+	"context"
+	"fmt"
 	"iter"
 	"slices"
+	"time"
 
+	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/lens"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/record"
@@ -99,16 +103,12 @@ func joinClaims(own, other *store.Claim) *store.Claim {
 }
 
 // source feeds claims to a lens and remembers what the lens cannot carry: an
-// error, and the claims around those that the lens was given.
+// error, and whether there was any claim.
 type source struct {
-	query *claimQuery
-	err   error
-	// held are the first claims that passed. An answer's winner is nearly
-	// always among them; another one is read by its id.
-	held []*store.Claim
+	filter *lens.Filter
+	err    error
+	passed bool
 }
-
-const sourceHolds = 128
 
 // feed gives a lens the claims that pass the filter.
 func (s *source) feed(claims iter.Seq2[*store.Claim, error]) lens.Claims {
@@ -118,12 +118,10 @@ func (s *source) feed(claims iter.Seq2[*store.Claim, error]) lens.Claims {
 				s.err = err
 				return
 			}
-			if !s.query.filter.Match(&claim.Claim) {
+			if !s.filter.Match(&claim.Claim) {
 				continue
 			}
-			if len(s.held) < sourceHolds {
-				s.held = append(s.held, claim)
-			}
+			s.passed, claim.Origin = true, claim
 			if !yield(&claim.Claim) {
 				return
 			}
@@ -131,23 +129,13 @@ func (s *source) feed(claims iter.Seq2[*store.Claim, error]) lens.Claims {
 	}
 }
 
-// show turns a claim that a lens named into what callers see.
-func (c *call) show(s *source, claim *lens.Claim) (*claimBody, error) {
-	for _, held := range s.held {
-		if held.ID == claim.ID {
-			return c.showClaim(held)
-		}
+// show turns a claim that a lens was fed with into what callers see.
+func (c *call) show(claim *lens.Claim) (*claimBody, error) {
+	stored, ok := claim.Origin.(*store.Claim)
+	if !ok {
+		return nil, fmt.Errorf("claim %v does not come from a source", claim.ID)
 	}
-	for _, project := range s.query.scope {
-		stored, err := c.svc.backend.Get(c.ctx, project, claim.ID, s.query.consistency)
-		if err == nil {
-			return newClaimBody(claim, project, stored.Content), nil
-		}
-		if project == s.query.scope[len(s.query.scope)-1] {
-			return nil, err
-		}
-	}
-	return nil, store.ErrNotFound
+	return c.showClaim(stored)
 }
 
 func (c *call) showClaim(claim *store.Claim) (*claimBody, error) {
@@ -156,6 +144,58 @@ func (c *call) showClaim(claim *store.Claim) (*claimBody, error) {
 		return nil, err
 	}
 	return newClaimBody(&claim.Claim, claim.Project, content), nil
+}
+
+// room is what one request holds of the claims that it reads. A little is free;
+// for more it needs a turn, so that all requests together hold no more than
+// Options.HeavyReads times Options.ReadLimit.
+type room struct {
+	call  *call
+	held  int64
+	heavy bool // it has its turn
+}
+
+const (
+	freeRoom    = 256 << 10
+	roomPatient = 2 * time.Second
+)
+
+// hold is a lens.Params.Hold.
+func (r *room) hold(bytes int) error {
+	r.held += int64(bytes)
+	if limit := r.call.api.opts.ReadLimit; r.held > limit {
+		return problem(codeSubjectTooLarge, "subject",
+			fmt.Sprintf("so many different values, agents or votes are held about the subject that weighing them takes more than %d bytes", limit),
+			"narrow the question with predicate, source_class, min_confidence or as_of, or ask /v1/query with lens=recency, confidence or authority")
+	}
+	if r.held <= freeRoom {
+		return nil
+	}
+	return r.turn()
+}
+
+// turn waits for the turn of a request that holds more than a little.
+func (r *room) turn() error {
+	if r.heavy {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(r.call.ctx, roomPatient)
+	defer cancel()
+	if err := r.call.api.heavy.Acquire(ctx, 1); err != nil {
+		return problem(cluster.CodeOverloaded, "", "too many large subjects are being read", remedyRetry).retry(retrySoon)
+	}
+	r.heavy = true
+	return nil
+}
+
+// empty forgets what was held; the turn is kept.
+func (r *room) empty() { r.held = 0 }
+
+// leave gives the turn back.
+func (r *room) leave() {
+	if r.heavy {
+		r.call.api.heavy.Release(1)
+	}
 }
 
 // claimBody is a claim as callers see it: the content as it was signed, and

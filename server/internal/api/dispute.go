@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"time"
@@ -64,16 +65,19 @@ func (c *call) skeptic() error {
 	if err != nil {
 		return err
 	}
-	src := source{query: &q}
-	dispute := lens.Skeptic(src.feed(claims), q.params)
-	if src.err != nil {
-		return src.err
+	space := room{call: c}
+	defer space.leave()
+	q.params.Hold = space.hold
+	src := source{filter: &q.filter}
+	dispute, err := lens.Skeptic(src.feed(claims), q.params)
+	if err := cmp.Or(src.err, err); err != nil {
+		return err
 	}
 	body := skepticBody{
 		Subject: q.subject, Predicate: q.predicate, Consistency: q.consistency.String(), AsOf: q.asOf,
 		Score: dispute.Score, Status: string(dispute.Status), Why: dispute.Why, Values: []valueBody{},
 	}
-	if err := c.showValues(&body, &src, dispute.Values, limit); err != nil {
+	if err := c.showValues(&body, dispute.Values, limit); err != nil {
 		return err
 	}
 	c.api.meters.queried("skeptic", began)
@@ -82,7 +86,7 @@ func (c *call) skeptic() error {
 
 // showValues shows values, strongest first, with up to limit claims in all and
 // as many bytes of values as fit a page.
-func (c *call) showValues(body *skepticBody, src *source, values []lens.ValueSupport, limit int) error {
+func (c *call) showValues(body *skepticBody, values []lens.ValueSupport, limit int) error {
 	size := 0
 	for i := range values {
 		v := &values[i]
@@ -90,7 +94,7 @@ func (c *call) showValues(body *skepticBody, src *source, values []lens.ValueSup
 			body.Truncated = true
 			return nil
 		}
-		newest, err := c.show(src, v.Newest)
+		newest, err := c.show(v.Newest)
 		if err != nil {
 			return err
 		}
@@ -144,10 +148,13 @@ func (c *call) layered() error {
 	if err != nil {
 		return err
 	}
-	src := source{query: &q}
-	layers := lens.Layered(src.feed(claims), q.params)
-	if src.err != nil {
-		return src.err
+	space := room{call: c}
+	defer space.leave()
+	q.params.Hold = space.hold
+	src := source{filter: &q.filter}
+	layers, err := lens.Layered(src.feed(claims), q.params)
+	if err := cmp.Or(src.err, err); err != nil {
+		return err
 	}
 	body := layeredBody{
 		Subject: q.subject, Predicate: q.predicate, Consistency: q.consistency.String(), AsOf: q.asOf, Layers: []layerBody{},
@@ -155,7 +162,7 @@ func (c *call) layered() error {
 	for _, l := range layers {
 		shown := layerBody{SourceClass: l.Class, Tier: l.Class.Tier(), Why: l.Answer.Why}
 		if l.Answer.Winner != nil {
-			if shown.Winner, err = c.show(&src, l.Answer.Winner); err != nil {
+			if shown.Winner, err = c.show(l.Answer.Winner); err != nil {
 				return err
 			}
 		}

@@ -40,6 +40,12 @@ type solo struct {
 	calls    atomic.Int64
 	others   []Peer
 	panics   atomic.Bool
+
+	voices  int                   // as cluster.Limits.Voices
+	asked   []cluster.Consistency // of Claims, one after the other
+	given   int                   // claims, one after the other
+	onClaim func(given int)       // called before each
+	left    chan time.Duration    // when set, gets the time that each write has
 }
 
 func newSolo(t testing.TB) *solo {
@@ -108,6 +114,10 @@ func (b *solo) write(ctx context.Context, failed error, id record.Hash, signed [
 			return r
 		}
 	}
+	if b.left != nil {
+		deadline, _ := ctx.Deadline()
+		b.left <- time.Until(deadline)
+	}
 	if d := time.Duration(b.slow.Load()); d > 0 {
 		select {
 		case <-time.After(d):
@@ -131,11 +141,26 @@ func (b *solo) Get(_ context.Context, project string, id record.Hash, _ cluster.
 	return b.store.Assertion(project, id)
 }
 
-func (b *solo) Claims(ctx context.Context, q store.ClaimQuery, _ cluster.Consistency) (iter.Seq2[*store.Claim, error], error) {
+func (b *solo) Claims(ctx context.Context, q store.ClaimQuery, consistency cluster.Consistency) (iter.Seq2[*store.Claim, error], error) {
 	if err := b.failure(); err != nil {
 		return nil, err
 	}
-	return b.store.Claims(ctx, q, 0), nil
+	claims := b.store.Claims(ctx, q, b.voices)
+	if b.onClaim == nil {
+		return claims, nil
+	}
+	b.asked = append(b.asked, consistency)
+	return func(yield func(*store.Claim, error) bool) {
+		for claim, err := range claims {
+			if err == nil {
+				b.given++
+				b.onClaim(b.given)
+			}
+			if !yield(claim, err) {
+				return
+			}
+		}
+	}, nil
 }
 
 func (b *solo) Content(_ context.Context, claim *store.Claim) (*record.Content, error) {

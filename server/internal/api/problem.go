@@ -11,6 +11,7 @@ import (
 
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
+	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/record"
 )
 
@@ -37,6 +38,7 @@ const (
 	codeRevokedForGood    = "revoked_for_good"
 	codeAlreadyRotated    = "already_rotated"
 	codeMediaType         = "unsupported_media_type"
+	codeSubjectTooLarge   = "subject_too_large"
 	codeHeaderTooLarge    = "header_too_large"
 	codeInternal          = "internal"
 	codeStarting          = "starting"
@@ -102,6 +104,7 @@ var codeTable = map[string]codeInfo{
 	codeRevokedForGood:   {409, "A revoked key cannot come back"},
 	codeAlreadyRotated:   {409, "The key was rotated before"},
 	codeMediaType:        {415, "The body's media type is not taken here"},
+	codeSubjectTooLarge:  {422, "There is too much about the subject for one answer"},
 	codeHeaderTooLarge:   {431, "The request's header is too large"},
 	codeInternal:         {500, "The server failed"},
 	codeStarting:         {503, "The node is starting"},
@@ -218,6 +221,9 @@ func asProblem(err error) *Problem {
 	}
 	if p := backendProblem(err); p != nil {
 		return p
+	}
+	if errors.Is(err, store.ErrTooManyVoices) {
+		return problem(codeSubjectTooLarge, "subject", err.Error(), "ask with as_of for what was signed before that claim, or for another predicate")
 	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/lens"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/record"
@@ -136,6 +138,8 @@ func (c *call) list(q *claimQuery, body *queryBody) error {
 		return err
 	}
 	body.Claims = []json.RawMessage{}
+	space := room{call: c}
+	defer space.leave()
 	var last *store.Claim
 	scanned, size := 0, 0
 	for claim, err := range claims {
@@ -159,6 +163,11 @@ func (c *call) list(q *claimQuery, body *queryBody) error {
 			return fmt.Errorf("encode claim %s: %w", claim.ID, err)
 		}
 		body.Claims, size = append(body.Claims, text), size+len(text)
+		if size > freeRoom {
+			if err := space.turn(); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -179,30 +188,29 @@ func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
 	}
 	var after *store.ClaimCursor
 	if place != nil {
-		// Behind the oldest claim that there can be of the last predicate.
-		after = &store.ClaimCursor{Predicate: string(place)}
+		after = endOf(string(place))
 	}
-	claims, err := c.claims(q, after)
-	if err != nil {
-		return err
-	}
+	space := room{call: c}
+	defer space.leave()
+	q.params.Hold = space.hold
 	body.Answers = []answerBody{}
-	for predicate, group := range byPredicate(claims) {
+	for predicate, group := range c.byPredicate(*q, after) {
 		if len(body.Answers) == limit {
 			body.Cursor = c.writeCursor([]byte(body.Answers[limit-1].Predicate))
 			return nil
 		}
-		src := source{query: q}
-		answer := l(src.feed(group), q.params)
-		if src.err != nil {
-			return src.err
+		src := source{filter: &q.filter}
+		answer, err := l(src.feed(group), q.params)
+		if err := cmp.Or(src.err, err); err != nil {
+			return err
 		}
-		if answer.Winner == nil && len(src.held) == 0 {
-			continue // nothing passed the filter
+		space.empty()
+		if !src.passed {
+			continue
 		}
 		shown := answerBody{Predicate: predicate, Why: answer.Why}
 		if answer.Winner != nil {
-			if shown.Winner, err = c.show(&src, answer.Winner); err != nil {
+			if shown.Winner, err = c.show(answer.Winner); err != nil {
 				return err
 			}
 		}
@@ -211,37 +219,60 @@ func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
 	return nil
 }
 
-// byPredicate splits an ordered sequence of claims into one for each predicate.
-// What a consumer leaves unread of a group is passed over. An error is given to
-// the group in which it comes up, or to one of its own.
-func byPredicate(claims iter.Seq2[*store.Claim, error]) iter.Seq2[string, iter.Seq2[*store.Claim, error]] {
+// byPredicate yields the claims of a query in one sequence for each predicate.
+// What a consumer leaves unread of it is not read: the claims are opened anew
+// behind it. An error is given to the sequence in which it comes up, or to one
+// of its own.
+func (c *call) byPredicate(q claimQuery, after *store.ClaimCursor) iter.Seq2[string, iter.Seq2[*store.Claim, error]] {
 	return func(yield func(string, iter.Seq2[*store.Claim, error]) bool) {
-		next, stop := iter.Pull2(claims)
-		defer stop()
-		claim, err, ok := next()
-		for ok {
-			predicate := ""
-			if claim != nil {
-				predicate = claim.Predicate
-			}
-			group := func(yield func(*store.Claim, error) bool) {
-				for ok && (err != nil || claim.Predicate == predicate) {
-					c, e := claim, err
-					claim, err, ok = next()
-					if !yield(c, e) || e != nil {
-						return
-					}
-				}
-			}
-			if !yield(predicate, group) {
+		for {
+			claims, err := c.claims(&q, after)
+			if err != nil {
+				yield("", func(yield func(*store.Claim, error) bool) { yield(nil, err) })
 				return
 			}
-			for ok && err == nil && claim.Predicate == predicate {
-				claim, err, ok = next()
+			left := eachPredicate(claims, yield)
+			if left == nil {
+				return
 			}
+			// Opening them brought here what the others hold.
+			after, q.consistency = left, cluster.Local
 		}
 	}
 }
+
+// eachPredicate yields sequences until the consumer has enough (nil), or has
+// left one unread: then it returns the end of that.
+func eachPredicate(claims iter.Seq2[*store.Claim, error], yield func(string, iter.Seq2[*store.Claim, error]) bool) (left *store.ClaimCursor) {
+	next, stop := iter.Pull2(claims)
+	defer stop()
+	claim, err, ok := next()
+	for ok {
+		predicate := ""
+		if claim != nil {
+			predicate = claim.Predicate
+		}
+		group := func(yield func(*store.Claim, error) bool) {
+			for ok && (err != nil || claim.Predicate == predicate) {
+				c, e := claim, err
+				claim, err, ok = next()
+				if !yield(c, e) || e != nil {
+					return
+				}
+			}
+		}
+		if !yield(predicate, group) {
+			return nil
+		}
+		if ok && err == nil && claim.Predicate == predicate {
+			return endOf(predicate)
+		}
+	}
+	return nil
+}
+
+// endOf is a place behind the oldest claim that there can be of a predicate.
+func endOf(predicate string) *store.ClaimCursor { return &store.ClaimCursor{Predicate: predicate} }
 
 // A claim's place in a cursor: timestamp u64 | id 32 | predicate.
 func claimPlace(claim *store.Claim) []byte {

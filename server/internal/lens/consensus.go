@@ -3,6 +3,7 @@ package lens
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 
@@ -13,8 +14,18 @@ import (
 // value, with the newest thing that it said about it: 1 for signing a claim of
 // this value, or the weight of its vote on one. The newest claim stands for
 // its value.
-func Consensus(claims Claims, _ Params) Answer {
-	tallies := count(claims, 0)
+func Consensus(claims Claims, p Params) (Answer, error) {
+	n := newCount(&p, 0)
+	for c := range claims {
+		if err := n.add(c); err != nil {
+			return Answer{}, err
+		}
+	}
+	return elect(n.tallies()), nil
+}
+
+// elect draws the answer from tallies, strongest first.
+func elect(tallies []*tally) Answer {
 	a := Answer{Why: Why{Rule: "the value with the most support wins (each agent counts once: 1 for a signature, its weight for a vote), then the one claimed latest, then the greatest id"}}
 	switch {
 	case len(tallies) == 0:
@@ -46,18 +57,25 @@ type Layer struct {
 
 // Layered draws the consensus of each source class that has claims, highest
 // authority first.
-func Layered(claims Claims, p Params) []Layer {
-	byClass := make(map[record.SourceClass][]*Claim)
+func Layered(claims Claims, p Params) ([]Layer, error) {
+	byClass := make(map[record.SourceClass]*count)
 	for c := range claims {
-		byClass[c.Class] = append(byClass[c.Class], c)
+		n := byClass[c.Class]
+		if n == nil {
+			n = newCount(&p, 0)
+			byClass[c.Class] = n
+		}
+		if err := n.add(c); err != nil {
+			return nil, err
+		}
 	}
 	var layers []Layer
 	for _, class := range record.SourceClasses() {
-		if len(byClass[class]) > 0 {
-			layers = append(layers, Layer{class, Consensus(slices.Values(byClass[class]), p)})
+		if n := byClass[class]; n != nil {
+			layers = append(layers, Layer{class, elect(n.tallies())})
 		}
 	}
-	return layers
+	return layers, nil
 }
 
 // Dispute is the answer of the skeptic lens: no winner, but who says what.
@@ -99,8 +117,18 @@ const MaxClaims = 100
 
 // Skeptic shows disagreement: score = H/log2(k), H being the entropy of the
 // shares of the k values with positive support.
-func Skeptic(claims Claims, _ Params) Dispute {
-	tallies := count(claims, MaxClaims)
+func Skeptic(claims Claims, p Params) (Dispute, error) {
+	n := newCount(&p, MaxClaims)
+	for c := range claims {
+		if err := n.add(c); err != nil {
+			return Dispute{}, err
+		}
+	}
+	return weigh(n.tallies()), nil
+}
+
+// weigh shows how the support is spread over tallies, strongest first.
+func weigh(tallies []*tally) Dispute {
 	var total int64
 	positive := 0
 	for _, t := range tallies {
@@ -168,29 +196,61 @@ func (t *tally) signers() int {
 	return n
 }
 
-// count makes the tallies, strongest first.
-func count(claims Claims, keep int) []*tally {
-	byValue := make(map[ValueHash]*tally)
-	var all []*tally
-	for c := range claims {
-		t := byValue[c.Value]
-		if t == nil {
-			t = &tally{value: c.Value, newest: c, said: make(map[record.AgentID]statement)}
-			byValue[c.Value] = t
-			all = append(all, t)
-		}
-		t.claims++
-		if len(t.kept) < keep {
-			t.kept = append(t.kept, c)
-		}
-		for _, agent := range c.Agents {
-			t.say(agent, statement{time: c.Timestamp, signed: true, weight: millionth})
-		}
-		for i := range c.Votes {
-			v := &c.Votes[i]
-			t.say(v.Agent, statement{time: v.Timestamp, vote: v.ID, voted: true, weight: int64(math.Round(v.Weight * millionth))})
-		}
+// count is what was said about one subject and predicate, by value.
+type count struct {
+	params  *Params
+	keep    int // how many claims of a value are kept besides its newest
+	byValue map[ValueHash]*tally
+}
+
+// What a count holds in memory, measured and rounded up; Params.Hold is asked
+// for it. A kept claim may also be shown, which costs as much again.
+const (
+	valueBytes     = 1000 // a tally with its map
+	statementBytes = 250  // an agent in the map, which doubles as it grows
+	claimBytes     = 600
+	agentBytes     = 128 // of a claim
+	voteBytes      = 96  // of a claim
+)
+
+func newCount(p *Params, keep int) *count {
+	return &count{params: p, keep: keep, byValue: make(map[ValueHash]*tally)}
+}
+
+// add counts a claim. Claims come newest first.
+func (n *count) add(c *Claim) error {
+	bytes := 0
+	t := n.byValue[c.Value]
+	if t == nil {
+		t = &tally{value: c.Value, newest: c, said: make(map[record.AgentID]statement)}
+		n.byValue[c.Value] = t
+		bytes += valueBytes
 	}
+	t.claims++
+	keep := len(t.kept) < n.keep
+	if keep {
+		t.kept = append(t.kept, c)
+	}
+	if keep || t.newest == c {
+		bytes += claimBytes + agentBytes*len(c.Agents) + voteBytes*len(c.Votes)
+	}
+	known := len(t.said)
+	for _, agent := range c.Agents {
+		t.say(agent, statement{time: c.Timestamp, signed: true, weight: millionth})
+	}
+	for i := range c.Votes {
+		v := &c.Votes[i]
+		t.say(v.Agent, statement{time: v.Timestamp, vote: v.ID, voted: true, weight: int64(math.Round(v.Weight * millionth))})
+	}
+	if bytes += statementBytes * (len(t.said) - known); bytes == 0 {
+		return nil
+	}
+	return n.params.hold(bytes)
+}
+
+// tallies are those of all values, strongest first.
+func (n *count) tallies() []*tally {
+	all := slices.Collect(maps.Values(n.byValue))
 	for _, t := range all {
 		for _, s := range t.said {
 			t.support += s.weight

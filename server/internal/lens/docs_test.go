@@ -108,14 +108,16 @@ func readClaims(t *testing.T, rows []row) named {
 func checkAnswer(t *testing.T, n named, r row) {
 	p := Params{Now: 1000 * day}
 	if r["lens"] == "skeptic" {
-		d := Skeptic(slices.Values(n.claims), p)
+		d, err := Skeptic(slices.Values(n.claims), p)
+		require.NoError(t, err)
 		require.Equal(t, r["winner"], string(d.Status), d.Why)
 		require.Equal(t, r["score"], show(d.Score), "skeptic")
 		return
 	}
 	l, ok := Get(r["lens"])
 	require.True(t, ok, r["lens"])
-	a := l(slices.Values(n.claims), p)
+	a, err := l(slices.Values(n.claims), p)
+	require.NoError(t, err)
 	winner, second := "", ""
 	if a.Winner != nil {
 		winner = n.names[a.Winner.ID]

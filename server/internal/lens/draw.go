@@ -78,7 +78,7 @@ func tieBreak(w, r *Claim) string {
 const noClaims = "there is no claim"
 
 // Recency: the newest claim. It reads two claims and no more.
-func Recency(claims Claims, _ Params) Answer {
+func Recency(claims Claims, _ Params) (Answer, error) {
 	a := Answer{Why: Why{Rule: "the latest timestamp wins, then the greatest id", Because: noClaims}}
 	for c := range claims {
 		if a.Winner == nil {
@@ -93,11 +93,11 @@ func Recency(claims Claims, _ Params) Answer {
 		}
 		break
 	}
-	return a
+	return a, nil
 }
 
 // Confidence: the claim whose signers were surest.
-func Confidence(claims Claims, _ Params) Answer {
+func Confidence(claims Claims, _ Params) (Answer, error) {
 	why := Why{Rule: "the highest confidence wins, then the latest timestamp, then the greatest id"}
 	return best(claims, why, func(c *Claim) rank { return rank{score: c.Confidence} },
 		func(c *Claim, _ rank) string { return fmt.Sprintf("confidence %v", c.Confidence) })
@@ -105,7 +105,7 @@ func Confidence(claims Claims, _ Params) Answer {
 
 // Authority: the highest source class first; within it the highest confidence,
 // decayed by age.
-func Authority(claims Claims, p Params) Answer {
+func Authority(claims Claims, p Params) (Answer, error) {
 	why := Why{Rule: "the highest source class wins, then the highest decayed confidence, then the latest timestamp, then the greatest id"}
 	return best(claims, why,
 		func(c *Claim) rank { return rank{tier: c.Class.Tier(), score: Decayed(c, p.Now)} },
@@ -128,8 +128,8 @@ func (r rank) before(o rank) bool {
 }
 
 // best finds the claim that ranks first. Claims come newest first, so of equal
-// ranks the first one met stays.
-func best(claims Claims, why Why, rankOf func(*Claim) rank, because func(*Claim, rank) string) Answer {
+// ranks the first one met stays. It holds two claims, however many there are.
+func best(claims Claims, why Why, rankOf func(*Claim) rank, because func(*Claim, rank) string) (Answer, error) {
 	var winner, second *Claim
 	var first, next rank
 	for c := range claims {
@@ -144,7 +144,7 @@ func best(claims Claims, why Why, rankOf func(*Claim) rank, because func(*Claim,
 	a := Answer{Winner: winner, Why: why}
 	if winner == nil {
 		a.Why.Because = noClaims
-		return a
+		return a, nil
 	}
 	a.Why.Score = first.score
 	a.Why.Because = because(winner, first)
@@ -154,7 +154,7 @@ func best(claims Claims, why Why, rankOf func(*Claim) rank, because func(*Claim,
 			a.Why.TieBreak = tieBreak(winner, second)
 		}
 	}
-	return a
+	return a, nil
 }
 
 // HalfLife is the time in days after which a claim of the class has lost half

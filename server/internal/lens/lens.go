@@ -34,6 +34,9 @@ type Claim struct {
 	Value      ValueHash
 	Agents     []record.AgentID // who signed; distinct, ascending
 	Votes      []Vote           // the newest of each agent; by agent, ascending
+	// Origin is what the claim was made from. It is the caller's; no lens looks
+	// at it.
+	Origin any
 }
 
 // Vote is an agent's newest vote on a claim.
@@ -62,10 +65,21 @@ type Params struct {
 	// Now is the time that ages are counted from, unix seconds: the request's
 	// as_of or the coordinator's clock.
 	Now uint64
+	// Hold, when set, is asked whenever a lens comes to hold about so many bytes
+	// more. Its error ends the lens, which returns it. A lens that holds no more
+	// the more claims there are does not ask.
+	Hold func(bytes int) error
 }
 
-// Lens draws one answer.
-type Lens func(Claims, Params) Answer
+func (p *Params) hold(bytes int) error {
+	if p.Hold == nil {
+		return nil
+	}
+	return p.Hold(bytes)
+}
+
+// Lens draws one answer. The only error is that of Params.Hold.
+type Lens func(Claims, Params) (Answer, error)
 
 // Answer is what a lens found.
 type Answer struct {

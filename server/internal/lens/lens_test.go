@@ -16,12 +16,17 @@ func TestNoClaims(t *testing.T) {
 	for _, name := range Names() {
 		l, ok := Get(name)
 		require.True(t, ok)
-		a := l(none, Params{})
+		a, err := l(none, Params{})
+		require.NoError(t, err)
 		require.Nil(t, a.Winner, name)
 		require.Equal(t, noClaims, a.Why.Because, name)
 	}
-	require.Equal(t, Dispute{Values: []ValueSupport{}, Why: noClaims}, Skeptic(none, Params{}))
-	require.Empty(t, Layered(none, Params{}))
+	d, err := Skeptic(none, Params{})
+	require.NoError(t, err)
+	require.Equal(t, Dispute{Values: []ValueSupport{}, Why: noClaims}, d)
+	layers, err := Layered(none, Params{})
+	require.NoError(t, err)
+	require.Empty(t, layers)
 	_, ok := Get("vibes")
 	require.False(t, ok)
 }
@@ -149,7 +154,9 @@ func TestAgainstSlowWay(t *testing.T) {
 		p := Params{Now: uint64(r.IntN(400)) * day}
 		for _, name := range Names() {
 			l, _ := Get(name)
-			require.Same(t, slow(name, claims, p), l(slices.Values(claims), p).Winner, "%s, seed %d", name, seed)
+			a, err := l(slices.Values(claims), p)
+			require.NoError(t, err)
+			require.Same(t, slow(name, claims, p), a.Winner, "%s, seed %d", name, seed)
 		}
 	}
 }
@@ -158,7 +165,8 @@ func TestSkepticShares(t *testing.T) {
 	for seed := range uint64(500) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		claims := randomClaims(r, r.IntN(12))
-		d := Skeptic(slices.Values(claims), Params{})
+		d, err := Skeptic(slices.Values(claims), Params{})
+		require.NoError(t, err)
 		require.True(t, d.Score >= 0 && d.Score <= 1, "seed %d: %v", seed, d.Score)
 		shares, count := 0.0, 0
 		for i, v := range d.Values {
@@ -171,7 +179,8 @@ func TestSkepticShares(t *testing.T) {
 		if shares != 0 {
 			require.InDelta(t, 1, shares, 1e-9)
 		}
-		a := Consensus(slices.Values(claims), Params{})
+		a, err := Consensus(slices.Values(claims), Params{})
+		require.NoError(t, err)
 		if a.Winner != nil {
 			require.Same(t, a.Winner, d.Values[0].Newest, "skeptic's first value is what consensus answers")
 		}
@@ -189,18 +198,23 @@ func TestRecencyReadsTwoClaims(t *testing.T) {
 			}
 		}
 	}
-	require.Same(t, claims[0], Recency(counted, Params{}).Winner)
+	a, err := Recency(counted, Params{})
+	require.NoError(t, err)
+	require.Same(t, claims[0], a.Winner)
 	require.Equal(t, 2, read)
 }
 
 func TestLayeredIsConsensusOfEachClass(t *testing.T) {
 	claims := randomClaims(rand.New(rand.NewPCG(3, 3)), 60)
-	layers := Layered(slices.Values(claims), Params{})
+	layers, err := Layered(slices.Values(claims), Params{})
+	require.NoError(t, err)
 	require.Len(t, layers, 6)
 	for i, l := range layers {
 		require.Equal(t, i, l.Class.Tier())
 		f := Filter{Classes: []record.SourceClass{l.Class}}
-		require.Equal(t, Consensus(f.Apply(slices.Values(claims)), Params{}), l.Answer)
+		alone, err := Consensus(f.Apply(slices.Values(claims)), Params{})
+		require.NoError(t, err)
+		require.Equal(t, alone, l.Answer)
 	}
 }
 

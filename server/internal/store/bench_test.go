@@ -124,7 +124,8 @@ func BenchmarkRead(b *testing.B) {
 		b.Run("Claims/"+name, func(b *testing.B) {
 			l, _ := lens.Get(name)
 			for i := range b.N {
-				a := l(s.lensClaims(b, subjects[i%len(subjects)]), lens.Params{Now: 1_800_000_000})
+				a, err := l(s.lensClaims(b, subjects[i%len(subjects)]), lens.Params{Now: 1_800_000_000})
+				require.NoError(b, err)
 				require.NotNil(b, a.Winner)
 			}
 		})
@@ -197,7 +198,9 @@ func BenchmarkHotSubject(b *testing.B) {
 			l, _ := lens.Get(name)
 			b.ReportAllocs()
 			for range b.N {
-				require.NotNil(b, l(s.lensClaims(b, "hot"), lens.Params{}).Winner)
+				a, err := l(s.lensClaims(b, "hot"), lens.Params{})
+				require.NoError(b, err)
+				require.NotNil(b, a.Winner)
 			}
 		})
 	}

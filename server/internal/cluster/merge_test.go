@@ -1,0 +1,245 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"iter"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+
+	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
+	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+// counted is a store that counts what is asked of it.
+type counted struct {
+	Store
+	mu sync.Mutex
+	// listed is how many keys of sets were given, before how many of them
+	// before the first Put; largest, the most items of one Put.
+	listed, before, largest int
+	// digests, when set, holds up SetDigest until its caller goes away.
+	digests chan error
+}
+
+func (s *counted) SetKeys(ctx context.Context, set store.Set) iter.Seq2[store.SetKey, error] {
+	return func(yield func(store.SetKey, error) bool) {
+		for k, err := range s.Store.SetKeys(ctx, set) {
+			s.mu.Lock()
+			s.listed++
+			s.mu.Unlock()
+			if !yield(k, err) {
+				return
+			}
+		}
+	}
+}
+
+func (s *counted) SetDigest(ctx context.Context, set store.Set) (store.Digest, error) {
+	if s.digests == nil {
+		return s.Store.SetDigest(ctx, set)
+	}
+	<-ctx.Done()
+	s.digests <- ctx.Err()
+	return store.Digest{}, ctx.Err()
+}
+
+func (s *counted) Put(items []store.Item, done func(store.PutResult)) error {
+	s.mu.Lock()
+	if s.largest == 0 {
+		s.before = s.listed
+	}
+	s.largest = max(s.largest, len(items))
+	s.mu.Unlock()
+	return s.Store.Put(items, done)
+}
+
+func (s *counted) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listed, s.before, s.largest = 0, 0, 0
+}
+
+// countedNodes are three nodes that bring each other nothing but by reads.
+func countedNodes(t *testing.T) (*world, map[string]*counted) {
+	stores := map[string]*counted{}
+	w := threeNodes(t, noCatchUp, func(w *world) {
+		quiet := w.tune
+		w.tune = func(c *Config) {
+			quiet(c)
+			s := &counted{Store: c.Store}
+			stores[c.Store.Identity().Node] = s
+			c.Store = s
+		}
+	})
+	return w, stores
+}
+
+// contents of one subject, the newest first: so a set lists them.
+func contents(count int, predicate string) []store.Item {
+	items := make([]store.Item, count)
+	for i := range items {
+		c := &record.Content{
+			Subject: "hot", Predicate: predicate, Object: record.Number(float64(i)), SourceClass: record.Expert, Timestamp: uint64(count - i),
+		}
+		items[i] = store.NewContent("p", c.ID(), c)
+	}
+	return items
+}
+
+func (n *node) put(items []store.Item) {
+	for ; len(items) > 0; items = items[min(500, len(items)):] {
+		require.NoError(n.w.t, n.cluster.putAndWait(context.Background(), items[:min(500, len(items))]))
+	}
+}
+
+// TestMergeGoesThroughChunks: two nodes differ in about as many records as one
+// chunk holds, here and there, at both ends of the set.
+func TestMergeGoesThroughChunks(t *testing.T) {
+	for _, differing := range []int{1, mergeChunk - 1, mergeChunk, mergeChunk + 1, 3 * mergeChunk} {
+		t.Run(fmt.Sprint(differing), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, stores := countedNodes(t)
+				a, c := w.nodes["a"], w.nodes["c"]
+				all := contents(4*differing+10*mergeChunk, "is")
+				var onA, onC []store.Item
+				first, last := differing/2, differing-differing/2
+				for i, it := range all {
+					odd := i < first || i >= len(all)-last
+					if !odd || i%2 == 0 {
+						onA = append(onA, it)
+					}
+					if !odd || i%2 == 1 {
+						onC = append(onC, it)
+					}
+				}
+				a.put(onA)
+				c.put(onC)
+				w.nodes["b"].crash(memfs.LoseAll)
+				stores["a"].clear()
+				found := 0
+				seq, err := a.cluster.Claims(context.Background(), store.ClaimQuery{Project: "p", Subject: "hot"}, Quorum)
+				require.NoError(t, err)
+				for _, err := range seq {
+					require.NoError(t, err)
+					found++
+				}
+				require.Equal(t, len(all), found)
+				set := store.Set{Project: "p", Subject: "hot"}
+				mine, err := a.store.SetDigest(t.Context(), set)
+				require.NoError(t, err)
+				theirs, err := c.store.SetDigest(t.Context(), set)
+				require.NoError(t, err)
+				require.Equal(t, mine, theirs)
+				require.EqualValues(t, differing, a.metric("read_written_back_total"))
+				require.LessOrEqual(t, stores["a"].largest, mergeChunk)
+				if differing == 3*mergeChunk {
+					require.Less(t, stores["a"].before, 2*mergeChunk, "it writes back before it has read all of its own list")
+				}
+			})
+		})
+	}
+}
+
+// TestListEndsWithItsReader: a member lists as much as is taken in.
+func TestListEndsWithItsReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, stores := countedNodes(t)
+		a, c := w.nodes["a"], w.nodes["c"]
+		all := contents(5000, strings.Repeat("long", 60)) // some 1.4 MB of places
+		c.put(all)
+		conn, err := a.control.Conn(w.member("c"))
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(context.Background())
+		stream, err := peerpb.NewPeerClient(conn).SetKeys(ctx, &peerpb.SetRequest{Project: "p", Subject: "hot"})
+		require.NoError(t, err)
+		_, err = stream.Recv()
+		require.NoError(t, err)
+		time.Sleep(time.Second)
+		cancel()
+		time.Sleep(time.Second)
+		s := stores["c"]
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		require.Less(t, s.listed, len(all)/2)
+	})
+}
+
+// TestDigestEndsWithItsCaller: a member that is asked for the digest of a hot
+// subject stops when nobody waits for it any more.
+func TestDigestEndsWithItsCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, stores := countedNodes(t)
+		w.nodes["b"].crash(memfs.LoseAll)
+		stores["c"].digests = make(chan error, 8)
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		_, err := w.nodes["a"].cluster.Claims(ctx, store.ClaimQuery{Project: "p", Subject: "hot"}, Quorum)
+		require.ErrorIs(t, err, ErrUnavailable)
+		require.Error(t, <-stores["c"].digests)
+
+		// And this node's own.
+		stores["a"].digests = make(chan error, 8)
+		ctx, cancel = context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		_, err = w.nodes["a"].cluster.Claims(ctx, store.ClaimQuery{Project: "p", Subject: "hot"}, Quorum)
+		var u *UnavailableError
+		require.ErrorAs(t, err, &u)
+		require.Equal(t, CodeOverloaded, u.Code)
+		require.Error(t, <-stores["a"].digests)
+	})
+}
+
+// lister answers SetKeys with these messages.
+type lister struct {
+	peerpb.PeerClient
+	grpc.ClientStream
+	messages [][]byte
+}
+
+func (l *lister) SetKeys(context.Context, *peerpb.SetRequest, ...grpc.CallOption) (peerpb.Peer_SetKeysClient, error) {
+	return l, nil
+}
+
+func (l *lister) Recv() (*peerpb.SetKeysResponse, error) {
+	if len(l.messages) == 0 {
+		return nil, io.EOF
+	}
+	m := l.messages[0]
+	l.messages = l.messages[1:]
+	return &peerpb.SetKeysResponse{Places: m}, nil
+}
+
+// FuzzPlaces lists arbitrary bytes: what comes through is in order.
+func FuzzPlaces(f *testing.F) {
+	id := record.Hash{1}
+	signature := append([]byte{1}, make([]byte, 32)...)
+	f.Add(appendPlace(appendPlace(nil, []byte{0}), signature), []byte{}, true)
+	f.Add(appendPlace(nil, signature), appendPlace(nil, []byte{0}), true)
+	f.Add(appendPlace(nil, append([]byte("is\x00"), make([]byte, 41)...)), []byte{200, 1}, false)
+	f.Fuzz(func(t *testing.T, one, two []byte, assertion bool) {
+		set := &store.Set{Project: "p", Subject: "s"}
+		if assertion {
+			set = &store.Set{Project: "p", ID: &id}
+		}
+		c := &Cluster{}
+		last := ""
+		for k, err := range c.keysOf(context.Background(), &lister{messages: [][]byte{one, two}}, set) {
+			if err != nil {
+				return
+			}
+			require.Less(t, last, string(k.Place))
+			require.True(t, k.Key.Kind.Record())
+			last = string(k.Place)
+		}
+	})
+}
