@@ -137,7 +137,7 @@ func (c *call) flush(w http.ResponseWriter) {
 	if h["Cache-Control"] == nil {
 		h["Cache-Control"] = []string{"no-store"}
 	}
-	if c.status != http.StatusNoContent && c.status != http.StatusNotModified {
+	if h["Content-Length"] == nil && c.status != http.StatusNoContent && c.status != http.StatusNotModified {
 		h["Content-Length"] = []string{strconv.Itoa(len(c.out))}
 	}
 	if c.api.draining.Load() {

@@ -258,6 +258,10 @@ func (g *gateway) attempt(ctx context.Context, c *call, peer Peer, share time.Du
 			c.header(name, v)
 		}
 	}
+	if c.r.Method == http.MethodHead && resp.ContentLength >= 0 {
+		// Of an answer that is not there.
+		c.header("Content-Length", strconv.FormatInt(resp.ContentLength, 10))
+	}
 	c.status, c.contentType, c.out = resp.StatusCode, resp.Header.Get("Content-Type"), body
 	return true, nil
 }
