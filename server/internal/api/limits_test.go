@@ -80,7 +80,7 @@ func TestEachPredicateHasItsRoom(t *testing.T) {
 func TestGatewayKeepsASubjectThatIsTooLarge(t *testing.T) {
 	c := newTrio(t, nil)
 	c.nodes[0].world.api.opts.ReadLimit = 64 << 10
-	c.nodes[0].world.hot("hot", 200)
+	c.nodes[0].hot("hot", 200)
 	got := c.ask(request{method: "GET", path: weighing[0], key: c.nodes[0].raw[keys.ReadOnly]})
 	require.Equal(t, codeSubjectTooLarge, problemOf(t, got).Code)
 	require.Zero(t, c.dials.Load())
@@ -134,7 +134,7 @@ func TestReadEndsWithItsCaller(t *testing.T) {
 				leave()
 			}
 		}
-		req := httptest.NewRequest("GET", path, nil).WithContext(ctx)
+		req := httptest.NewRequest(http.MethodGet, path, nil).WithContext(ctx)
 		req.Header.Set("X-API-Key", w.raw[keys.ReadOnly])
 		w.api.Handler().ServeHTTP(httptest.NewRecorder(), req)
 		require.GreaterOrEqual(t, w.backend.given, 10, path)
