@@ -79,7 +79,7 @@ func (s *Store) applyActive() bool {
 		return false
 	}
 	s.frozen = nil
-	s.pending -= l.bytes
+	s.pending -= l.bytes - l.written
 	s.applied = l.end
 	s.assertions += l.assertions
 	return true
@@ -87,12 +87,29 @@ func (s *Store) applyActive() bool {
 
 func (s *Store) writeLayer(l *layer) error {
 	b := s.newBatcher()
-	l.tree.Scan(func(e kv) bool { return b.put(e.k, e.v) })
+	done, total := int64(0), int64(l.tree.Len())
+	l.tree.Scan(func(e kv) bool {
+		sound := b.put(e.k, e.v)
+		if done++; b.bytes == 0 {
+			s.makeRoom(l, l.bytes*done/(total+1)) // the rest goes with the layer
+		}
+		return sound
+	})
 	b.flush()
 	if b.err != nil {
 		return b.err
 	}
 	return s.join(l.contents, l.loose)
+}
+
+// makeRoom lets Puts in for the part of the frozen layer that is written.
+// Without it all of them would wait for a whole layer at a time, seconds when
+// goleveldb is behind with its compactions.
+func (s *Store) makeRoom(l *layer, written int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending -= written - l.written
+	l.written = written
 }
 
 // batcher cuts what is written into goleveldb batches.

@@ -93,7 +93,7 @@ func (o *Options) setDefaults() error {
 		o.Progress = func(Progress) {}
 	}
 	setDefault(&o.SegmentSize, 64<<20)
-	setDefault(&o.ApplyBytes, 64<<20)
+	setDefault(&o.ApplyBytes, 32<<20)
 	setDefault(&o.MarkerBytes, 64<<20)
 	setDefault(&o.MarkerInterval, 30*time.Second)
 	setDefault(&o.CacheBytes, 32<<20)

@@ -222,6 +222,7 @@ type layer struct {
 	// assertions are the contents that were new.
 	assertions int64
 	bytes      int64 // as they were counted when the Puts were accepted
+	written    int64 // of bytes, what goleveldb has; the applier's
 }
 
 func newLayer() *layer {

@@ -117,8 +117,8 @@ func (s *Store) reserve(o *putOp, items []Item, idKeys [][]byte, again bool) err
 		return ErrClosed
 	case s.failure != nil:
 		return s.failure
-	case s.pending > 0 && s.pending+o.bytes > s.opts.ApplyBytes:
-		return ErrBusy
+	case s.pending >= s.opts.ApplyBytes:
+		return ErrBusy // whatever its size: a large one must not wait for ever behind small ones
 	}
 	s.pending += o.bytes
 	s.underWay.Add(1)

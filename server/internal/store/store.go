@@ -75,7 +75,8 @@ type Options struct {
 	Reserve, ReserveHigh uint64
 
 	// ApplyBytes bounds what is durable, or on its way, and not in the index
-	// yet; default 64 MiB.
+	// yet, but for one Put; default 32 MiB. What is being written to the index
+	// stays in memory until all of it is, so that up to twice as much is held.
 	ApplyBytes int64
 	// MarkerBytes and MarkerInterval: the index's marker is written after so
 	// many bytes of log, or after so long when it is at least a 64th of them;
