@@ -147,7 +147,7 @@ func (c *call) showClaim(claim *store.Claim) (*claimBody, error) {
 }
 
 // room is what one request holds of the claims that it reads. A little is free;
-// for more it needs a turn, so that all requests together hold no more than
+// for more it needs a turn, so that the large ones together hold no more than
 // Options.HeavyReads times Options.ReadLimit.
 type room struct {
 	call  *call
