@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -110,7 +111,7 @@ func TestMergeGoesThroughChunks(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w, stores := countedNodes(t)
 				a, c := w.nodes["a"], w.nodes["c"]
-				all := contents(4*differing+10*mergeChunk, "is")
+				all := contents(2*differing+2*mergeChunk, "is")
 				var onA, onC []store.Item
 				first, last := differing/2, differing-differing/2
 				for i, it := range all {
@@ -124,6 +125,9 @@ func TestMergeGoesThroughChunks(t *testing.T) {
 				}
 				a.put(onA)
 				c.put(onC)
+				for _, n := range []*node{a, c} {
+					require.Less(t, logBytes(0, n.store.End()), int64(tailBytes), "more would be caught up with at once")
+				}
 				w.nodes["b"].crash(memfs.LoseAll)
 				stores["a"].clear()
 				found := 0
@@ -150,27 +154,45 @@ func TestMergeGoesThroughChunks(t *testing.T) {
 	}
 }
 
-// TestListEndsWithItsReader: a member lists as much as is taken in.
+// reader is the caller of SetKeys; taken is what it does with a message.
+type reader struct {
+	grpc.ServerStream
+	ctx   context.Context
+	taken func() error
+}
+
+func (r *reader) Context() context.Context { return r.ctx }
+
+func (r *reader) Send(*peerpb.SetKeysResponse) error { return r.taken() }
+
+// TestListEndsWithItsReader: a member lists as much as is taken in, and no more
+// when the reader has gone.
 func TestListEndsWithItsReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, stores := countedNodes(t)
-		a, c := w.nodes["a"], w.nodes["c"]
+		c, s := w.nodes["c"], stores["c"]
 		all := contents(5000, strings.Repeat("long", 60)) // some 1.4 MB of places
 		c.put(all)
-		conn, err := a.control.Conn(w.member("c"))
-		require.NoError(t, err)
+		const perMessage = placesPerMessage/(4*60+43) + 1
 		ctx, cancel := context.WithCancel(context.Background())
-		stream, err := peerpb.NewPeerClient(conn).SetKeys(ctx, &peerpb.SetRequest{Project: "p", Subject: "hot"})
-		require.NoError(t, err)
-		_, err = stream.Recv()
-		require.NoError(t, err)
-		time.Sleep(time.Second)
-		cancel()
-		time.Sleep(time.Second)
-		s := stores["c"]
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		require.Less(t, s.listed, len(all)/2)
+		defer cancel()
+		broken := errors.New("broken")
+		messages := 0
+		for _, row := range []struct {
+			taken func() error
+			most  int
+		}{
+			{func() error { return broken }, perMessage},
+			{func() error { messages++; require.LessOrEqual(t, s.listed, messages*perMessage); return nil }, len(all)},
+			{func() error { cancel(); return nil }, perMessage + 256},
+		} {
+			s.clear()
+			err := (&service{c: c.cluster}).SetKeys(&peerpb.SetRequest{Project: "p", Subject: "hot"}, &reader{ctx: ctx, taken: row.taken})
+			require.Equal(t, row.most == len(all), err == nil, "%v", err)
+			require.LessOrEqual(t, s.listed, row.most)
+			require.GreaterOrEqual(t, s.listed, perMessage/2)
+		}
+		require.Greater(t, messages, 8)
 	})
 }
 
