@@ -11,8 +11,9 @@ import (
 
 // Assert makes assertions durable on a majority, in one go, and returns one
 // result for each, in order; one bad assertion does not spoil the others. It
-// takes at most Timings.WriteWait, or as long as ctx allows. The project's name
-// is the caller's to check. The assertions must not be changed afterwards.
+// waits for its turn as long as ctx allows, and then at most Timings.WriteWait.
+// The project's name is the caller's to check. The assertions must not be
+// changed afterwards.
 func (c *Cluster) Assert(ctx context.Context, project string, as []*record.Assertion) []WriteResult {
 	results := make([]WriteResult, len(as))
 	b := writeBatch{results: results, spans: make([]span, len(as))}

@@ -137,13 +137,14 @@ func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, 
 		return nil, c.notMember(state)
 	}
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, c.timings.WriteWait)
-	defer cancel()
+	// First come, first served, for as long as the caller waits.
 	cost := writeCost(items, c.limits.InFlightBytes)
 	if err := c.room.Acquire(ctx, cost); err != nil {
 		return nil, unavailable(CodeOverloaded, "too many writes are waiting for the disks", err)
 	}
 	defer c.room.Release(cost)
+	ctx, cancel := context.WithTimeout(ctx, c.timings.WriteWait)
+	defer cancel()
 	w := &write{items: items, done: make(chan struct{})}
 	// In this order: whoever adds a peer from now on offers it this write.
 	c.inFlight.add(w)

@@ -22,9 +22,9 @@ var errNoSegment = errors.New("no space for the next segment")
 // maxSpares bounds the files kept for another use; what is above is removed.
 const maxSpares = 2
 
-// zeroChunk is how much is written ahead between two syncs: more would make
-// the writer's sync wait behind it.
-const zeroChunk = 4 << 20
+// syncChunk is how much is written in the background between two syncs: more
+// would make the writer's sync wait behind it.
+const syncChunk = 4 << 20
 
 // offer is what the preparer hands to the writer.
 type offer struct {
@@ -196,7 +196,7 @@ func zeroFill(ctx context.Context, f vfs.File, size int64) error {
 			return err
 		}
 		off += int64(n)
-		if off-synced >= zeroChunk {
+		if off-synced >= syncChunk {
 			if err := f.Sync(); err != nil {
 				return err
 			}

@@ -237,6 +237,11 @@ func (l *Log) copySegment(ctx context.Context, to vfs.File, v view, foot *footer
 			return nil, err
 		}
 		off += int64(len(b))
+		if off%syncChunk == 0 {
+			if err := to.Sync(); err != nil {
+				return nil, err
+			}
+		}
 	}
 	hash.Sum(foot.hash[:0])
 	return w.readErr, nil
