@@ -29,30 +29,41 @@ const (
 )
 
 // apply runs until stopApply; what is left then is taken in before it ends.
+// Markers are written beside it: a barrier waits for compactions, seconds when
+// goleveldb is behind, and must hold up no Put meanwhile.
 func (s *Store) apply() {
 	defer s.goroutines.Done()
 	timer := time.NewTimer(s.opts.MarkerInterval)
 	defer timer.Stop()
+	var marking chan struct{} // nil when no marker is being written
 	for {
+		due := s.opts.MarkerBytes
 		select {
 		case <-s.work:
-			if !s.applyActive() || !s.markerDue(s.opts.MarkerBytes) {
-				continue
-			}
+			s.applyActive()
+		case <-marking:
+			marking = nil
+			timer.Reset(s.opts.MarkerInterval)
 		case <-timer.C:
-			// What replays in a moment is not worth a barrier.
-			if !s.markerDue(s.opts.MarkerBytes / 64) {
-				timer.Reset(s.opts.MarkerInterval)
-				continue
-			}
+			timer.Reset(s.opts.MarkerInterval)
+			due /= 64 // what replays in a moment is not worth a barrier
 		case <-s.stopApply:
+			if marking != nil {
+				<-marking
+			}
 			if s.applyActive() {
 				_ = s.mark() // noted as the store's failure
 			}
 			return
 		}
-		_ = s.mark() // noted as the store's failure
-		timer.Reset(s.opts.MarkerInterval)
+		if marking == nil && s.markerDue(due) {
+			done := make(chan struct{})
+			marking = done
+			go func() {
+				defer close(done)
+				_ = s.mark() // noted as the store's failure
+			}()
+		}
 	}
 }
 
@@ -296,8 +307,8 @@ func (s *Store) markerDue(bytes int64) bool {
 	return s.failure == nil && s.distance(s.marker, s.applied) >= bytes
 }
 
-// mark writes the marker and tells the log. It is called by the applier, or
-// before that by replay, and by nobody else.
+// mark writes the marker and tells the log. It is called on behalf of the
+// applier, or before that by replay, one at a time.
 func (s *Store) mark() error {
 	s.mu.Lock()
 	pos, due := s.applied, s.applied > s.marker && s.failure == nil

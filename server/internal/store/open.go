@@ -45,7 +45,7 @@ type Store struct {
 	orphans atomic.Int64
 	// subjects were put into the dictionary since the start (applier only).
 	subjects map[string]struct{}
-	// barrierKey is that of the last barrier (applier only).
+	// barrierKey is that of the last barrier (mark only).
 	barrierKey []byte
 
 	mu sync.Mutex
@@ -287,6 +287,7 @@ func (s *Store) openDB() error {
 	s.files = files
 	s.db, err = leveldb.Open(files, &opt.Options{
 		BlockCacheCapacity:     s.opts.CacheBytes,
+		BlockSize:              16 << 10, // with the default of 4 KiB the tables' own indexes overflow the cache at 400,000 records
 		WriteBuffer:            s.opts.WriteBuffer,
 		Filter:                 filter.NewBloomFilter(10),
 		CompactionTableSize:    8 << 20, // the default of 2 MiB makes tens of thousands of files

@@ -113,6 +113,9 @@ func (s *Storage) GetMeta() (storage.FileDesc, error) {
 		return storage.FileDesc{}, &storage.ErrCorrupted{Err: fmt.Errorf("%s holds %.40q instead of the name of a manifest", currentName, b)}
 	}
 	if _, err := s.fs.Stat(filepath.Join(s.dir, fd.String())); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			return storage.FileDesc{}, err // it may be there all the same
+		}
 		// CURRENT is only written when its manifest is synced: one that is
 		// gone was lost, and an empty database must not take its place.
 		return storage.FileDesc{}, &storage.ErrCorrupted{Fd: fd, Err: fmt.Errorf("the manifest that %s names: %w", currentName, err)}

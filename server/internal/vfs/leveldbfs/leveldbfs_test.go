@@ -93,6 +93,10 @@ func TestMeta(t *testing.T) {
 	require.Equal(t, fd, got)
 
 	var corrupted *storage.ErrCorrupted
+	disk.Fail(memfs.OpOpen, "MANIFEST", 0, 1, syscall.EIO)
+	_, err = s.GetMeta()
+	require.ErrorIs(t, err, syscall.EIO)
+	require.NotErrorAs(t, err, &corrupted, "what cannot be looked at now is not lost")
 	require.NoError(t, s.Remove(fd))
 	_, err = s.GetMeta()
 	require.ErrorAs(t, err, &corrupted, "a manifest that is gone is damage, not an empty database")
