@@ -96,7 +96,7 @@ func (o *Options) setDefaults() error {
 	setDefault(&o.ApplyBytes, 32<<20)
 	setDefault(&o.MarkerBytes, 64<<20)
 	setDefault(&o.MarkerInterval, 30*time.Second)
-	setDefault(&o.CacheBytes, 32<<20)
+	setDefault(&o.CacheBytes, 64<<20)
 	setDefault(&o.WriteBuffer, 16<<20)
 	setDefault(&o.ScrubRate, 200_000)
 	setDefault(&o.replayChunk, 1<<20)

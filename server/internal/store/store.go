@@ -83,7 +83,7 @@ type Options struct {
 	// default 64 MiB and 30 s. They bound what a start after a crash replays.
 	MarkerBytes    int64
 	MarkerInterval time.Duration
-	// CacheBytes is goleveldb's block cache, default 32 MiB; WriteBuffer the
+	// CacheBytes is goleveldb's block cache, default 64 MiB; WriteBuffer the
 	// size of its memtable, default 16 MiB (two of them are held).
 	CacheBytes, WriteBuffer int
 	// ScrubRate bounds BucketDigests, in index entries per second; default
