@@ -57,6 +57,21 @@ func TestLeaderStoppedHandsOver(t *testing.T) {
 	})
 }
 
+// A lone member leads without waiting for a heartbeat that nobody sends.
+func TestAloneAndLeadingAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a")
+		defer w.close()
+		w.start()
+		w.settled(1)
+		w.node["a"].stop()
+		began := time.Now()
+		w.node["a"].start()
+		w.settled(1)
+		require.Less(t, time.Since(began), 2*time.Second, "the heartbeat's time-out is 2 s")
+	})
+}
+
 func TestAllRestartedAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")

@@ -71,7 +71,27 @@ func (c *Control) newRaft() error {
 	}
 	c.raft = r
 	c.observe()
+	c.hurryAlone()
 	return nil
+}
+
+// hurryAlone makes a lone voter stand for election at once: there is nobody
+// whose heartbeat it could wait for, and its start is an outage. A follower
+// looks at its timer again when the time-out becomes shorter, which is how Raft
+// can be told.
+func (c *Control) hurryAlone() {
+	conf := c.raft.GetConfiguration()
+	if conf.Error() != nil {
+		return
+	}
+	if servers := conf.Configuration().Servers; len(servers) != 1 || servers[0].ID != raft.ServerID(c.id) {
+		return
+	}
+	reload := c.raft.ReloadableConfig()
+	reload.HeartbeatTimeout -= time.Millisecond
+	if err := c.raft.ReloadConfig(reload); err != nil {
+		c.log.Warn("a lone voter waits for nobody's heartbeat", "error", err)
+	}
 }
 
 // forgetBrokenFounding undoes the half of a founding: Raft writes term 1 and then
