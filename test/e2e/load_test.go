@@ -119,6 +119,20 @@ func (l *load) during(t *testing.T, fault func()) summary {
 	return s
 }
 
+// longestGap is how long a cluster with a majority may go without one success,
+// generously: a node that is silent is noticed within seconds.
+const longestGap = 30.0 // seconds
+
+// serves requires that of the asserts and of the reads, half of the requests
+// each, more than one in share succeeded: reads from two members that are left
+// say nothing about writes, which need both.
+func (s *summary) serves(t *testing.T, share int, why string) {
+	t.Helper()
+	require.Greater(t, s.Asserts, s.Requests/2/share, "asserts: %s: %v", why, s.FailureKinds)
+	require.Greater(t, s.Reads, s.Requests/2/share, "reads: %s: %v", why, s.FailureKinds)
+	require.Less(t, s.LongestGapSeconds, longestGap, "%s: %v", why, s.FailureKinds)
+}
+
 // quiet is the time that is watched where nothing may fail.
 const quiet = 10 * time.Second
 
