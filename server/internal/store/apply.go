@@ -343,18 +343,35 @@ func (s *Store) mark() error {
 // level is compacted. (OpenTransaction is the same barrier without that
 // compaction, but when it fails it keeps goleveldb's write lock for ever, and
 // Close hangs.)
+//
+// The applier writes meanwhile, and may replace the memtable between the key
+// and CompactRange, which then waits for nothing. A memtable is in tables when
+// its journal is gone. If it is not, a second round does: a memtable is not
+// replaced before the one before it is in tables.
 func (s *Store) barrier(pos wal.Position) error {
-	key := binary.BigEndian.AppendUint64([]byte{spaceBarrier}, uint64(pos))
-	var b leveldb.Batch
-	if s.barrierKey != nil {
-		b.Delete(s.barrierKey)
+	for round := range byte(2) {
+		key := append(binary.BigEndian.AppendUint64([]byte{spaceBarrier}, uint64(pos)), round)
+		var b leveldb.Batch
+		if s.barrierKey != nil {
+			b.Delete(s.barrierKey)
+		}
+		b.Put(key, nil)
+		if err := s.db.Write(&b, nil); err != nil {
+			return err
+		}
+		s.barrierKey = key
+		journal := s.files.Journal() // the key's, or a later one
+		if s.opts.betweenBarrier != nil {
+			s.opts.betweenBarrier()
+		}
+		if err := s.db.CompactRange(util.Range{Start: key}); err != nil {
+			return err
+		}
+		if gone, err := s.files.Gone(journal); gone || err != nil {
+			return err
+		}
 	}
-	b.Put(key, nil)
-	if err := s.db.Write(&b, nil); err != nil {
-		return err
-	}
-	s.barrierKey = key
-	return s.db.CompactRange(util.Range{Start: key})
+	return nil
 }
 
 func (s *Store) putMeta(values map[string][]byte) error {

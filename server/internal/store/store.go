@@ -97,6 +97,8 @@ type Options struct {
 	// replayChunk is how many bytes of log are brought in at once; tests
 	// shorten it.
 	replayChunk int
+	// betweenBarrier runs inside barrier; tests fill the memtable there.
+	betweenBarrier func()
 
 	// Rand draws the incarnation; crypto/rand when nil.
 	Rand io.Reader

@@ -36,9 +36,10 @@ type Storage struct {
 	logger *slog.Logger
 	lock   io.Closer
 
-	mu     sync.Mutex
-	locked bool // by goleveldb, through Lock
-	closed bool
+	mu      sync.Mutex
+	locked  bool // by goleveldb, through Lock
+	closed  bool
+	journal storage.FileDesc // the last one that was created
 }
 
 var _ storage.Storage = (*Storage)(nil)
@@ -167,7 +168,30 @@ func (s *Storage) Create(fd storage.FileDesc) (storage.Writer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if fd.Type == storage.TypeJournal {
+		s.mu.Lock()
+		s.journal = fd
+		s.mu.Unlock()
+	}
 	return &writer{File: f, s: s}, nil
+}
+
+// Journal names the journal that goleveldb began last. What it wrote before
+// stands in this one or an earlier one.
+func (s *Storage) Journal() storage.FileDesc {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.journal
+}
+
+// Gone tells whether goleveldb has removed a file: a journal when all that was
+// written to it, and to those before it, is in tables.
+func (s *Storage) Gone(fd storage.FileDesc) (bool, error) {
+	_, err := s.fs.Stat(s.path(fd))
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	return false, err
 }
 
 // Remove implements storage.Storage.
