@@ -227,9 +227,15 @@ func (l *Log) addSpare(name string) {
 	}
 	l.tab.Unlock()
 	if !keep {
-		if err := l.fs.Remove(name); err != nil {
-			l.log.Warn("a segment that is not needed any more could not be removed", "file", name, "error", err)
-		}
+		l.removeSegment(name)
+	}
+}
+
+// removeSegment removes a file that the manifest does not list any more. What
+// stays is removed at the next start.
+func (l *Log) removeSegment(name string) {
+	if err := l.fs.Remove(name); err != nil {
+		l.log.Warn("a segment that is not needed any more could not be removed", "file", name, "error", err)
 	}
 }
 

@@ -314,7 +314,7 @@ func (r *recovery) openSegments() error {
 		kept = append(kept, m)
 		r.regain(m.Seq)
 		if packed != nil {
-			l.retired = append(l.retired, retired{m.Seq, packed.End, name, &source{file: f, retired: true}})
+			l.retired = append(l.retired, retired{m.Seq, packed.End, name, &source{file: f, retired: true}, false})
 			continue
 		}
 		p, err := r.survey(m, f)
@@ -435,8 +435,9 @@ func (r *recovery) newTail() error {
 	return nil
 }
 
-// tidy deals with files that are not listed: segments become spares, what a
-// crash interrupted goes. Files of other names stay.
+// tidy removes files that are not listed: segments, which would do as spares
+// but nobody knows whether the disk reads them, and what a crash interrupted.
+// Files of other names stay.
 func (r *recovery) tidy() error {
 	l := r.l
 	numbers, err := listNumbered(l.fs, l.opts.WALDir, segmentPrefix, segmentSuffix)
@@ -445,7 +446,7 @@ func (r *recovery) tidy() error {
 	}
 	for _, seq := range numbers {
 		if r.m.segment(seq) == nil {
-			l.addSpare(l.segmentName(seq))
+			l.removeSegment(l.segmentName(seq))
 		}
 	}
 	for _, name := range []string{spareName, manifestName + tmpSuffix, manifestCopy + tmpSuffix, identityName + tmpSuffix} {

@@ -19,7 +19,9 @@ import (
 // A full segment becomes a pack: copied under a temporary name, synced,
 // renamed, its directory synced, and read back from the disk. From then on it
 // is read from there. The segment file is given another use when the user has
-// applied it (SetApplied), no reader is left, and the manifest lists it no more.
+// applied it (SetApplied), no reader is left, and the manifest lists it no more;
+// one that the disk refused to read, or that this run has not read, is removed:
+// to write a part of a page the disk has to read it, and the log would fail.
 //
 // What the disk does not give back of a segment becomes damage like any other:
 // reported, not whole, the rest readable. But a disk may come back, and in the
@@ -39,6 +41,8 @@ type retired struct {
 	seq, end uint32
 	name     string
 	src      *source
+	// readable: all of it was read in this run, at the first attempt.
+	readable bool
 }
 
 func (l *Log) runSealer(ctx context.Context) {
@@ -150,7 +154,7 @@ func (l *Log) seal(ctx context.Context, s *segment) error {
 	l.tab.Lock()
 	s.entries = foot.entries
 	s.src.retired = true
-	l.retired = append(l.retired, retired{s.seq, s.end, l.segmentName(s.seq), s.src})
+	l.retired = append(l.retired, retired{s.seq, s.end, l.segmentName(s.seq), s.src, s.refused == 0})
 	s.src, s.packed = &source{file: f}, true
 	l.tab.Unlock()
 	l.log.Debug("sealed a segment", "segment", s.seq, "bytes", s.end, "entries", s.entries)
@@ -340,7 +344,11 @@ func (l *Log) recycleRetired() error {
 	l.tab.Unlock()
 	for _, r := range ready {
 		r.src.file.Close()
-		l.addSpare(r.name)
+		if r.readable {
+			l.addSpare(r.name)
+		} else {
+			l.removeSegment(r.name)
+		}
 	}
 	signal(l.spaceWake)
 	return nil

@@ -41,6 +41,17 @@ func (d *badPages) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, 
 	return badPagesFile{f, d}, nil
 }
 
+// Rename takes the bad pages along: they are the file's, not the name's.
+func (d *badPages) Rename(from, to string) error {
+	if err := d.Disk.Rename(from, to); err != nil {
+		return err
+	}
+	if filepath.Base(from) == d.file {
+		d.file = filepath.Base(to)
+	}
+	return nil
+}
+
 type badPagesFile struct {
 	vfs.File
 	d *badPages
@@ -142,6 +153,64 @@ func TestUnreadableSegmentHoldsUpNothing(t *testing.T) {
 		require.True(t, l.Whole(), "it is found once")
 		require.NoError(t, l.Close())
 	})
+}
+
+// A file that the disk did not give back in full is not used as a segment
+// again: the writer would have to read a page before it writes a part of it.
+func TestUnreadableFileIsNotUsedAgain(t *testing.T) {
+	for name, run := range map[string]func(t *testing.T, d *badPages, l *Log) *Log{
+		"at once": func(t *testing.T, _ *badPages, l *Log) *Log {
+			l.SetApplied(l.End())
+			time.Sleep(time.Hour)
+			require.Len(t, l.Damage(), 1)
+			return l
+		},
+		"it could be read in the end": func(t *testing.T, d *badPages, l *Log) *Log {
+			l.SetApplied(l.End())
+			time.Sleep(time.Second)
+			d.spoil(0, 0)
+			time.Sleep(time.Hour)
+			require.Empty(t, l.Damage())
+			return l
+		},
+		"a start before it is applied": func(t *testing.T, d *badPages, l *Log) *Log {
+			time.Sleep(time.Hour)
+			require.Len(t, l.Damage(), 1)
+			require.NoError(t, l.Close())
+			l = mustOpen(t, badOptions(d))
+			l.SetApplied(l.End())
+			return l
+		},
+		"a start before it is removed": func(t *testing.T, d *badPages, l *Log) *Log {
+			l.SetApplied(l.End())
+			d.Fail(memfs.OpRemove, d.file, 0, -1, syscall.EIO)
+			time.Sleep(time.Hour)
+			require.Nil(t, l.manifest.Load().segment(1))
+			require.NoError(t, l.Close())
+			d.Heal()
+			return mustOpen(t, badOptions(d))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &badPages{Disk: memfs.New(1), file: numbered(segmentPrefix, 1, segmentSuffix)}
+				l := mustOpen(t, badOptions(d))
+				d.spoil(2*readPage, 3*readPage)
+				for i := 0; l.End().Segment() == 1; i++ {
+					fill(t, l, i, 1)
+				}
+				synctest.Wait()
+				l = run(t, d, l)
+				synctest.Wait()
+				fill(t, l, 1000, 100) // takes what spares there are
+				synctest.Wait()
+				require.NoError(t, l.Close())
+				require.Equal(t, numbered(segmentPrefix, 1, segmentSuffix), d.file, "it got another name")
+				_, err := d.Stat(filepath.Join("wal", d.file))
+				require.ErrorIs(t, err, fs.ErrNotExist)
+			})
+		})
+	}
 }
 
 // A disk that comes back in time costs nothing.
