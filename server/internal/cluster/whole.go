@@ -165,16 +165,16 @@ func (c *Cluster) wholeNow(state *control.State) error {
 
 // Ready says why this node cannot serve, as an *UnavailableError; nil when it
 // can: its log is replayed, it is a member, caught up and whole. That the
-// majority is gone does not make it unready, nor that its log takes no writes
-// any more: it is read from, and a Service whose members all met the same bad
-// disk must not lose all of them.
+// majority is gone does not make it unready. A log that failed does: from then
+// on the node falls behind, and a disruption budget must not count it. It can
+// still be read from with consistency=local, on its own address.
 func (c *Cluster) Ready() error {
 	select {
 	case <-c.closing:
 		return unavailable(CodeClosed, "the node is shutting down", nil)
 	default:
 	}
-	if h := c.store.Health(); h.State == store.StateIndexFailed {
+	if h := c.store.Health(); h.State == store.StateFailed || h.State == store.StateIndexFailed {
 		return unavailable(CodeStorageFailed, "this node's storage failed; it must be started again", h.Err)
 	}
 	state := c.control.State()
