@@ -3,6 +3,7 @@ package api
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"iter"
 	"slices"
@@ -129,15 +130,16 @@ func (s *source) feed(claims iter.Seq2[*store.Claim, error]) lens.Claims {
 	}
 }
 
-// show turns a claim that a lens was fed with into what callers see.
-func (c *call) show(claim *lens.Claim) (*claimBody, error) {
+// origin is the claim that a lens was fed with, as it is stored.
+func origin(claim *lens.Claim) (*store.Claim, error) {
 	stored, ok := claim.Origin.(*store.Claim)
 	if !ok {
 		return nil, fmt.Errorf("claim %v does not come from a source", claim.ID)
 	}
-	return c.showClaim(stored)
+	return stored, nil
 }
 
+// showClaim turns a claim into what callers see.
 func (c *call) showClaim(claim *store.Claim) (*claimBody, error) {
 	content, err := c.svc.backend.Content(c.ctx, claim)
 	if err != nil {
@@ -146,18 +148,22 @@ func (c *call) showClaim(claim *store.Claim) (*claimBody, error) {
 	return newClaimBody(&claim.Claim, claim.Project, content), nil
 }
 
-// room is what one request holds of the claims that it reads. A little is free;
-// for more it needs a turn, so that the large ones together hold no more than
-// Options.HeavyReads times Options.ReadLimit.
+// room is what one request holds of the claims that it reads, and of those that
+// its answer shows. A little is free; for more it needs a turn, so that only
+// Options.HeavyReads requests at a time hold more: up to Options.ReadLimit each
+// for weighing, and a page.
 type room struct {
 	call  *call
-	held  int64
-	heavy bool // it has its turn
+	held  int64 // for weighing
+	shown int64 // of the page
+	heavy bool  // it has its turn
 }
 
 const (
 	freeRoom    = 256 << 10
 	roomPatient = 2 * time.Second
+	// agentText is an agent as JSON shows it.
+	agentText = 2*len(record.AgentID{}) + len(`"",`)
 )
 
 // hold is a lens.Params.Hold.
@@ -168,10 +174,53 @@ func (r *room) hold(bytes int) error {
 			fmt.Sprintf("so many different values, agents or votes are held about the subject that weighing them takes more than %d bytes", limit),
 			"narrow the question with predicate, source_class, min_confidence or as_of, or ask /v1/query with lens=recency, confidence or authority")
 	}
-	if r.held <= freeRoom {
+	return r.need(0)
+}
+
+// show counts what the answer shows.
+func (r *room) show(bytes int) error {
+	r.shown += int64(bytes)
+	return r.need(0)
+}
+
+// need takes the turn when so many bytes more are not free.
+func (r *room) need(bytes int) error {
+	if r.held+r.shown+int64(bytes) <= freeRoom {
 		return nil
 	}
 	return r.turn()
+}
+
+// full tells whether the page has enough bytes.
+func (r *room) full() bool { return r.shown >= pageBytes }
+
+// text is a claim as callers see it, counted as shown.
+func (r *room) text(claim *store.Claim) (json.RawMessage, error) {
+	// A claim may have so many agents that it needs the turn by itself.
+	if err := r.need(agentText * len(claim.Agents)); err != nil {
+		return nil, err
+	}
+	shown, err := r.call.showClaim(claim)
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(shown)
+	if err != nil {
+		return nil, fmt.Errorf("encode claim %s: %w", claim.ID, err)
+	}
+	return text, r.show(len(text))
+}
+
+// winner is text for what a lens chose, nil for nothing.
+func (r *room) winner(claim *lens.Claim) (json.RawMessage, error) {
+	if claim == nil {
+		return nil, nil
+	}
+	stored, err := origin(claim)
+	if err != nil {
+		return nil, err
+	}
+	return r.text(stored)
 }
 
 // turn waits for the turn of a request that holds more than a little.
@@ -188,7 +237,8 @@ func (r *room) turn() error {
 	return nil
 }
 
-// empty forgets what was held; the turn is kept.
+// empty forgets what was held for weighing. What is shown stays held with the
+// page, and the turn is kept.
 func (r *room) empty() { r.held = 0 }
 
 // leave gives the turn back.

@@ -77,7 +77,7 @@ func (c *call) skeptic() error {
 		Subject: q.subject, Predicate: q.predicate, Consistency: q.consistency.String(), AsOf: q.asOf,
 		Score: dispute.Score, Status: string(dispute.Status), Why: dispute.Why, Values: []valueBody{},
 	}
-	if err := c.showValues(&body, dispute.Values, limit); err != nil {
+	if err := space.showValues(&body, dispute.Values, limit); err != nil {
 		return err
 	}
 	c.api.meters.queried("skeptic", began)
@@ -86,20 +86,23 @@ func (c *call) skeptic() error {
 
 // showValues shows values, strongest first, with up to limit claims in all and
 // as many bytes of values as fit a page.
-func (c *call) showValues(body *skepticBody, values []lens.ValueSupport, limit int) error {
-	size := 0
+func (r *room) showValues(body *skepticBody, values []lens.ValueSupport, limit int) error {
 	for i := range values {
 		v := &values[i]
-		if limit == 0 || size >= pageBytes {
+		if limit == 0 || r.full() {
 			body.Truncated = true
 			return nil
 		}
-		newest, err := c.show(v.Newest)
+		newest, err := origin(v.Newest)
+		if err != nil {
+			return err
+		}
+		content, err := r.call.svc.backend.Content(r.call.ctx, newest)
 		if err != nil {
 			return err
 		}
 		shown := valueBody{
-			Object: newest.Object, Support: v.Support, Share: v.Share, Signers: v.Signers, ClaimCount: v.Count, Claims: []supporterClaim{},
+			Object: content.Object, Support: v.Support, Share: v.Share, Signers: v.Signers, ClaimCount: v.Count, Claims: []supporterClaim{},
 		}
 		for _, claim := range v.Claims {
 			if limit == 0 {
@@ -116,7 +119,10 @@ func (c *call) showValues(body *skepticBody, values []lens.ValueSupport, limit i
 		if err != nil {
 			return err
 		}
-		size += len(text)
+		// The claims were counted when the lens came to hold them.
+		if err := r.show(len(text)); err != nil {
+			return err
+		}
 		body.Values = append(body.Values, shown)
 	}
 	return nil
@@ -133,7 +139,7 @@ type layeredBody struct {
 type layerBody struct {
 	SourceClass record.SourceClass `json:"source_class"`
 	Tier        int                `json:"tier"`
-	Winner      *claimBody         `json:"winner"`
+	Winner      json.RawMessage    `json:"winner"` // a claimBody
 	Why         lens.Why           `json:"why"`
 }
 
@@ -160,13 +166,11 @@ func (c *call) layered() error {
 		Subject: q.subject, Predicate: q.predicate, Consistency: q.consistency.String(), AsOf: q.asOf, Layers: []layerBody{},
 	}
 	for _, l := range layers {
-		shown := layerBody{SourceClass: l.Class, Tier: l.Class.Tier(), Why: l.Answer.Why}
-		if l.Answer.Winner != nil {
-			if shown.Winner, err = c.show(l.Answer.Winner); err != nil {
-				return err
-			}
+		winner, err := space.winner(l.Answer.Winner)
+		if err != nil {
+			return err
 		}
-		body.Layers = append(body.Layers, shown)
+		body.Layers = append(body.Layers, layerBody{SourceClass: l.Class, Tier: l.Class.Tier(), Winner: winner, Why: l.Answer.Why})
 	}
 	c.api.meters.queried("layered", began)
 	return c.json(http.StatusOK, body)

@@ -2,9 +2,12 @@ package api
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -28,6 +31,10 @@ func (w *world) hot(predicate string, count int) {
 		})
 		items = append(items, store.NewContent("alpha", a.ID(), &a.Content), store.NewSignature("alpha", a.ID(), a.Signatures[0]))
 	}
+	w.put(items)
+}
+
+func (w *world) put(items []store.Item) {
 	for ; len(items) > 0; items = items[min(200, len(items)):] {
 		done := make(chan store.PutResult, 1)
 		require.NoError(w.t, w.backend.store.Put(items[:min(200, len(items))], func(r store.PutResult) { done <- r }))
@@ -117,6 +124,75 @@ func TestHeavyReadsTakeTurns(t *testing.T) {
 			require.True(t, w.api.heavy.TryAcquire(1), "%s has kept its turn", path)
 			w.api.heavy.Release(1)
 		}
+	}
+}
+
+// large writes claims of 64 KiB of text, one for each of the predicates p00 and
+// following, and as many different ones, of all source classes, into hot.
+func (w *world) large(count int) {
+	for i := range count {
+		text := record.Text(strings.Repeat(string(rune('a'+i%26)), record.MaxText-1-i/26))
+		w.assert(claim(func(c *record.Content) { c.Predicate, c.Object = fmt.Sprintf("p%02d", i), text }))
+		w.assert(claim(func(c *record.Content) {
+			c.Predicate, c.Object, c.SourceClass = "hot", text, record.SourceClasses()[i%len(record.SourceClasses())]
+		}))
+	}
+}
+
+var allLenses = []string{"recency", "consensus", "confidence", "authority"}
+
+// A page of large winners ends early, and the next goes on behind it.
+func TestLargeWinnersEndAPage(t *testing.T) {
+	w := newWorld(t, nil)
+	w.large(70)
+	for _, lens := range allLenses {
+		var got []string
+		for cursor, more := "", true; more; {
+			answer := w.as(keys.ReadOnly, "GET", "/v1/query?subject=code://go/example/tls&lens="+lens+cursor, "")
+			require.Less(t, answer.Body.Len(), pageBytes+2*record.MaxText, lens)
+			page := decode[queryAnswer](t, answer)
+			for _, a := range page.Answers {
+				require.NotNil(t, a.Winner)
+				got = append(got, a.Predicate)
+			}
+			cursor, more = "&cursor="+page.Cursor, page.Cursor != ""
+		}
+		require.Len(t, got, 71, lens)
+		require.Len(t, slices.Compact(slices.Sorted(slices.Values(got))), 71, lens)
+	}
+}
+
+// What an answer shows needs the turn as well as what it took to weigh it, also
+// where a lens holds next to nothing.
+func TestLargeAnswersTakeTurns(t *testing.T) {
+	w := newWorld(t, func(o *Options) { o.HeavyReads = 1 })
+	w.large(8)
+	a := claim(func(c *record.Content) { c.Subject = "crowd" })
+	items := []store.Item{store.NewContent("alpha", a.ID(), &a.Content)}
+	for i := range freeRoom / agentText {
+		var agent record.AgentID
+		binary.BigEndian.PutUint64(agent[:], uint64(i))
+		items = append(items, store.NewSignature("alpha", a.ID(), record.Signature{Agent: agent}))
+	}
+	w.put(items)
+	heavy := slices.Clone(weighing[1:]) // consensus shows one value alone
+	for _, lens := range allLenses {
+		path := "/v1/query?subject=code://go/example/tls&lens=" + lens
+		require.Len(t, w.query(path+"&limit=2").Answers, 2, lens)
+		heavy = append(heavy, path, "/v1/query?subject=crowd&lens="+lens)
+	}
+	for _, path := range heavy {
+		t.Run(path, func(t *testing.T) {
+			require.True(t, w.api.heavy.TryAcquire(1)) // another request has the turn
+			r := request{method: "GET", path: path, key: w.raw[keys.ReadOnly], header: http.Header{headerTimeout: {"0.05"}}}
+			answer := w.do(r)
+			w.api.heavy.Release(1)
+			require.Equal(t, http.StatusServiceUnavailable, answer.Code)
+			require.Equal(t, cluster.CodeOverloaded, problemOf(t, answer).Code)
+			require.Equal(t, http.StatusOK, w.as(keys.ReadOnly, "GET", path, "").Code)
+			require.True(t, w.api.heavy.TryAcquire(1), "it has kept its turn")
+			w.api.heavy.Release(1)
+		})
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"iter"
 	"net/http"
 	"slices"
@@ -22,7 +21,7 @@ import (
 const (
 	defaultPage = 100
 	maxPage     = 1000
-	// pageBytes ends a page early when its claims are large.
+	// pageBytes ends a page early when its claims, or its winners, are large.
 	pageBytes = 4 << 20
 	// pageScan ends a page early when the filter lets little through, so that
 	// no page of a hot subject takes for ever.
@@ -96,9 +95,9 @@ type queryBody struct {
 
 // answerBody is what a lens says about one predicate.
 type answerBody struct {
-	Predicate string     `json:"predicate"`
-	Winner    *claimBody `json:"winner"` // null when nothing has support
-	Why       lens.Why   `json:"why"`
+	Predicate string          `json:"predicate"`
+	Winner    json.RawMessage `json:"winner"` // a claimBody; null when nothing has support
+	Why       lens.Why        `json:"why"`
 }
 
 // runQuery lists claims or, with a lens, draws an answer for each predicate.
@@ -141,12 +140,12 @@ func (c *call) list(q *claimQuery, body *queryBody) error {
 	space := room{call: c}
 	defer space.leave()
 	var last *store.Claim
-	scanned, size := 0, 0
+	scanned := 0
 	for claim, err := range claims {
 		if err != nil {
 			return err
 		}
-		if len(body.Claims) == limit || scanned == pageScan || size >= pageBytes {
+		if len(body.Claims) == limit || scanned == pageScan || space.full() {
 			body.Cursor = c.writeCursor(claimPlace(last))
 			return nil
 		}
@@ -154,20 +153,11 @@ func (c *call) list(q *claimQuery, body *queryBody) error {
 		if !q.filter.Match(&claim.Claim) {
 			continue
 		}
-		shown, err := c.showClaim(claim)
+		text, err := space.text(claim)
 		if err != nil {
 			return err
 		}
-		text, err := json.Marshal(shown)
-		if err != nil {
-			return fmt.Errorf("encode claim %s: %w", claim.ID, err)
-		}
-		body.Claims, size = append(body.Claims, text), size+len(text)
-		if size > freeRoom {
-			if err := space.turn(); err != nil {
-				return err
-			}
-		}
+		body.Claims = append(body.Claims, text)
 	}
 	return nil
 }
@@ -195,8 +185,8 @@ func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
 	q.params.Hold = space.hold
 	body.Answers = []answerBody{}
 	for predicate, group := range c.byPredicate(*q, after) {
-		if len(body.Answers) == limit {
-			body.Cursor = c.writeCursor([]byte(body.Answers[limit-1].Predicate))
+		if n := len(body.Answers); n == limit || space.full() {
+			body.Cursor = c.writeCursor([]byte(body.Answers[n-1].Predicate))
 			return nil
 		}
 		src := source{filter: &q.filter}
@@ -208,13 +198,11 @@ func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
 		if !src.passed {
 			continue
 		}
-		shown := answerBody{Predicate: predicate, Why: answer.Why}
-		if answer.Winner != nil {
-			if shown.Winner, err = c.show(answer.Winner); err != nil {
-				return err
-			}
+		winner, err := space.winner(answer.Winner)
+		if err != nil {
+			return err
 		}
-		body.Answers = append(body.Answers, shown)
+		body.Answers = append(body.Answers, answerBody{Predicate: predicate, Winner: winner, Why: answer.Why})
 	}
 	return nil
 }
