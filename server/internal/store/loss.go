@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -45,7 +46,7 @@ type resetDue struct {
 // noteLoss is the part of Open, after replay, that the above speaks of.
 func (s *Store) noteLoss() error {
 	gaps := append(s.log.Missing(), s.log.Damage()...)
-	known, err := s.meta(metaGaps)
+	known, err := s.knownGaps()
 	if err != nil {
 		return err
 	}
@@ -144,22 +145,26 @@ func encodeGaps(gaps []wal.Range) []byte {
 	return b
 }
 
-// uncovered returns the first of the gaps that is not among the known ones.
-func uncovered(known []byte, gaps []wal.Range) (gap wal.Range, found bool) {
+func (s *Store) knownGaps() (gaps []wal.Range, err error) {
+	b, err := s.meta(metaGaps)
+	if err != nil {
+		return nil, err
+	}
+	for ; len(b) >= 16; b = b[16:] {
+		gaps = append(gaps, wal.Range{
+			From: wal.Position(binary.BigEndian.Uint64(b)),
+			To:   wal.Position(binary.BigEndian.Uint64(b[8:])),
+		})
+	}
+	return gaps, nil
+}
+
+// uncovered returns the first of the gaps that lies in none of the known ones.
+func uncovered(known, gaps []wal.Range) (gap wal.Range, found bool) {
 	for _, g := range gaps {
-		if !covered(known, g) {
+		if !slices.ContainsFunc(known, func(k wal.Range) bool { return k.From <= g.From && g.To <= k.To }) {
 			return g, true
 		}
 	}
 	return wal.Range{}, false
-}
-
-func covered(known []byte, g wal.Range) bool {
-	for ; len(known) >= 16; known = known[16:] {
-		from, to := binary.BigEndian.Uint64(known), binary.BigEndian.Uint64(known[8:])
-		if uint64(g.From) >= from && uint64(g.To) <= to {
-			return true
-		}
-	}
-	return false
 }

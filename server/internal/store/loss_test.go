@@ -240,6 +240,32 @@ func TestRefillGoesOn(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
+// TestPackThatComesBackIsFound: a pack was missing at a start, which made the
+// index without it, and is there again at a later one. What it holds is found,
+// and the index is not made anew a second time.
+func TestPackThatComesBackIsFound(t *testing.T) {
+	disk, m := filled(t, 29, 150)
+	s := mustOpen(t, smallOptions(disk))
+	all := checkSubset(t, m, s)
+	file := filepath.Join("db", packDir, fmt.Sprintf("pack-%08d.pack", s.Packs()[0].Segment))
+	require.NoError(t, s.Close())
+	require.NoError(t, disk.Rename(file, filepath.Join("db", "elsewhere")))
+	for range 2 {
+		s = mustOpen(t, smallOptions(disk))
+		require.Less(t, checkSubset(t, m, s), all)
+		require.NoError(t, s.Close())
+	}
+	require.NoError(t, disk.Rename(filepath.Join("db", "elsewhere"), file))
+	o := smallOptions(disk)
+	for _, anew := range []bool{true, false} {
+		o.Progress = func(p Progress) { require.Equal(t, anew, p.Rebuild) }
+		s = mustOpen(t, o)
+		require.Equal(t, all, checkSubset(t, m, s))
+		require.False(t, s.Whole(), "that is for the cluster to say")
+		require.NoError(t, s.Close())
+	}
+}
+
 // TestCrashesAfterALoss: wherever the power goes after a loss, no cursor from
 // before it counts again, and the node is not whole before it is said to be.
 func TestCrashesAfterALoss(t *testing.T) {

@@ -237,12 +237,15 @@ func (s *Store) distrust(gaps []wal.Range) (string, error) {
 	if marker > s.log.End() {
 		return fmt.Sprintf("it holds entries up to %v, the log ends at %v", marker, s.log.End()), nil
 	}
-	known, err := s.meta(metaGaps)
+	known, err := s.knownGaps()
 	if err != nil {
 		return reasonOf(err)
 	}
 	if g, found := uncovered(known, gaps); found {
 		return "it points into a part of the log that is lost: " + g.String(), nil
+	}
+	if g, found := uncovered(gaps, known); found {
+		return "it holds nothing of a part of the log that was lost and is there again: " + g.String(), nil
 	}
 	return "", nil
 }
