@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -101,38 +102,69 @@ func existingValues(existing bool) ([]string, error) {
 	}, nil
 }
 
-// In somebody else's cluster the namespace may be somebody else's too. This
-// label says that it is ours, to install into and to remove.
-const (
-	oursLabel = "stemedb.dev/made-by"
-	oursValue = "make-up"
-)
+// In somebody else's cluster the namespace may be somebody else's too, also
+// from their make up. This label has the owner's id: who has it may install
+// into the namespace and remove it.
+const ownerLabel = "stemedb.dev/made-by"
 
-// ours looks for the namespace, and at whether an earlier run made it.
-func (p *Pipeline) ours(ctx context.Context, env []string) (there, ours bool, err error) {
+// owner is the random id of the state folder. It is kept beside the record of
+// the cluster and goes with it, so that no other folder, be it of another user
+// or for another cluster, has the same.
+func owner() (string, error) {
+	dir, err := cluster.StateDir()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "owner")
+	text, err := os.ReadFile(path)
+	if id := strings.TrimSpace(string(text)); err == nil && id != "" {
+		return id, nil
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	id := rand.Text()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	return id, os.WriteFile(path, []byte(id+"\n"), 0o600)
+}
+
+// ours looks for the namespace, and at whether an earlier run with this state
+// folder made it.
+func (p *Pipeline) ours(ctx context.Context, env []string, id string) (there, ours bool, err error) {
 	out, err := p.quiet(ctx, ".", env, "kubectl", "get", "namespace", namespace, "--ignore-not-found",
-		"--output", "jsonpath={.metadata.name} {.metadata.labels."+strings.ReplaceAll(oursLabel, ".", `\.`)+"}")
+		"--output", "jsonpath={.metadata.name} {.metadata.labels."+strings.ReplaceAll(ownerLabel, ".", `\.`)+"}")
 	if err != nil {
 		return false, false, err
 	}
 	found := strings.Fields(out)
-	return len(found) > 0, len(found) > 1 && found[1] == oursValue, nil
+	return len(found) > 0, len(found) > 1 && found[1] == id, nil
+}
+
+// takeOver is how a namespace becomes ours whose state folder is gone.
+func takeOver(id string) string {
+	return fmt.Sprintf("when it is yours, from a state folder that is gone, make it this one's: kubectl label --overwrite namespace %s %s=%s", namespace, ownerLabel, id)
 }
 
 func (p *Pipeline) install(ctx context.Context, env []string, existing bool, values []string) error {
-	there, ours, err := p.ours(ctx, env)
+	id, err := owner()
+	if err != nil {
+		return err
+	}
+	there, ours, err := p.ours(ctx, env, id)
 	if err != nil {
 		return err
 	}
 	switch {
 	case !there:
-		manifest := fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %s, labels: {%s: %s}}}\n", namespace, oursLabel, oursValue)
+		manifest := fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %s, labels: {%s: %s}}}\n", namespace, ownerLabel, id)
 		if _, err := p.Runner.Run(ctx, run.Command{Name: "kubectl", Args: []string{"create", "--filename", "-"}, Dir: p.Root, Env: env, In: []byte(manifest)}); err != nil {
 			return err
 		}
 	case existing && !ours:
-		return progress.WithHint(fmt.Errorf("that cluster has a namespace %s already, and it is not from make up; what is in there is left alone", namespace),
-			"use a cluster without it; into that one install the chart by hand, as charts/stemedb/README.md says")
+		return progress.WithHint(fmt.Errorf("that cluster has a namespace %s already, and no make up with this state folder made it; what is in there is left alone", namespace),
+			"use a cluster without it, or install the chart by hand, as charts/stemedb/README.md says; %s", takeOver(id))
 	}
 	if _, err := p.quiet(ctx, ".", env, "kubectl", "label", "--overwrite", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"); err != nil {
 		return err
@@ -152,13 +184,17 @@ func (p *Pipeline) uninstall(ctx context.Context, command string) error {
 	if err != nil {
 		return err
 	}
-	there, ours, err := p.ours(ctx, env)
+	id, err := owner()
+	if err != nil {
+		return err
+	}
+	there, ours, err := p.ours(ctx, env, id)
 	if err != nil {
 		return progress.WithHint(err, "when that cluster is gone for good, forget it: go -C ci run ./cmd/cluster down")
 	}
 	if !ours {
 		if there {
-			p.Reporter.Note("the namespace %s is not from make up and is left alone", namespace)
+			p.Reporter.Note("no make up with this state folder made the namespace %s; it is left alone; %s", namespace, takeOver(id))
 		}
 		return nil
 	}

@@ -67,6 +67,14 @@ func recordExisting(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "cluster.json"), []byte(`{"provider":"existing","context":"mine"}`), 0o600))
 }
 
+// ownerID is the id of the test's state folder.
+func ownerID(t *testing.T) string {
+	t.Helper()
+	id, err := owner()
+	require.NoError(t, err)
+	return id
+}
+
 const lookForOurs = `kubectl get namespace stemedb --ignore-not-found --output 'jsonpath={.metadata.name} {.metadata.labels.stemedb\.dev/made-by}'`
 
 // On an existing cluster nothing is built or loaded: it pulls the image that it
@@ -90,7 +98,7 @@ func TestUpOnAnExistingCluster(t *testing.T) {
 				"helm upgrade --install stemedb charts/stemedb --namespace stemedb --values values/dev.yaml --set-string " +
 					strings.ReplaceAll(want+" persistence.wal.storageClassName= persistence.db.storageClassName=", " ", " --set-string ") + " --wait --timeout 5m",
 			}, m.spoken(p))
-			require.Contains(t, m.Inputs("kubectl create")[0], "labels: {stemedb.dev/made-by: make-up}")
+			require.Contains(t, m.Inputs("kubectl create")[0], "labels: {stemedb.dev/made-by: "+ownerID(t)+"}")
 		})
 	}
 }
@@ -121,25 +129,47 @@ func TestUpRefusesAtOnce(t *testing.T) {
 	})
 }
 
-// A release that somebody else installed is neither changed nor removed.
+// A release that somebody else installed is neither changed nor removed, also
+// when they did it with make up.
 func TestSomebodyElsesNamespaceIsLeftAlone(t *testing.T) {
+	t.Setenv("STEMEDB_STATE", t.TempDir())
+	colleague := ownerID(t)
+	for name, label := range map[string]string{"no label": "", "a colleague's": colleague, "without an id": "make-up"} {
+		t.Run(name, func(t *testing.T) {
+			p, m := testPipeline(t, "existing")
+			t.Setenv("STEMEDB_CLUSTER_IMAGE", "host/stemedb:1")
+			m.On("kubectl get namespace", "stemedb "+label)
+			_, err := p.release(t.Context())
+			require.ErrorContains(t, err, "no make up with this state folder made it")
+			recordExisting(t)
+			require.NoError(t, p.Down(t.Context()))
+			require.Equal(t, []string{
+				"cluster up", "cluster kubeconfig", lookForOurs,
+				"cluster kubeconfig", lookForOurs, "cluster down",
+			}, m.spoken(p))
+		})
+	}
+}
+
+// The release of an earlier run with the same state folder is brought up to date.
+func TestUpAgainOnAnExistingCluster(t *testing.T) {
 	p, m := testPipeline(t, "existing")
 	t.Setenv("STEMEDB_CLUSTER_IMAGE", "host/stemedb:1")
-	m.On("kubectl get namespace", "stemedb ")
 	_, err := p.release(t.Context())
-	require.ErrorContains(t, err, "not from make up")
-	recordExisting(t)
-	require.NoError(t, p.Down(t.Context()))
-	require.Equal(t, []string{
-		"cluster up", "cluster kubeconfig", lookForOurs,
-		"cluster kubeconfig", lookForOurs, "cluster down",
-	}, m.spoken(p))
+	require.NoError(t, err)
+	_, id, _ := strings.Cut(m.Inputs("kubectl create")[0], "made-by: ")
+	id, _, _ = strings.Cut(id, "}")
+	m.On("kubectl get namespace", "stemedb "+id)
+	_, err = p.release(t.Context())
+	require.NoError(t, err)
+	require.Len(t, m.Inputs("kubectl create"), 1)
+	require.Len(t, m.Inputs("helm upgrade"), 2)
 }
 
 func TestDownOnAnExistingCluster(t *testing.T) {
 	p, m := testPipeline(t, "")
 	recordExisting(t)
-	m.On("kubectl get namespace", "stemedb make-up")
+	m.On("kubectl get namespace", "stemedb "+ownerID(t))
 	require.NoError(t, p.Down(t.Context()))
 	require.Equal(t, []string{
 		"cluster kubeconfig", lookForOurs,
@@ -151,7 +181,7 @@ func TestDownOnAnExistingCluster(t *testing.T) {
 	// What could not be removed is still known afterwards.
 	p, m = testPipeline(t, "")
 	recordExisting(t)
-	m.On("kubectl get namespace", "stemedb make-up").Fail("helm uninstall", "no answer")
+	m.On("kubectl get namespace", "stemedb "+ownerID(t)).Fail("helm uninstall", "no answer")
 	require.ErrorContains(t, p.Down(t.Context()), "no answer")
 	require.NotContains(t, m.spoken(p), "cluster down")
 }
