@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/stemedb/stemedb/ci/cluster"
@@ -18,6 +19,12 @@ import (
 // cluster the image of this checkout is brought.
 const imageVariable = "STEMEDB_CLUSTER_IMAGE"
 
+const (
+	pullAlways = "image.pullPolicy=Always"
+	// imageAnnotation is the value that restarts the pods when it changes.
+	imageAnnotation = `podAnnotations.stemedb\.dev/image=`
+)
+
 // release brings the cluster up and installs the release in it. It returns the
 // environment in which kubectl and helm talk to that cluster.
 func (p *Pipeline) release(ctx context.Context) ([]string, error) {
@@ -28,6 +35,9 @@ func (p *Pipeline) release(ctx context.Context) ([]string, error) {
 	values, err := existingValues(existing)
 	if err != nil {
 		return nil, err
+	}
+	if slices.Contains(values, pullAlways) {
+		p.Reporter.Note("the image is named by a tag, so it is pulled again and the pods start anew; REPOSITORY@sha256:DIGEST leaves them alone when nothing has changed")
 	}
 	command, err := p.clusterCommand(ctx)
 	if err != nil {
@@ -46,7 +56,7 @@ func (p *Pipeline) release(ctx context.Context) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		values = []string{"image.tag=" + imageTag, `podAnnotations.stemedb\.dev/image=` + image[:16]}
+		values = []string{"image.tag=" + imageTag, imageAnnotation + image[:16]}
 	}
 	_, env, err := p.client(ctx, command)
 	if err != nil {
@@ -96,10 +106,16 @@ func existingValues(existing bool) ([]string, error) {
 	if repository == "" || (tag == "" && digest == "") {
 		return nil, progress.WithHint(fmt.Errorf("%s=%s names no version", imageVariable, image), "write REGISTRY/REPOSITORY:TAG, or …@sha256:DIGEST")
 	}
-	return []string{
+	values := []string{
 		"image.registry=", "image.repository=" + repository, "image.tag=" + tag, "image.digest=" + digest,
 		"persistence.wal.storageClassName=", "persistence.db.storageClassName=",
-	}, nil
+	}
+	if digest == "" {
+		// A tag may stand for another image than the last time, which neither helm
+		// nor a node that has the old one would notice.
+		values = append(values, pullAlways, imageAnnotation+rand.Text())
+	}
+	return values, nil
 }
 
 // In somebody else's cluster the namespace may be somebody else's too, also
