@@ -41,7 +41,7 @@ type Store interface {
 	Empty() bool
 	Identity() wal.Identity
 	Whole() bool
-	SetWhole(whole bool) error
+	SetWhole(losses int) error
 	Health() store.Health
 }
 

@@ -2,11 +2,13 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
 // watchLosses sees to it that a node which lost records is refilled and becomes
@@ -47,13 +49,17 @@ func (c *Cluster) watchLosses(ctx context.Context) {
 			continue
 		}
 		if m, ok := c.self(c.control.State()); ok && m.Whole {
-			if err := c.store.SetWhole(true); err != nil {
+			err := c.store.SetWhole(handled.damages)
+			if errors.Is(err, wal.ErrMoreLost) {
+				continue // the next round sees to it
+			}
+			if err != nil {
 				c.log.Error("this node is whole again, but that could not be noted", "error", err)
 				continue
 			}
 			c.log.Info("this node is whole again")
 			c.refilling.Store(false)
-			handled = lossOf(c.store)
+			handled.whole = true
 		}
 	}
 }

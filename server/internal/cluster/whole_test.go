@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/server/record"
 )
 
 // TestRefillIsNotTakenForDoneBeforeItBegan: the loss is on record, and this
@@ -66,6 +68,63 @@ func TestLossIsReportedAgain(t *testing.T) {
 		a.control.lag(false)
 		w.await("another report", func() bool { return reported() == 2 })
 		require.True(t, a.cluster.refilling.Load())
+		w.setMembers("a", "b", "c")
+		w.await("the end of the refill", func() bool { return a.store.Whole() && !a.cluster.refilling.Load() })
+	})
+}
+
+// lossAtTheEnd finds a loss in the moment before the store is called whole.
+type lossAtTheEnd struct {
+	Store
+	find func()
+}
+
+func (s *lossAtTheEnd) SetWhole(losses int) error {
+	if s.find != nil {
+		s.find()
+		s.find = nil
+	}
+	return s.Store.SetWhole(losses)
+}
+
+// TestLossAtTheEndOfARefill: a loss that is found when an earlier one has just
+// been made good for gets a refill of its own.
+func TestLossAtTheEndOfARefill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		end := &lossAtTheEnd{}
+		w := threeNodes(t, func(w *world) {
+			w.tune = func(c *Config) {
+				if c.Store.Identity().Node == "a" {
+					end.Store, c.Store = c.Store, end
+				}
+			}
+		})
+		a := w.nodes["a"]
+		ids := a.write(claim("rotten subject", 1), claim("spoilt subject", 2))
+		for _, n := range w.nodes {
+			w.await("the records on "+n.name, func() bool { return n.holds(ids...) })
+		}
+		read := func(id record.Hash) {
+			_, err := a.cluster.Get(context.Background(), "p", id, Local)
+			require.NoError(t, err)
+		}
+		reported := func() int {
+			a.control.mu.Lock()
+			defer a.control.mu.Unlock()
+			return a.control.reported
+		}
+		end.find = func() {
+			a.rot("spoilt subject")
+			read(ids[1])
+		}
+		a.rot("rotten subject")
+		read(ids[0])
+		w.await("the report of the first loss", func() bool { return reported() == 1 })
+		time.Sleep(10 * time.Second)
+		w.setMembers("a", "b", "c")
+		w.await("the report of the second loss", func() bool { return reported() == 2 })
+		require.False(t, a.store.Whole())
+		time.Sleep(10 * time.Second)
 		w.setMembers("a", "b", "c")
 		w.await("the end of the refill", func() bool { return a.store.Whole() && !a.cluster.refilling.Load() })
 	})

@@ -145,7 +145,7 @@ func TestLostDBVolume(t *testing.T) {
 		items = items[n:]
 	}
 	m.check(t, s)
-	require.NoError(t, s.SetWhole(true))
+	require.NoError(t, setWhole(s))
 	require.NoError(t, s.Close())
 
 	rebuilds := 0

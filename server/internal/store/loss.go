@@ -28,7 +28,7 @@ import (
 //     forgets at it what came before. Until it is durable, every start comes
 //     to 2 again; and a cursor that a crash leaves in the log without it does
 //     not count then, which costs a second look and nothing else.
-//  4. SetWhole(true) first waits until the reset is durable. So a start that
+//  4. SetWhole first waits until the reset is durable. So a start that
 //     finds the node whole knows that all losses are dealt with, those too
 //     that were found while the store ran and that its user set the cursors
 //     back for. It forgets nothing, however often the index is made anew.

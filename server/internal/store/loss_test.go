@@ -28,6 +28,9 @@ func lossy(t *testing.T, seed uint64) (*memfs.Disk, *model) {
 	return disk, m
 }
 
+// setWhole is SetWhole by someone who made good for all that is known to be lost.
+func setWhole(s *Store) error { return s.SetWhole(len(s.Health().Damage)) }
+
 func removeIndex(t *testing.T, disk *memfs.Disk) {
 	t.Helper()
 	require.NoError(t, leveldbfs.RemoveAll(disk, filepath.Join("db", indexDir)))
@@ -53,7 +56,7 @@ func TestLossOnAFullDisk(t *testing.T) {
 					require.Empty(t, s.Cursors())
 					require.NotZero(t, checkSubset(t, m, s))
 					require.ErrorIs(t, putSync(s, NewCursor("peer", 1)).Err, wal.ErrReadOnly)
-					require.ErrorIs(t, s.SetWhole(true), wal.ErrReadOnly, "the old cursors still stand in the log")
+					require.ErrorIs(t, setWhole(s), wal.ErrReadOnly, "the old cursors still stand in the log")
 					require.False(t, s.Whole())
 					disk.Crash(end)
 					_ = s.Close()
@@ -96,7 +99,7 @@ func TestResetWaitsForSpace(t *testing.T) {
 		for i := range 3 {
 			mustPut(t, s, NewCursor("other", wal.Position(i+1)))
 		}
-		require.NoError(t, s.SetWhole(true))
+		require.NoError(t, setWhole(s))
 		require.NoError(t, s.Close())
 		removeIndex(t, disk)
 		s = mustOpen(t, o)
@@ -117,7 +120,7 @@ func TestResetThatFails(t *testing.T) {
 		require.ErrorIs(t, putSync(s, NewCursor("other", 2)).Err, wal.ErrReadOnly)
 		time.Sleep(time.Minute)
 		mustPut(t, s, NewCursor("other", 3))
-		require.NoError(t, s.SetWhole(true))
+		require.NoError(t, setWhole(s))
 		require.NoError(t, s.Close())
 		removeIndex(t, disk)
 		s = mustOpen(t, smallOptions(disk))
@@ -137,7 +140,7 @@ func TestEachLossCounts(t *testing.T) {
 		g.n = uint64(i+1) << 20
 		it, _ := g.content()
 		mustPut(t, s, it, NewCursor("peer", 7))
-		require.NoError(t, s.SetWhole(true))
+		require.NoError(t, setWhole(s))
 		pos := positionOf(t, s, it.Key)
 		require.NoError(t, s.Close())
 		require.NoError(t, disk.FlipBit(fmt.Sprintf("wal/wal-%08d.seg", pos.Segment()), int64(pos.Offset())+40, 3))
@@ -186,7 +189,7 @@ func TestHealedLossStaysHealed(t *testing.T) {
 		mustPut(t, s, it)
 	}
 	mustPut(t, s, NewCursor("peer", 3))
-	require.NoError(t, s.SetWhole(true))
+	require.NoError(t, setWhole(s))
 	check := func(cursor wal.Position) {
 		t.Helper()
 		for range 2 {
@@ -215,7 +218,7 @@ func TestHealedLossStaysHealed(t *testing.T) {
 	require.NoError(t, s.Repair(items[:1], func(r PutResult) { done <- r }))
 	require.NoError(t, (<-done).Err)
 	mustPut(t, s, NewCursor("peer", 4))
-	require.NoError(t, s.SetWhole(true))
+	require.NoError(t, setWhole(s))
 	check(4)
 	_, err = s.Read(items[0].Key)
 	require.NoError(t, err)
@@ -279,7 +282,7 @@ func TestCrashesAfterALoss(t *testing.T) {
 			require.False(t, s.Whole())
 			if putSync(s, NewCursor("other", 3)).Err == nil {
 				said = true
-				_ = s.SetWhole(true)
+				_ = setWhole(s)
 			}
 			_ = s.Close()
 		}

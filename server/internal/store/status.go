@@ -33,15 +33,15 @@ func (s *Store) SetClusterID(id string) error { return s.log.SetClusterID(id) }
 // WAL volume, taken away by any loss and given by SetWhole.
 func (s *Store) Whole() bool { return s.log.Whole() }
 
-// SetWhole writes that note. The node does not become whole before the log
-// holds that the cursors were forgotten after the last loss.
-func (s *Store) SetWhole(whole bool) error {
-	if whole {
-		if err := s.awaitReset(); err != nil {
-			return err
-		}
+// SetWhole writes that note. losses is how many Health listed when the caller
+// began to make good for them: with one more it is wal.ErrMoreLost. The node
+// does not become whole before the log holds that the cursors were forgotten
+// after the last loss.
+func (s *Store) SetWhole(losses int) error {
+	if err := s.awaitReset(); err != nil {
+		return err
 	}
-	return s.log.SetWhole(whole)
+	return s.log.SetWhole(losses)
 }
 
 // Packs lists the sealed segments on the DB volume, oldest first.

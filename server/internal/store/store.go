@@ -195,7 +195,7 @@ type Health struct {
 	State State
 	// Err says why, nil when State is ok.
 	Err error
-	// Whole is false after a loss, until SetWhole(true).
+	// Whole is false after a loss, until SetWhole.
 	Whole bool
 	// Damage lists what of the log cannot be read.
 	Damage []wal.Range

@@ -96,7 +96,7 @@ func TestFlippedBitInAcknowledgedBytes(t *testing.T) {
 				require.Equal(t, []Range{damage.Range}, gaps)
 				require.Equal(t, before, fileBytes(t, d, name), "nothing is cut or repaired")
 				more := fill(t, l, 1000, 3)
-				require.NoError(t, l.SetWhole(true))
+				require.NoError(t, l.SetWhole(1))
 				require.NoError(t, l.Close())
 
 				// Known damage does not take the wholeness away again.
@@ -269,7 +269,7 @@ func TestMissingPack(t *testing.T) {
 	require.NoError(t, l.Close())
 	l = mustOpen(t, small(d))
 	require.False(t, l.Whole(), "durably")
-	require.NoError(t, l.SetWhole(true))
+	require.NoError(t, l.SetWhole(1))
 	require.NoError(t, l.Close())
 	l = mustOpen(t, small(d))
 	require.True(t, l.Whole(), "a loss that was made good is not found again")

@@ -260,16 +260,26 @@ func (l *Log) State() (s State, err error) {
 
 // Whole tells whether everything that this log ever held is still there: true
 // for a new log, durably false from the moment that a pack, a segment, a
-// volume or bytes were found missing or damaged, until SetWhole(true).
+// volume or bytes were found missing or damaged, until SetWhole.
 func (l *Log) Whole() bool { return l.manifest.Load().Whole }
 
-// SetWhole sets the flag durably.
-func (l *Log) SetWhole(whole bool) error {
-	if l.Whole() == whole {
+// SetWhole sets the flag durably. losses is how many Missing and Damage listed
+// when the caller began to make good for them: if one more was found since, the
+// log is not whole, and SetWhole returns ErrMoreLost.
+func (l *Log) SetWhole(losses int) error {
+	if l.Whole() {
 		return nil
 	}
-	if err := l.update(func(m *manifest) { m.Whole = whole }); err != nil {
-		return fmt.Errorf("set whole to %t: %w", whole, err)
+	more := false
+	err := l.update(func(m *manifest) {
+		more = len(m.Lost)+len(m.Damaged) > losses
+		m.Whole = !more
+	})
+	if err == nil && more {
+		err = ErrMoreLost
+	}
+	if err != nil {
+		return fmt.Errorf("set whole: %w", err)
 	}
 	return nil
 }

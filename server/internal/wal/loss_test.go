@@ -37,6 +37,34 @@ func TestDamageFoundOnAFullDisk(t *testing.T) {
 	require.NoError(t, l.Close())
 }
 
+// A loss that is found while an earlier one is made good for is not passed over
+// when the log is said to be whole.
+func TestLossFoundMeanwhile(t *testing.T) {
+	d, l, all := sealedLog(t)
+	victims := map[uint32]Position{}
+	for pos := range all {
+		victims[pos.Segment()] = pos
+	}
+	for _, seq := range []uint32{1, 2} {
+		require.NoError(t, d.FlipBit(l.packName(seq), int64(victims[seq].Offset())+100, 3))
+	}
+	l = mustOpen(t, small(d))
+	var damage *DamageError
+	_, err := l.Read(victims[1])
+	require.ErrorAs(t, err, &damage)
+	losses := len(l.Damage())
+	_, err = l.Read(victims[2])
+	require.ErrorAs(t, err, &damage)
+	require.ErrorIs(t, l.SetWhole(losses), ErrMoreLost)
+	require.False(t, l.Whole())
+	require.NoError(t, l.Close())
+	l = mustOpen(t, small(d))
+	require.False(t, l.Whole(), "durably")
+	require.NoError(t, l.SetWhole(losses+1))
+	require.True(t, l.Whole())
+	require.NoError(t, l.Close())
+}
+
 // A segment that was prepared and is gone may have been written to: the log
 // goes on behind it, and the number is not used again.
 func TestMissingPreparedSegment(t *testing.T) {

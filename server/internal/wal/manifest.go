@@ -28,7 +28,7 @@ type manifest struct {
 	Incarnation string `json:"incarnation"`
 	// Version grows by one with each replacement.
 	Version uint64 `json:"version"`
-	// Whole is false from the finding of a loss until SetWhole(true).
+	// Whole is false from the finding of a loss until SetWhole.
 	Whole bool `json:"whole"`
 	// Durable is a position below which everything was durable when the
 	// manifest was written; after a clean Close it is the end of the log.

@@ -145,7 +145,7 @@ func TestUnreadableSegmentHoldsUpNothing(t *testing.T) {
 			require.EqualValues(t, len(es), entries)
 		}
 		check()
-		require.NoError(t, l.SetWhole(true))
+		require.NoError(t, l.SetWhole(1))
 		require.NoError(t, l.Close())
 
 		l = mustOpen(t, badOptions(d))

@@ -109,6 +109,9 @@ var (
 	ErrNoEntry = errors.New("no entry at this position")
 )
 
+// ErrMoreLost: a loss was found that the caller of SetWhole did not know.
+var ErrMoreLost = errors.New("more of the log was found lost or damaged meanwhile")
+
 // DamageError says that bytes which were durable once do not check any more.
 type DamageError struct{ Range Range }
 
