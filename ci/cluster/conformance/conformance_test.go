@@ -48,10 +48,10 @@ func TestK3DConfig(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, k3dconfig.ValidateClusterConfig(t.Context(), runtimes.Docker, *full))
 
-	require.Equal(t, cluster.Name, full.Cluster.Name)
-	require.Len(t, full.Cluster.Nodes, 3)
+	require.Equal(t, cluster.Name, full.Name)
+	require.Len(t, full.Nodes, 3)
 	roles := map[k3dtypes.Role]int{}
-	for _, n := range full.Cluster.Nodes {
+	for _, n := range full.Nodes {
 		roles[n.Role]++
 		require.Equal(t, cluster.K3sImage, n.Image)
 		require.Contains(t, n.Args, "--kubelet-arg=node-status-update-frequency=4s")
