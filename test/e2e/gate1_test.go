@@ -132,7 +132,7 @@ func TestGate1(t *testing.T) {
 		})
 		s.serves(t, 4, "two members of three serve")
 
-		l.withoutFailure(t, func() { time.Sleep(max(quiet, time.Until(cut.Add(time.Minute)))) })
+		l.withoutFailureOnceConnected(t, func() { time.Sleep(max(quiet, time.Until(cut.Add(time.Minute)))) })
 
 		s = l.during(t, func() {
 			r.onCluster(t, "node-heal", victim)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	mrand "math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -27,6 +28,7 @@ type Summary struct {
 	Reads             int            `json:"reads"`             // answered with the record
 	Fresh             int            `json:"fresh"`             // of these two, over a connection of their own
 	Failures          int            `json:"failures"`          // transport errors and every status that is not 2xx
+	Unconnected       int            `json:"unconnected"`       // of the failures, those without a connection: nothing was sent
 	FailureKinds      map[string]int `json:"failureKinds"`      // by message
 	Examples          []string       `json:"examples"`          // the first few, with time since start
 	LostReads         []string       `json:"lostReads"`         // acknowledged ids that a quorum read answered 404 for
@@ -245,6 +247,9 @@ func (l *load) note(r *run_, fresh, read bool, took time.Duration, err error) {
 		return
 	}
 	s.Failures++
+	if dial := (*net.OpError)(nil); errors.As(err, &dial) && dial.Op == "dial" {
+		s.Unconnected++
+	}
 	if errors.Is(err, errLost) {
 		s.LostReads = append(s.LostReads, err.Error())
 	}

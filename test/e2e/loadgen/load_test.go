@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -27,7 +28,7 @@ func (a *answers) RoundTrip(req *http.Request) (*http.Response, error) {
 	case <-time.After(after):
 	}
 	if status == 0 {
-		return nil, errors.New("connection refused")
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
 	}
 	recorder := httptest.NewRecorder()
 	recorder.WriteHeader(status)
@@ -54,7 +55,7 @@ func runFor(t *testing.T, d time.Duration, fate func(time.Duration) (int, time.D
 func TestSummaryTellsSuccessFromFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := runFor(t, 10*time.Second, func(time.Duration) (int, time.Duration) { return 0, 0 })
-		if s.Requests != 1001 || s.Failures != 1001 || s.Asserts+s.Reads+s.Fresh != 0 || s.FailureKinds["connection refused"] != 1001 {
+		if s.Requests != 1001 || s.Failures != 1001 || s.Unconnected != 1001 || s.Asserts+s.Reads+s.Fresh != 0 || s.FailureKinds["connection refused"] != 1001 {
 			t.Errorf("everything failed: %+v", s)
 		}
 		s = runFor(t, 10*time.Second, func(time.Duration) (int, time.Duration) { return http.StatusOK, 0 })
@@ -62,7 +63,7 @@ func TestSummaryTellsSuccessFromFailure(t *testing.T) {
 			t.Errorf("nothing failed: %+v", s)
 		}
 		s = runFor(t, 10*time.Second, func(time.Duration) (int, time.Duration) { return http.StatusServiceUnavailable, 0 })
-		if s.Failures != 1001 || s.Asserts != 0 {
+		if s.Failures != 1001 || s.Unconnected != 0 || s.Asserts != 0 {
 			t.Errorf("an answer that is not a success is a failure: %+v", s)
 		}
 	})
