@@ -155,7 +155,7 @@ func (l *load) withoutFailureOnceConnected(t *testing.T, do func()) {
 	t.Helper()
 	s := l.during(t, do)
 	require.Equal(t, s.Unconnected, s.Failures, "%v", s.Examples)
-	require.Less(t, s.Unconnected, s.Fresh/10, "%v", s.Examples)
+	require.Less(t, s.Unconnected, s.Fresh/5, "%v", s.Examples)
 }
 
 // resumes waits until asserts and reads succeed again, in the run under way.
