@@ -164,7 +164,6 @@ func New(cfg Config) (*Control, error) {
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	c.log = c.log.With("node", cfg.Name)
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	state, err := c.hasState()
 	if err != nil {

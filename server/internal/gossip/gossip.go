@@ -438,7 +438,7 @@ func (e events) NotifyLeave(n *memberlist.Node)  { e.take(n, Dead) }
 func (e events) take(n *memberlist.Node, state State) {
 	var m meta
 	if err := cbor.Unmarshal(n.Meta, &m); err != nil || m.Name == "" {
-		e.g.log.Warn("gossip heard of a node that says nothing readable about itself", "node", n.Name, "error", err)
+		e.g.log.Warn("gossip heard of a node that says nothing readable about itself", "member", n.Name, "error", err)
 		return
 	}
 	if m.Leaving && state == Dead {
