@@ -78,6 +78,13 @@ func (a *app) root() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "aphoria",
 		Short:         "See what a project's code does, and keep it in StemeDB",
+		Long: `See what a project's code does, and keep it in StemeDB.
+
+Exit codes:
+  0  done
+  1  scan --exit-code: something is blocked; --persist: claims were not kept,
+     standard error says which and why
+  2  the command line, the configuration or the agent key is not usable`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}

@@ -23,7 +23,7 @@ type Sender interface {
 type Summary struct {
 	Created int `json:"created"`
 	Exists  int `json:"exists"`
-	Failed  int `json:"failed"`  // refused by the server
+	Failed  int `json:"failed"`  // refused by the server, or given up with an error
 	Queued  int `json:"queued"`  // kept for the next run
 	Skipped int `json:"skipped"` // given up, as offline_fallback says
 	// FromQueue counts those of the above that earlier runs had left.
@@ -64,16 +64,19 @@ func (o *Outbox) Send(ctx context.Context, as []*record.Assertion) (*Summary, er
 				// Do not ask the same server again for every batch.
 				return s, o.fallBack(as, s, err)
 			}
+			s.Failed += len(as)
 			return s, err
 		}
 	}
 	for done := 0; done < len(as); done += BatchSize {
 		batch := as[done:min(done+BatchSize, len(as))]
+		kept := s.Created + s.Exists
 		later, refused, err := o.batch(ctx, batch, s)
-		s.Failed += len(refused)
 		if err != nil && !client.IsTemporary(err) {
+			s.Failed += len(as) - done - (s.Created + s.Exists - kept)
 			return s, err
 		}
+		s.Failed += len(refused)
 		if len(later) > 0 {
 			rest := append(later, as[done+len(batch):]...)
 			refused := refusal(s)

@@ -15,6 +15,9 @@ import (
 // What the schema must refuse, and the words that tell the user where and why.
 var badValues = []struct{ values, says string }{
 	{"replcas: 3", "additional properties 'replcas' not allowed"},
+	{"replicas: null", "missing property 'replicas'"}, // it would mean 0
+	{"clusterDomain:", "missing property 'clusterDomain'"},
+	{"affinity: null", "missing property 'affinity'"},
 	{"replicas: 0", "'/replicas': minimum: got 0, want 1"},
 	{"replicas: 100", "'/replicas': maximum: got 100, want 99"},
 	{"replicas: 2.5", "'/replicas': got number, want integer"},
