@@ -76,8 +76,8 @@ func Run(ctx context.Context, args []string, env Env) int {
 
 func (a *app) root() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:           "aphoria",
-		Short:         "See what a project's code does, and keep it in StemeDB",
+		Use:   "aphoria",
+		Short: "See what a project's code does, and keep it in StemeDB",
 		Long: `See what a project's code does, and keep it in StemeDB.
 
 Exit codes:
