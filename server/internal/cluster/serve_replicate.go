@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -114,7 +115,7 @@ func (t *taken) put(ctx context.Context, seq, generation uint64, items []store.I
 	if err := t.admit(ctx, items, size); err != nil {
 		return err
 	}
-	return putPatiently(ctx, t.c.store, items, func(res store.PutResult) {
+	err := putPatiently(ctx, t.c.store, items, func(res store.PutResult) {
 		err := res.Err
 		if err == nil {
 			// The record is durable. If this node has passed the caller's
@@ -126,6 +127,10 @@ func (t *taken) put(ctx context.Context, seq, generation uint64, items []store.I
 		}
 		t.finish(seq, err)
 	})
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	return storageStatus(err)
 }
 
 // admit waits until there is room for the message and counts it in.
@@ -206,7 +211,8 @@ func notify(ch chan struct{}) {
 const busyPause = 5 * time.Millisecond
 
 // putPatiently puts items, waiting while the store's queues are full: whoever
-// calls is held back by that, as it should be.
+// calls is held back by that, as it should be. The error is the store's; when
+// ctx ended the wait it is ctx's as well.
 func putPatiently(ctx context.Context, s Store, items []store.Item, done func(store.PutResult)) error {
 	for {
 		err := s.Put(items, done)
@@ -214,10 +220,10 @@ func putPatiently(ctx context.Context, s Store, items []store.Item, done func(st
 			return nil
 		}
 		if !errors.Is(err, wal.ErrBusy) && !errors.Is(err, store.ErrBusy) {
-			return storageStatus(err)
+			return err
 		}
 		if pause(ctx, busyPause); ctx.Err() != nil {
-			return ctx.Err()
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
 		}
 	}
 }

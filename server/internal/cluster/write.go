@@ -151,8 +151,8 @@ func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, 
 	defer c.inFlight.remove(w)
 	peers := c.currentPeers()
 
-	if err := c.put(ctx, w); err != nil {
-		return nil, err
+	if err := putPatiently(ctx, c.store, w.items, func(res store.PutResult) { c.putDone(w, res) }); err != nil {
+		return nil, storageError(err)
 	}
 	if refused := c.offer(w, peers); len(refused) > 0 {
 		reachable := func(id string) bool { return !slices.Contains(refused, id) }
@@ -183,22 +183,6 @@ func writeCost(items []store.Item, limit int64) int64 {
 		cost += int64(len(items[i].Payload)) + 1024
 	}
 	return min(cost, limit)
-}
-
-// put hands w to the local store, waiting while its queues are full.
-func (c *Cluster) put(ctx context.Context, w *write) error {
-	for {
-		err := c.store.Put(w.items, func(res store.PutResult) { c.putDone(w, res) })
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, wal.ErrBusy) && !errors.Is(err, store.ErrBusy) {
-			return storageError(err)
-		}
-		if pause(ctx, busyPause); ctx.Err() != nil {
-			return storageError(err)
-		}
-	}
 }
 
 // await returns nil when the write rule holds.
