@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -34,6 +35,8 @@ type world struct {
 	machines []*machine
 	began    time.Time
 	mu       sync.Mutex // guards machine.node and machine.proc against the clients
+	// control replaces the intervals of the control table; zero values mean its defaults.
+	control control.Timings
 }
 
 // machine is one host with its disk. Its process comes and goes.
@@ -42,6 +45,9 @@ type machine struct {
 	name string
 	host *memnet.Host
 	disk *memfs.Disk
+	// advertised is the host name that the node gives to the others; empty means name.
+	advertised string
+
 	raft map[string]*raftmem.Disk // by incarnation: it lies on the WAL volume
 
 	proc *memnet.Proc
@@ -51,14 +57,22 @@ type machine struct {
 func newWorld(t *testing.T, seed uint64, nodes int) *world {
 	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), net: memnet.New(seed), began: time.Now()}
 	w.net.SetDelay(100*time.Microsecond, 3*time.Millisecond)
-	for i := range nodes {
-		name := fmt.Sprintf("n%d", i)
-		w.machines = append(w.machines, &machine{
-			w: w, name: name, host: w.net.Host(name),
-			disk: memfs.New(seed<<8 | uint64(i)), raft: map[string]*raftmem.Disk{},
-		})
+	for range nodes {
+		w.addMachine(seed)
 	}
 	return w
+}
+
+// addMachine adds a machine that is down. The caller holds w.mu if clients run.
+func (w *world) addMachine(seed uint64) *machine {
+	i := len(w.machines)
+	name := fmt.Sprintf("n%d", i)
+	m := &machine{
+		w: w, name: name, host: w.net.Host(name),
+		disk: memfs.New(seed<<8 | uint64(i)), raft: map[string]*raftmem.Disk{},
+	}
+	w.machines = append(w.machines, m)
+	return m
 }
 
 // logf writes one line with the virtual time since the beginning.
@@ -66,16 +80,19 @@ func (w *world) logf(format string, args ...any) {
 	w.t.Logf("%9.3fs "+format, append([]any{time.Since(w.began).Seconds()}, args...)...)
 }
 
+// address is the host name under which the other nodes reach the machine.
+func (m *machine) address() string { return cmp.Or(m.advertised, m.name) }
+
 // start starts the machine's process on what its disk holds.
 func (m *machine) start() {
 	m.proc = m.host.Start()
 	var join []string
 	for _, other := range m.w.machines {
-		join = append(join, other.name)
+		join = append(join, other.address())
 	}
 	cfg := &config.Config{
 		BindAddr: ":18180", GatewayAddr: ":18181", ReplicationAddr: ":18182", GossipAddr: ":18183",
-		WALDir: walDir, DBDir: dbDir, NodeName: m.name, AdvertiseAddr: m.name,
+		WALDir: walDir, DBDir: dbDir, NodeName: m.name, AdvertiseAddr: m.address(),
 		ClusterJoin: join, ClusterSecrets: []config.Secret{"a secret that all simulated nodes share"},
 		ShutdownGrace: time.Second,
 	}
@@ -85,6 +102,7 @@ func (m *machine) start() {
 			// Small segments, so that they are sealed and recycled; what is put
 			// at once has to fit into one, as it does at the real sizes.
 			SegmentSize: 128 << 10, MarkerInterval: 5 * time.Second,
+			Control: m.w.control,
 			Limits:  cluster.Limits{PullBytes: 32 << 10, MessageBytes: 32 << 10},
 			Cluster: cluster.Timings{ScrubEvery: 20 * time.Second, ScrubSettle: 5 * time.Second, StartWait: 5 * time.Second},
 		},
