@@ -4,7 +4,7 @@
 DEV = go -C ci run ./cmd/dev
 FUZZTIME ?= 1m
 
-.PHONY: help up down run check test gate bench fuzz fmt
+.PHONY: help up down run check test gate bench fuzz fmt proto
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,3 +35,6 @@ fuzz: ## Every fuzz target for FUZZTIME each
 
 fmt: ## Format all Go files
 	@$(DEV) fmt
+
+proto: ## Generate the Go code of the .proto files (needs protoc)
+	@./ci/proto

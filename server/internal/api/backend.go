@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"iter"
 	"net/http"
 
 	"github.com/stemedb/stemedb/server/internal/cluster"
@@ -17,7 +16,7 @@ type Backend interface {
 	Assert(ctx context.Context, project string, as []*record.Assertion) []cluster.WriteResult
 	Vote(ctx context.Context, project string, v *record.Vote) cluster.WriteResult
 	Get(ctx context.Context, project string, id record.Hash, consistency cluster.Consistency) (*store.Stored, error)
-	Claims(ctx context.Context, q store.ClaimQuery, consistency cluster.Consistency) (iter.Seq2[*store.Claim, error], error)
+	Claims(ctx context.Context, q store.ClaimQuery, consistency cluster.Consistency) (cluster.ClaimSource, error)
 	Content(ctx context.Context, claim *store.Claim) (*record.Content, error)
 	Subjects(ctx context.Context, project, prefix, after string, limit int, consistency cluster.Consistency) ([]string, error)
 	Ready() error

@@ -15,24 +15,26 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// claims yields the claims of a query over all its scopes, by predicate, then
+// claims opens the claims of a query over all its scopes: by predicate, then
 // newest first, unfiltered. A claim that two projects hold appears once, with
 // the signatures and votes of both.
-func (c *call) claims(q *claimQuery, after *store.ClaimCursor) (iter.Seq2[*store.Claim, error], error) {
-	var all []iter.Seq2[*store.Claim, error]
+func (c *call) claims(q *claimQuery) (cluster.ClaimSource, error) {
+	var all []cluster.ClaimSource
 	for _, project := range q.scope {
-		seq, err := c.svc.backend.Claims(c.ctx, store.ClaimQuery{
-			Project: project, Subject: q.subject, Predicate: q.predicate, AsOf: q.asOf, After: after,
+		source, err := c.svc.backend.Claims(c.ctx, store.ClaimQuery{
+			Project: project, Subject: q.subject, Predicate: q.predicate, AsOf: q.asOf,
 		}, q.consistency)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, seq)
+		all = append(all, source)
 	}
 	if len(all) == 1 {
 		return all[0], nil
 	}
-	return mergeClaims(all[0], all[1]), nil
+	return func(after *store.ClaimCursor) iter.Seq2[*store.Claim, error] {
+		return mergeClaims(all[0](after), all[1](after))
+	}, nil
 }
 
 // mergeClaims merges two ordered sequences into one.

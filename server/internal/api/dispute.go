@@ -61,7 +61,7 @@ func (c *call) skeptic() error {
 	if err != nil {
 		return err
 	}
-	claims, err := c.claims(&q, nil)
+	claims, err := c.claims(&q)
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func (c *call) skeptic() error {
 	defer space.leave()
 	q.params.Hold = space.hold
 	src := source{filter: &q.filter}
-	dispute, err := lens.Skeptic(src.feed(claims), q.params)
+	dispute, err := lens.Skeptic(src.feed(claims(nil)), q.params)
 	if err := cmp.Or(src.err, err); err != nil {
 		return err
 	}
@@ -150,7 +150,7 @@ func (c *call) layered() error {
 	if err != nil {
 		return err
 	}
-	claims, err := c.claims(&q, nil)
+	claims, err := c.claims(&q)
 	if err != nil {
 		return err
 	}
@@ -158,7 +158,7 @@ func (c *call) layered() error {
 	defer space.leave()
 	q.params.Hold = space.hold
 	src := source{filter: &q.filter}
-	layers, err := lens.Layered(src.feed(claims), q.params)
+	layers, err := lens.Layered(src.feed(claims(nil)), q.params)
 	if err := cmp.Or(src.err, err); err != nil {
 		return err
 	}

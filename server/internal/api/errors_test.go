@@ -397,7 +397,7 @@ func guardErrors(t testing.TB) (rows []errorCase) {
 func backendCodes() map[string]int {
 	return map[string]int{
 		cluster.CodeNoQuorum: 503, cluster.CodeOverloaded: 503, cluster.CodeReadOnly: 507, cluster.CodeStorageFailed: 503,
-		cluster.CodeNotMember: 503, cluster.CodeNotWhole: 503, cluster.CodeTooFewWhole: 503, cluster.CodePeersUnreachable: 503,
+		cluster.CodeUnconfirmed: 503, cluster.CodeNotMember: 503, cluster.CodeNotWhole: 503, cluster.CodeTooFewWhole: 503, cluster.CodePeersUnreachable: 503,
 		cluster.CodeCatchingUp: 503, cluster.CodeDamaged: 503, cluster.CodeClosed: 503,
 	}
 }

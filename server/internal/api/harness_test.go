@@ -141,23 +141,26 @@ func (b *solo) Get(_ context.Context, project string, id record.Hash, _ cluster.
 	return b.store.Assertion(project, id)
 }
 
-func (b *solo) Claims(ctx context.Context, q store.ClaimQuery, consistency cluster.Consistency) (iter.Seq2[*store.Claim, error], error) {
+func (b *solo) Claims(ctx context.Context, q store.ClaimQuery, consistency cluster.Consistency) (cluster.ClaimSource, error) {
 	if err := b.failure(); err != nil {
 		return nil, err
 	}
-	claims := b.store.Claims(ctx, q, b.voices)
-	if b.onClaim == nil {
-		return claims, nil
-	}
 	b.asked = append(b.asked, consistency)
-	return func(yield func(*store.Claim, error) bool) {
-		for claim, err := range claims {
-			if err == nil {
-				b.given++
-				b.onClaim(b.given)
-			}
-			if !yield(claim, err) {
-				return
+	return func(after *store.ClaimCursor) iter.Seq2[*store.Claim, error] {
+		q.After = after
+		claims := b.store.Claims(ctx, q, b.voices)
+		if b.onClaim == nil {
+			return claims
+		}
+		return func(yield func(*store.Claim, error) bool) {
+			for claim, err := range claims {
+				if err == nil {
+					b.given++
+					b.onClaim(b.given)
+				}
+				if !yield(claim, err) {
+					return
+				}
 			}
 		}
 	}, nil

@@ -132,7 +132,7 @@ func (c *call) list(q *claimQuery, body *queryBody) error {
 	if err != nil {
 		return err
 	}
-	claims, err := c.claims(q, after)
+	claims, err := c.claims(q)
 	if err != nil {
 		return err
 	}
@@ -141,7 +141,7 @@ func (c *call) list(q *claimQuery, body *queryBody) error {
 	defer space.leave()
 	var last *store.Claim
 	scanned := 0
-	for claim, err := range claims {
+	for claim, err := range claims(after) {
 		if err != nil {
 			return err
 		}
@@ -184,7 +184,11 @@ func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
 	defer space.leave()
 	q.params.Hold = space.hold
 	body.Answers = []answerBody{}
-	for predicate, group := range c.byPredicate(*q, after) {
+	claims, err := c.claims(q)
+	if err != nil {
+		return err
+	}
+	for predicate, group := range byPredicate(claims, after) {
 		if n := len(body.Answers); n == limit || space.full() {
 			body.Cursor = c.writeCursor([]byte(body.Answers[n-1].Predicate))
 			return nil
@@ -207,24 +211,15 @@ func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
 	return nil
 }
 
-// byPredicate yields the claims of a query in one sequence for each predicate.
-// What a consumer leaves unread of it is not read: the claims are opened anew
-// behind it. An error is given to the sequence in which it comes up, or to one
-// of its own.
-func (c *call) byPredicate(q claimQuery, after *store.ClaimCursor) iter.Seq2[string, iter.Seq2[*store.Claim, error]] {
+// byPredicate yields the claims behind after in one sequence for each predicate.
+// Claims that a consumer leaves unread are not read: the source is asked again
+// for those behind them. An error is given to the sequence in which it comes up.
+func byPredicate(claims cluster.ClaimSource, after *store.ClaimCursor) iter.Seq2[string, iter.Seq2[*store.Claim, error]] {
 	return func(yield func(string, iter.Seq2[*store.Claim, error]) bool) {
 		for {
-			claims, err := c.claims(&q, after)
-			if err != nil {
-				yield("", func(yield func(*store.Claim, error) bool) { yield(nil, err) })
+			if after = eachPredicate(claims(after), yield); after == nil {
 				return
 			}
-			left := eachPredicate(claims, yield)
-			if left == nil {
-				return
-			}
-			// Opening them brought here what the others hold.
-			after, q.consistency = left, cluster.Local
 		}
 	}
 }

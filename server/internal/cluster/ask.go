@@ -16,73 +16,59 @@ import (
 type plan struct {
 	self  string
 	state *control.State
-	// old are the whole members of the set that reads follow, of which need
-	// have to be heard; next, while a change is open, the members of the new
-	// set, of which needNext have to be. The latter bring no record that the
-	// former would miss, but one of them knows it if the change has been closed
-	// without this node's having heard of it yet, and then refuses this node.
-	old, next      map[string]bool
-	need, needNext int
+	// need is how many whole members have to be heard, this node included.
+	need int
 	// others are the members to ask, the likeliest first.
 	others []control.Member
 }
 
 func (c *Cluster) planRead() (*plan, error) {
+	if err := c.mayDecide(); err != nil {
+		return nil, err
+	}
 	state := c.control.State()
 	if err := c.wholeNow(state); err != nil {
 		return nil, err
 	}
 	candidates, need := state.ReadSet()
-	p := &plan{self: c.id, state: state, need: need, old: map[string]bool{}, others: c.preferred(candidates)}
-	for _, m := range candidates {
-		p.old[m.ID()] = true
-	}
+	p := &plan{self: c.id, state: state, need: need, others: c.preferred(candidates)}
 	if len(candidates) < need {
 		return nil, unavailable(CodeTooFewWhole, fmt.Sprintf(
 			"only %d of %d members are whole, and %d are needed for a read that is sure to see every acknowledged write; the others are being refilled, or must be accepted as lost by an operator",
 			len(candidates), len(state.Members), need), nil)
 	}
-	if state.Change != nil {
-		p.next = map[string]bool{}
-		var added []control.Member
-		for _, m := range state.Change.New {
-			p.next[m.ID()] = true
-			if !p.old[m.ID()] {
-				added = append(added, m)
-			}
-		}
-		p.others = append(p.others, c.preferred(added)...)
-		// Those that count for both come first.
-		slices.SortStableFunc(p.others, func(a, b control.Member) int { return p.worth(b) - p.worth(a) })
-		n := len(state.Change.New)
-		p.needNext = n - control.Majority(n) + 1
+	if state.Change == nil {
+		return p, nil
 	}
+	p.need = max(p.need, control.Majority(len(state.Change.New)))
+	isIn := func(set []control.Member, m control.Member) bool {
+		return slices.ContainsFunc(set, func(o control.Member) bool { return o.ID() == m.ID() })
+	}
+	var added []control.Member
+	for _, m := range state.Change.New {
+		if !isIn(candidates, m) {
+			added = append(added, m)
+		}
+	}
+	// Members that count for both sets come first.
+	p.others = append(p.others, c.preferred(added)...)
+	slices.SortStableFunc(p.others, func(a, b control.Member) int {
+		worth := func(m control.Member) int {
+			if isIn(candidates, m) && isIn(state.Change.New, m) {
+				return 0
+			}
+			return 1
+		}
+		return worth(a) - worth(b)
+	})
 	return p, nil
 }
 
-func (p *plan) worth(m control.Member) int {
-	if p.old[m.ID()] && p.next[m.ID()] {
-		return 1
-	}
-	return 0
-}
-
-// enough tells whether hearing this node and these members suffices.
+// enough reports whether hearing this node and these members suffices.
 func (p *plan) enough(heard []control.Member) bool {
-	old, next := 0, 0
-	count := func(id string) {
-		if p.old[id] {
-			old++
-		}
-		if p.next[id] {
-			next++
-		}
-	}
-	count(p.self)
-	for _, m := range heard {
-		count(m.ID())
-	}
-	return old >= p.need && next >= p.needNext
+	return p.state.ReadQuorum(func(id string) bool {
+		return id == p.self || slices.ContainsFunc(heard, func(m control.Member) bool { return m.ID() == id })
+	})
 }
 
 // firstCalls is how many of the others have to be asked at once: the fewest
@@ -208,5 +194,5 @@ func (c *Cluster) tooFewAnswers(p *plan, heard int, failures map[string]error) e
 	}
 	return unavailable(CodePeersUnreachable, fmt.Sprintf(
 		"%d of %d members answered, this node included, and %d are needed for a read that is sure to see every acknowledged write",
-		heard+1, len(p.state.Members), max(p.need, p.needNext)), errors.Join(causes...))
+		heard+1, len(p.state.Members), p.need), errors.Join(causes...))
 }

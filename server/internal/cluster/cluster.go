@@ -24,8 +24,7 @@ type Store interface {
 	Read(key store.Key) (store.Item, error)
 	ReadAt(pos wal.Position) (store.Item, error)
 
-	Assertion(project record.ProjectName, id record.Hash) (*store.Stored, error)
-	Claims(ctx context.Context, q store.ClaimQuery, voices int) iter.Seq2[*store.Claim, error]
+	Snapshot() (store.Snapshot, error)
 	Subjects(project record.ProjectName, prefix, after string, limit int) ([]string, error)
 
 	SetDigest(ctx context.Context, set store.Set) (store.Digest, error)
@@ -54,7 +53,9 @@ type Control interface {
 	ChangeWaitsFor() []string
 	ReportNotWhole(ctx context.Context) error
 	WaitGeneration(ctx context.Context, generation uint64) error
+	MayDecide() error
 	CheckGeneration(caller uint64) error
+	CheckCaller(ctx context.Context) error
 	Conn(m control.Member) (grpc.ClientConnInterface, error)
 }
 

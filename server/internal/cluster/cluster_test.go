@@ -140,7 +140,7 @@ func TestEveryAcknowledgedWriteIsRead(t *testing.T) {
 						found, err := w.nodes[name].cluster.Claims(context.Background(), store.ClaimQuery{Project: "p", Subject: "s"}, Quorum)
 						require.NoError(t, err)
 						count := 0
-						for _, err := range found {
+						for _, err := range found(nil) {
 							require.NoError(t, err)
 							count++
 						}
@@ -187,7 +187,7 @@ func TestQuorumReadWaitsForItsOwnDisk(t *testing.T) {
 		"claims": func(n *node, id record.Hash) bool {
 			seq, err := n.cluster.Claims(context.Background(), store.ClaimQuery{Project: "p", Subject: "s"}, Quorum)
 			require.NoError(n.w.t, err)
-			for c, err := range seq {
+			for c, err := range seq(nil) {
 				require.NoError(n.w.t, err)
 				if c.ID == id {
 					return true

@@ -7,8 +7,12 @@
 //     members is open), by the state of the control table at the moment of the
 //     answer. That holds for what existed before as well.
 //   - A quorum read sees every write that was acknowledged before it began, and
-//     what it has shown, later quorum reads show too. When too few members are
-//     whole to promise that, it says so.
+//     every record that it has shown, later quorum reads show too, whether it was
+//     acknowledged or not. When too few members are whole to promise that, it
+//     says so.
+//   - A node that has just started acknowledges nothing, for itself or for others,
+//     and counts in no read, until the leader has confirmed its copy of the
+//     control table.
 //   - Every member comes to hold everything that any other member holds, however
 //     long it was away, and goes on from where it was when it starts again.
 //   - A peer that is slow, gone or sends nonsense costs bounded memory and never
@@ -25,9 +29,12 @@
 //     being durable, it has not passed the caller's generation (serve_replicate.go). So
 //     whoever notes its log's end at a newer generation has noted all that older
 //     callers may count.
-//  3. While a change of members is open, a quorum read also hears as many of the
-//     new members as will be needed once it is closed (read.go), for it cannot
-//     know whether others have closed it already.
+//     The same holds for a member's part in a quorum read (serve.go), and for the
+//     reader's own (read.go).
+//  3. A quorum read hears a majority, and while a change of members is open a
+//     majority of the new members too, for it cannot know whether others have
+//     closed the change already. It answers from a snapshot of the store of which
+//     every record is on a majority (merge.go).
 //
 // An acknowledgement belongs to an incarnation: package control puts the target's
 // id into every call, so that an emptied node never answers for its old self.

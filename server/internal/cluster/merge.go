@@ -13,34 +13,82 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// level brings a set to the state that a quorum read has to see: this node then
-// holds what enough members hold of it, and whatever only some of them held is
-// on a majority.
-func (c *Cluster) level(ctx context.Context, set *store.Set, consistency Consistency) error {
+// level brings a set to the state that a quorum read has to see, and returns a
+// snapshot to answer from, which has to be closed. It holds what enough members
+// hold of the set, and of the set nothing that is not on a majority. The latter
+// is why the answer comes from a snapshot: a record that arrives here after the
+// comparison may be on this node alone, and once shown it could not be unseen.
+func (c *Cluster) level(ctx context.Context, set *store.Set, consistency Consistency) (snap store.Snapshot, err error) {
 	if consistency == Local {
-		return nil
+		snap, err = c.store.Snapshot()
+		if err != nil {
+			err = storageError(err)
+		}
+		return snap, err
 	}
-	return c.retryReads(ctx, func(ctx context.Context, p *plan) error {
-		if p.enough(nil) {
-			return nil
+	err = c.retryReads(ctx, func(ctx context.Context, p *plan) (err error) {
+		if snap != nil {
+			snap.Close()
 		}
-		for {
-			again, err := c.compare(ctx, p, set)
-			if err != nil || !again {
-				return err
-			}
+		for again := true; again && err == nil; {
+			snap, again, err = c.compare(ctx, p, set)
 		}
+		return err
 	})
+	if err != nil && snap != nil {
+		snap.Close()
+		snap = nil
+	}
+	return snap, err
 }
 
-// compare compares digests and merges what differs. again tells that this node
-// now holds more of the set than was compared: with a content that comes here,
-// what was kept for it before comes into the set of its assertion (votes that
-// came first, successors of a successor), perhaps from this node alone.
-func (c *Cluster) compare(ctx context.Context, p *plan, set *store.Set) (again bool, err error) {
-	own, err := c.store.SetDigest(ctx, *set)
+// compare compares digests and merges what differs. again says, instead of a
+// snapshot, that this node now holds more of the set than was compared: with a
+// content that comes here, what was kept for it before comes into the set of its
+// assertion (votes that came first, successors of a successor), perhaps from
+// this node alone.
+func (c *Cluster) compare(ctx context.Context, p *plan, set *store.Set) (snap store.Snapshot, again bool, err error) {
+	before, err := c.store.Snapshot()
 	if err != nil {
-		return false, setError(ctx, err)
+		return nil, false, storageError(err)
+	}
+	differing, own, err := c.askDigests(ctx, p, set, before)
+	if err == nil && len(differing) == 0 {
+		return before, false, nil
+	}
+	defer before.Close()
+	if err != nil {
+		return nil, false, err
+	}
+	c.metrics.readDiffers.Inc()
+	brought, content, err := c.merge(ctx, set, before, differing)
+	if err != nil {
+		return nil, false, err
+	}
+	if content && set.ID != nil {
+		return nil, true, nil
+	}
+	own.Add(brought)
+	after, err := c.store.Snapshot()
+	if err != nil {
+		return nil, false, storageError(err)
+	}
+	if err := c.secure(ctx, set, before, after, own); err != nil {
+		after.Close()
+		return nil, false, err
+	}
+	return after, false, nil
+}
+
+// askDigests returns the digest of a set in the snapshot, and the members heard
+// that have another one.
+func (c *Cluster) askDigests(ctx context.Context, p *plan, set *store.Set, snap store.Snapshot) (differing []answer[store.Digest], own store.Digest, err error) {
+	if p.enough(nil) {
+		return nil, own, nil
+	}
+	own, err = snap.SetDigest(ctx, *set)
+	if err != nil {
+		return nil, own, setError(ctx, err)
 	}
 	answers, err := ask(ctx, c, p, func(ctx context.Context, client peerpb.PeerClient) (store.Digest, error) {
 		res, err := client.SetDigest(ctx, setRequest(set))
@@ -50,16 +98,26 @@ func (c *Cluster) compare(ctx context.Context, p *plan, set *store.Set) (again b
 		}
 		return d, err
 	})
+	differing = slices.DeleteFunc(answers, func(a answer[store.Digest]) bool { return a.value == own })
+	return differing, own, err
+}
+
+// secure brings to a majority what is in the later snapshot besides what was
+// compared and merged: records that arrived during the merge. known is the
+// digest that the set has without them.
+func (c *Cluster) secure(ctx context.Context, set *store.Set, before, after store.Snapshot, known store.Digest) error {
+	now, err := after.SetDigest(ctx, *set)
 	if err != nil {
-		return false, err
+		return setError(ctx, err)
 	}
-	differing := slices.DeleteFunc(answers, func(a answer[store.Digest]) bool { return a.value == own })
-	if len(differing) == 0 {
-		return false, nil
+	if now == known {
+		return nil
 	}
-	c.metrics.readDiffers.Inc()
-	came, err := c.merge(ctx, set, differing)
-	return came && set.ID != nil, err
+	lists := []*list{newList(ownKeys(ctx, before, set)), newList(ownKeys(ctx, after, set))}
+	return c.join(ctx, lists, nil, func(k held) (held, bool) {
+		k.by >>= 1 // whether it is in the later one, which this node holds
+		return k, k.by&1 != 0
+	})
 }
 
 // setError is what an error of the own store means while a set is compared.
@@ -85,15 +143,29 @@ const mergeChunk = 128
 
 // merge compares key by key with members whose digests differ. All list the set
 // in one order, so it goes through the lists at the same time, and holds no more
-// than the keys of one chunk. came tells whether this node lacked a content.
-func (c *Cluster) merge(ctx context.Context, set *store.Set, others []answer[store.Digest]) (came bool, err error) {
+// than the keys of one chunk. brought is the digest of the keys that the
+// snapshot lacks, content says whether a content is among them.
+func (c *Cluster) merge(ctx context.Context, set *store.Set, own store.Snapshot, others []answer[store.Digest]) (brought store.Digest, content bool, err error) {
 	ctx, cancel := context.WithCancel(ctx) // ends the members' lists
 	defer cancel()
 	lists := make([]*list, 0, 1+len(others))
-	lists = append(lists, newList(c.ownKeys(ctx, set)))
+	lists = append(lists, newList(ownKeys(ctx, own, set)))
 	for _, o := range others {
 		lists = append(lists, newList(c.keysOf(ctx, o.client, set)))
 	}
+	err = c.join(ctx, lists, others, func(k held) (held, bool) {
+		if k.by&1 == 0 {
+			brought.Add(own.KeyDigest(&k.key))
+			content = content || k.key.Kind == store.KindContent
+		}
+		return k, true
+	})
+	return brought, content, err
+}
+
+// join goes through lists of one set at the same time and writes back, in chunks,
+// the keys that are not in all of them and that wanted lets through.
+func (c *Cluster) join(ctx context.Context, lists []*list, others []answer[store.Digest], wanted func(held) (held, bool)) error {
 	for _, l := range lists {
 		defer l.stop()
 	}
@@ -102,20 +174,21 @@ func (c *Cluster) merge(ctx context.Context, set *store.Set, others []answer[sto
 	for {
 		next, more, err := least(lists)
 		if err != nil {
-			return came, err
+			return err
 		}
 		if more && next.by != all {
-			chunk = append(chunk, next)
-			came = came || next.by&1 == 0 && next.key.Kind == store.KindContent
+			if k, ok := wanted(next); ok {
+				chunk = append(chunk, k)
+			}
 		}
 		if len(chunk) == mergeChunk || !more && len(chunk) > 0 {
 			if err := c.writeBack(ctx, chunk, others); err != nil {
-				return came, err
+				return err
 			}
 			chunk = chunk[:0]
 		}
 		if !more {
-			return came, nil
+			return nil
 		}
 	}
 }
@@ -166,10 +239,10 @@ func least(lists []*list) (k held, more bool, err error) {
 	return k, true, nil
 }
 
-// ownKeys yields the keys of a set that this node holds.
-func (c *Cluster) ownKeys(ctx context.Context, set *store.Set) iter.Seq2[store.SetKey, error] {
+// ownKeys yields the keys of a set in a snapshot of this node.
+func ownKeys(ctx context.Context, snap store.Snapshot, set *store.Set) iter.Seq2[store.SetKey, error] {
 	return func(yield func(store.SetKey, error) bool) {
-		for k, err := range c.store.SetKeys(ctx, *set) {
+		for k, err := range snap.SetKeys(ctx, *set) {
 			if err != nil {
 				err = setError(ctx, err)
 			}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/store"
@@ -33,8 +34,12 @@ type counted struct {
 }
 
 func (s *counted) SetKeys(ctx context.Context, set store.Set) iter.Seq2[store.SetKey, error] {
+	return s.count(s.Store.SetKeys(ctx, set))
+}
+
+func (s *counted) count(keys iter.Seq2[store.SetKey, error]) iter.Seq2[store.SetKey, error] {
 	return func(yield func(store.SetKey, error) bool) {
-		for k, err := range s.Store.SetKeys(ctx, set) {
+		for k, err := range keys {
 			s.mu.Lock()
 			s.listed++
 			s.mu.Unlock()
@@ -49,6 +54,32 @@ func (s *counted) SetDigest(ctx context.Context, set store.Set) (store.Digest, e
 	if s.digests == nil {
 		return s.Store.SetDigest(ctx, set)
 	}
+	return s.holdUp(ctx)
+}
+
+// Snapshot counts what is read from the snapshot as well.
+func (s *counted) Snapshot() (store.Snapshot, error) {
+	snap, err := s.Store.Snapshot()
+	return countedSnapshot{snap, s}, err
+}
+
+type countedSnapshot struct {
+	store.Snapshot
+	s *counted
+}
+
+func (c countedSnapshot) SetKeys(ctx context.Context, set store.Set) iter.Seq2[store.SetKey, error] {
+	return c.s.count(c.Snapshot.SetKeys(ctx, set))
+}
+
+func (c countedSnapshot) SetDigest(ctx context.Context, set store.Set) (store.Digest, error) {
+	if c.s.digests == nil {
+		return c.Snapshot.SetDigest(ctx, set)
+	}
+	return c.s.holdUp(ctx)
+}
+
+func (s *counted) holdUp(ctx context.Context) (store.Digest, error) {
 	<-ctx.Done()
 	s.digests <- ctx.Err()
 	return store.Digest{}, ctx.Err()
@@ -133,7 +164,7 @@ func TestMergeGoesThroughChunks(t *testing.T) {
 				found := 0
 				seq, err := a.cluster.Claims(context.Background(), store.ClaimQuery{Project: "p", Subject: "hot"}, Quorum)
 				require.NoError(t, err)
-				for _, err := range seq {
+				for _, err := range seq(nil) {
 					require.NoError(t, err)
 					found++
 				}
@@ -174,7 +205,7 @@ func TestListEndsWithItsReader(t *testing.T) {
 		all := contents(5000, strings.Repeat("long", 60)) // some 1.4 MB of places
 		c.put(all)
 		const perMessage = placesPerMessage/(4*60+43) + 1
-		ctx, cancel := context.WithCancel(context.Background())
+		ctx, cancel := context.WithCancel(metadata.NewIncomingContext(context.Background(), metadata.Pairs("generation", "1")))
 		defer cancel()
 		broken := errors.New("broken")
 		messages := 0

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"slices"
+	"sync"
 
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
@@ -17,9 +18,10 @@ import (
 func (c *Cluster) Get(ctx context.Context, project string, id record.Hash, consistency Consistency) (*store.Stored, error) {
 	for {
 		var stored *store.Stored
-		err := c.level(ctx, &store.Set{Project: project, ID: &id}, consistency)
+		snap, err := c.level(ctx, &store.Set{Project: project, ID: &id}, consistency)
 		if err == nil {
-			stored, err = c.store.Assertion(project, id)
+			stored, err = snap.Assertion(project, id)
+			snap.Close()
 		}
 		var damage *store.DamageError
 		if !errors.As(err, &damage) {
@@ -31,15 +33,54 @@ func (c *Cluster) Get(ctx context.Context, project string, id record.Hash, consi
 	}
 }
 
-// Claims yields the claims of a subject as store.Store.Claims does, from this
-// node's store, while ctx lasts. With Quorum it has first brought there what
-// other members hold of the subject; an error of that comes at once.
-func (c *Cluster) Claims(ctx context.Context, q store.ClaimQuery, consistency Consistency) (iter.Seq2[*store.Claim, error], error) {
+// Claims opens the claims of a subject at this moment; they can be read until
+// ctx ends. With Quorum it has first brought here what other members hold of the
+// subject; an error of that comes at once.
+func (c *Cluster) Claims(ctx context.Context, q store.ClaimQuery, consistency Consistency) (ClaimSource, error) {
 	set := &store.Set{Project: q.Project, Subject: q.Subject, Predicate: q.Predicate}
-	if err := c.level(ctx, set, consistency); err != nil {
+	snap, err := c.level(ctx, set, consistency)
+	if err != nil {
 		return nil, err
 	}
-	return c.store.Claims(ctx, q, c.limits.Voices), nil
+	claims := &claimsAt{ctx: ctx, query: q, voices: c.limits.Voices, snap: snap}
+	context.AfterFunc(ctx, claims.close)
+	return claims.behind, nil
+}
+
+// ClaimSource yields the claims of a query as they were when it was opened, in
+// the order of store.Snapshot.Claims, those behind after. It may be called
+// several times.
+type ClaimSource = func(after *store.ClaimCursor) iter.Seq2[*store.Claim, error]
+
+// claimsAt are the claims of a subject at one moment.
+type claimsAt struct {
+	ctx    context.Context
+	query  store.ClaimQuery
+	voices int
+
+	reading sync.RWMutex // read-locked while snap is read
+	snap    store.Snapshot
+}
+
+func (cs *claimsAt) behind(after *store.ClaimCursor) iter.Seq2[*store.Claim, error] {
+	return func(yield func(*store.Claim, error) bool) {
+		cs.reading.RLock()
+		defer cs.reading.RUnlock()
+		if cs.snap == nil {
+			yield(nil, cs.ctx.Err())
+			return
+		}
+		q := cs.query
+		q.After = after
+		cs.snap.Claims(cs.ctx, q, cs.voices)(yield)
+	}
+}
+
+func (cs *claimsAt) close() {
+	cs.reading.Lock()
+	defer cs.reading.Unlock()
+	cs.snap.Close()
+	cs.snap = nil
 }
 
 // Content reads the content that a claim stands for, mending it from a peer
@@ -73,12 +114,16 @@ func (c *Cluster) readHeld(ctx context.Context, key store.Key) (store.Item, erro
 // those behind after, at most limit.
 func (c *Cluster) Subjects(ctx context.Context, project, prefix, after string, limit int, consistency Consistency) ([]string, error) {
 	limit = min(limit, maxSubjects)
-	own, err := c.store.Subjects(project, prefix, after, limit)
-	if err != nil || consistency == Local {
-		return own, err
+	if consistency == Local {
+		return c.store.Subjects(project, prefix, after, limit)
 	}
 	var all []string
-	err = c.retryReads(ctx, func(ctx context.Context, p *plan) error {
+	var unsure map[string]bool
+	err := c.retryReads(ctx, func(ctx context.Context, p *plan) error {
+		own, err := c.store.Subjects(project, prefix, after, limit)
+		if err != nil {
+			return storageError(err)
+		}
 		req := &peerpb.SubjectsRequest{Project: project, Prefix: prefix, After: after, Limit: uint32(max(limit, 1))}
 		answers, err := ask(ctx, c, p, func(ctx context.Context, client peerpb.PeerClient) ([]string, error) {
 			res, err := client.Subjects(ctx, req)
@@ -90,12 +135,20 @@ func (c *Cluster) Subjects(ctx context.Context, project, prefix, after string, l
 		// A name that comes late in one list and is in no other would be cut
 		// off by the limit in both: nothing before it is missed.
 		all = slices.Clone(own)
+		heldBy := map[string]int{}
 		for _, a := range answers {
 			all = append(all, a.value...)
+		}
+		for _, subject := range all {
+			heldBy[subject]++
 		}
 		slices.Sort(all)
 		all = slices.Compact(all)
 		all = all[:min(len(all), limit)]
+		unsure = map[string]bool{}
+		for _, subject := range all {
+			unsure[subject] = heldBy[subject] <= len(answers)
+		}
 		return nil
 	})
 	if err != nil {
@@ -103,12 +156,14 @@ func (c *Cluster) Subjects(ctx context.Context, project, prefix, after string, l
 	}
 	// What only some hold has to be on a majority before it is shown.
 	for _, subject := range all {
-		if _, held := slices.BinarySearch(own, subject); held {
+		if !unsure[subject] {
 			continue
 		}
-		if err := c.level(ctx, &store.Set{Project: project, Subject: subject}, Quorum); err != nil {
+		snap, err := c.level(ctx, &store.Set{Project: project, Subject: subject}, Quorum)
+		if err != nil {
 			return nil, err
 		}
+		snap.Close()
 	}
 	return all, nil
 }
@@ -122,6 +177,11 @@ func (c *Cluster) retryReads(ctx context.Context, try func(context.Context, *pla
 		var p *plan
 		if p, err = c.planRead(); err == nil {
 			err = try(ctx, p)
+		}
+		if err == nil {
+			// What this node held counted by the rule of that generation only
+			// if it has not passed to a newer one since.
+			err = c.control.CheckGeneration(p.state.Generation)
 		}
 		if err == nil {
 			return nil

@@ -197,6 +197,9 @@ func (s *service) SetDigest(ctx context.Context, req *peerpb.SetRequest) (*peerp
 	if err != nil {
 		return nil, setStatus(ctx, err)
 	}
+	if err := s.c.control.CheckCaller(ctx); err != nil {
+		return nil, err
+	}
 	return &peerpb.SetDigestResponse{Digest: d.Sum[:], Count: d.Count}, nil
 }
 
@@ -225,10 +228,12 @@ func (s *service) SetKeys(req *peerpb.SetRequest, stream peerpb.Peer_SetKeysServ
 		}
 		places = make([]byte, 0, placesPerMessage+1024) // Send may still read the other
 	}
-	if len(places) == 0 {
-		return nil
+	if len(places) > 0 {
+		if err := stream.Send(&peerpb.SetKeysResponse{Places: places}); err != nil {
+			return err
+		}
 	}
-	return stream.Send(&peerpb.SetKeysResponse{Places: places})
+	return s.c.control.CheckCaller(stream.Context())
 }
 
 func setStatus(ctx context.Context, err error) error {
@@ -258,7 +263,7 @@ func sendKeys(keys []store.Key, send func(*peerpb.SetKeysResponse) error) error 
 const maxSubjects = 10_000
 
 // Subjects lists names that this node holds.
-func (s *service) Subjects(_ context.Context, req *peerpb.SubjectsRequest) (*peerpb.SubjectsResponse, error) {
+func (s *service) Subjects(ctx context.Context, req *peerpb.SubjectsRequest) (*peerpb.SubjectsResponse, error) {
 	if err := s.countsInReads(); err != nil {
 		return nil, err
 	}
@@ -266,6 +271,9 @@ func (s *service) Subjects(_ context.Context, req *peerpb.SubjectsRequest) (*pee
 	subjects, err := s.c.store.Subjects(req.Project, req.Prefix, req.After, limit)
 	if err != nil {
 		return nil, storageStatus(err)
+	}
+	if err := s.c.control.CheckCaller(ctx); err != nil {
+		return nil, err
 	}
 	return &peerpb.SubjectsResponse{Subjects: subjects}, nil
 }

@@ -154,6 +154,18 @@ func (c *Cluster) self(state *control.State) (control.Member, bool) {
 	return control.Member{}, false
 }
 
+// mayDecide says why this node's copy of the control table cannot be relied on.
+func (c *Cluster) mayDecide() error {
+	err := c.control.MayDecide()
+	if err == nil {
+		return nil
+	}
+	if !c.control.State().Formed() {
+		return unavailable(CodeNotMember, "the cluster has not formed yet", nil)
+	}
+	return unavailable(CodeUnconfirmed, "this node does not know yet who is a member of the cluster", err)
+}
+
 // wholeNow says why this node does not count in reads.
 func (c *Cluster) wholeNow(state *control.State) error {
 	m, ok := c.self(state)
@@ -182,6 +194,9 @@ func (c *Cluster) Ready() error {
 	}
 	if h := c.store.Health(); h.State == store.StateFailed || h.State == store.StateIndexFailed {
 		return unavailable(CodeStorageFailed, "this node's storage failed; it must be started again", h.Err)
+	}
+	if err := c.mayDecide(); err != nil {
+		return err
 	}
 	state := c.control.State()
 	if err := c.wholeNow(state); err != nil {

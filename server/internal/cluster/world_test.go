@@ -388,6 +388,13 @@ func (c *table) check(ctx context.Context) error {
 	if to := md.Get("to"); len(to) != 1 || to[0] != c.id {
 		return status.Errorf(codes.FailedPrecondition, "this is %s, not %v", c.id, to)
 	}
+	return c.CheckCaller(ctx)
+}
+
+func (c *table) MayDecide() error { return nil }
+
+func (c *table) CheckCaller(ctx context.Context) error {
+	md, _ := metadata.FromIncomingContext(ctx)
 	generation, err := strconv.ParseUint(md.Get("generation")[0], 10, 64)
 	if err != nil {
 		return err

@@ -132,6 +132,9 @@ func (f *inFlight) all() []*write {
 // just now; it is nil when a majority was there before this node's own log.
 // Errors are *UnavailableError.
 func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, err error) {
+	if err := c.mayDecide(); err != nil {
+		return nil, err
+	}
 	state := c.control.State()
 	if _, ok := state.MemberByID(c.id); !ok {
 		return nil, c.notMember(state)

@@ -114,6 +114,15 @@ func (c *closeChange) apply(s *State) *result {
 	return &result{}
 }
 
+func (c *cancelChange) apply(s *State) *result {
+	if s.Change == nil || s.Change.ID != c.Change {
+		return refuse(fmt.Errorf("%w: change %d is not open", errOutdated, c.Change))
+	}
+	s.Change = nil // Members are those of Old
+	s.bump()
+	return &result{}
+}
+
 func (c *createKey) apply(s *State) *result {
 	held, ok := s.Keys[c.Key.Hash]
 	if ok && slices.Contains(s.Recent, c.Op) {

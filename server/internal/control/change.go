@@ -22,11 +22,25 @@ import (
 // was acknowledged under the old rule has m acks of Old, so one of them, W, is
 // among those. W's ack was given at an older generation, then the record was
 // durable in W's log before W's mark; or at this one, then its coordinator knew
-// the change and asked majorities of both sets. (Hence the rule for package
-// cluster: an ack at an older generation is given only if its sender, looking
-// after the record was durable, had not passed that generation.) A member that
-// holds W's log up to the mark has the write. Which
-// n−m+1 members those are may differ from member to member.
+// the change and asked majorities of both sets. A member that holds W's log up
+// to the mark has the write. Which n−m+1 members those are may differ from
+// member to member. A record that a quorum read has shown is held by m members
+// of Old that count in reads, and the same holds for it.
+//
+// The premises, each with a test of its own:
+//
+//  1. A member acknowledges a record, or describes a set for a quorum read, only
+//     if it has not passed the caller's generation at the moment of the answer
+//     (CheckGeneration, CheckCaller). A coordinator looks at its own generation
+//     in the same way (cluster: write.evaluate, retryReads).
+//  2. A member's generation never goes back, across restarts too: until its copy
+//     was confirmed after a start it answers nobody (MayDecide).
+//  3. A log's end is read after the generation that it is reported with
+//     (progress).
+//  4. A majority of Old knows of the change before it closes (closable): a
+//     reader by the old rule hears one of them and is refused.
+//  5. Every read hears a majority, and every write is on one (quorum_test.go
+//     goes through all sets).
 
 // driver is what the leader remembers between steps; it can be lost.
 type driver struct {
@@ -35,6 +49,7 @@ type driver struct {
 	generation uint64
 	marks      map[string]uint64 // id of a whole member of Old: its log end, at this generation or later
 	knows      map[string]bool   // ids of members of Old that have applied this generation
+	heard      time.Time         // when the subject answered last, or when this leader first saw the change
 	warned     time.Time
 	report     atomic.Pointer[[]string] // what the open change waits for
 }
@@ -166,9 +181,11 @@ func (c *Control) progress() *controlpb.ProgressResponse {
 }
 
 // reconcile takes one step towards Raft's servers being what the members are, and
-// tells whether none was needed. A newcomer votes only once it has shown that it
-// has the table, so that a node that dies while it joins does not take the
-// majority with it.
+// reports whether none was needed. A member that joins votes only when the change
+// is closed, so that a node which never comes back after its first start takes
+// no majority with it. One that replaces its lost self takes over the vote as
+// soon as it has shown that it has the table: without it the table would have
+// fewer voters than the members that may fail, and no command could be accepted.
 func (c *Control) reconcile(state *State, progress map[string]*controlpb.ProgressResponse) (settled bool, err error) {
 	future := c.raft.GetConfiguration()
 	if err := future.Error(); err != nil {
@@ -192,12 +209,15 @@ func (c *Control) reconcile(state *State, progress map[string]*controlpb.Progres
 	for i, m := range state.Current() {
 		server, there := servers[m.ID()]
 		p := progress[m.ID()]
-		step := placement(there, server, i < maxVoters, raftAddress(m.ID(), m.PeerAddr), p != nil && p.Generation >= state.Generation)
+		votes := i < maxVoters && !state.joining(m.ID())
+		step := placement(there, server, votes, raftAddress(m.ID(), m.PeerAddr), p != nil && p.Generation >= state.Generation)
 		switch step {
 		case "":
 			continue
 		case waitForIt:
-			settled = false
+			// A member that does not answer holds up no change: its vote comes
+			// when it is back.
+			settled = settled && p == nil
 			continue
 		}
 		c.log.Info("changes a server of the control table", "server", m.ID(), "address", m.PeerAddr, "to", step)
@@ -250,8 +270,11 @@ func (c *Control) drive(state *State, progress map[string]*controlpb.ProgressRes
 	if d.change != state.Change.ID || d.generation != state.Change.Generation {
 		d.change, d.generation, d.marks = state.Change.ID, state.Change.Generation, map[string]uint64{}
 		d.knows = map[string]bool{}
-		d.warned = time.Now()
+		d.warned, d.heard = time.Now(), time.Now()
 		c.log.Info("a change of members is open", "change", state.Change.ID, "kind", state.Change.Kind, "subject", state.Change.Subject)
+	}
+	if progress[state.Change.Subject] != nil {
+		d.heard = time.Now()
 	}
 	for _, m := range state.Change.Old {
 		p := progress[m.ID()]
@@ -266,6 +289,11 @@ func (c *Control) drive(state *State, progress map[string]*controlpb.ProgressRes
 	whole, waits := closable(state.Change, d.marks, d.knows, progress)
 	d.report.Store(&waits)
 	if len(waits) > 0 {
+		if silent := time.Since(d.heard); silent >= c.cfg.Timings.GiveUpAfter && state.Change.dispensable() {
+			c.log.Warn("a change of members is cancelled, because the member that it is for does not answer; it begins again when that member is back",
+				"change", state.Change.ID, "kind", state.Change.Kind, "subject", state.Change.Subject, "silent", silent)
+			return c.cancel(state)
+		}
 		if since := time.Since(d.warned); since >= c.cfg.Timings.StuckAfter {
 			d.warned = time.Now()
 			c.log.Warn("a change of members cannot be closed", "change", state.Change.ID, "kind", state.Change.Kind,
@@ -284,13 +312,33 @@ func (c *Control) drive(state *State, progress map[string]*controlpb.ProgressRes
 	return err
 }
 
+// dispensable reports whether an open change may be given up for a subject that
+// does not answer. A join always may: while it is open, writes need one member
+// more. A replacement and a refill cost nothing while they are open, but another
+// member that lost its records has to wait for their end.
+func (c *Change) dispensable() bool {
+	return c.Kind == Join || slices.ContainsFunc(c.Old, func(m Member) bool {
+		subject, _ := find(c.New, func(n Member) bool { return n.ID() == c.Subject })
+		return !m.Whole && m.Name != subject.Name
+	})
+}
+
+// cancel ends the open change as if it had not been opened. Whatever was
+// acknowledged or shown meanwhile is on a majority of Old as well.
+func (c *Control) cancel(state *State) error {
+	_, err := c.decide(&cancelChange{Change: state.Change.ID})
+	if errors.Is(err, errOutdated) {
+		return nil // something else was decided in between: look again
+	}
+	return err
+}
+
 // closable tells which members of the new set hold everything that was
-// acknowledged under the old rule, and what stands against closing the change:
-// nothing when the subject and every member that counts in reads hold it, and
-// when a majority of the old set knows of the change. The latter is for readers
-// that do not: a read by the old rule hears n−m+1 of Old, so it meets one of any
-// m that know and is refused. (Of an odd n, n−m+1 marks are a majority; of two
-// members one would be enough to read from, and two have to know.)
+// acknowledged under the old rule, and what prevents closing the change: nothing
+// when the subject and every member that counts in reads hold it, and when a
+// majority of the old set knows of the change. The latter is for readers that do
+// not: a read by the old rule hears a majority of Old, so it meets one of those
+// that know and is refused.
 func closable(change *Change, marks map[string]uint64, knows map[string]bool, progress map[string]*controlpb.ProgressResponse) (whole, waits []string) {
 	need := meeting(len(change.Old))
 	wholeOld := 0

@@ -36,6 +36,7 @@ const (
 	kindPatchKey    = 7
 	kindRevokeKey   = 8
 	kindRotateKey   = 9
+	kindCancel      = 11
 	commandPreamble = 2
 )
 
@@ -72,6 +73,12 @@ type closeChange struct {
 	Whole      []string `cbor:"whole"` // ids of the new set that hold everything
 }
 
+// cancelChange ends the open change, if it is still that one, and leaves the
+// members as they were before it.
+type cancelChange struct {
+	Change uint64 `cbor:"change"`
+}
+
 type createKey struct {
 	Op  string   `cbor:"op"`
 	Key keys.Key `cbor:"key"`
@@ -96,15 +103,16 @@ type rotateKey struct {
 	Grace     int64     `cbor:"grace"`
 }
 
-func (*found) kind() byte       { return kindFound }
-func (*admit) kind() byte       { return kindAdmit }
-func (*loss) kind() byte        { return kindLoss }
-func (*refill) kind() byte      { return kindRefill }
-func (*closeChange) kind() byte { return kindClose }
-func (*createKey) kind() byte   { return kindCreateKey }
-func (*patchKey) kind() byte    { return kindPatchKey }
-func (*revokeKey) kind() byte   { return kindRevokeKey }
-func (*rotateKey) kind() byte   { return kindRotateKey }
+func (*found) kind() byte        { return kindFound }
+func (*admit) kind() byte        { return kindAdmit }
+func (*loss) kind() byte         { return kindLoss }
+func (*refill) kind() byte       { return kindRefill }
+func (*closeChange) kind() byte  { return kindClose }
+func (*cancelChange) kind() byte { return kindCancel }
+func (*createKey) kind() byte    { return kindCreateKey }
+func (*patchKey) kind() byte     { return kindPatchKey }
+func (*revokeKey) kind() byte    { return kindRevokeKey }
+func (*rotateKey) kind() byte    { return kindRotateKey }
 
 func newCommand(kind byte) command {
 	switch kind {
@@ -118,6 +126,8 @@ func newCommand(kind byte) command {
 		return &refill{}
 	case kindClose:
 		return &closeChange{}
+	case kindCancel:
+		return &cancelChange{}
 	case kindCreateKey:
 		return &createKey{}
 	case kindPatchKey:

@@ -103,11 +103,15 @@ func (c *Control) confirm() error {
 		return fmt.Errorf("this copy is at %d, the leader at %d", c.State().Index, answer.Index)
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	first := c.confirmed.IsZero()
 	if asked.After(c.confirmed) {
 		c.confirmed = asked
 	}
 	c.waitsFor = answer.ChangeWaitsFor
+	c.mu.Unlock()
+	if first {
+		c.changed.broadcast() // MayDecide has changed
+	}
 	return nil
 }
 
@@ -152,6 +156,24 @@ func (c *Control) Confirmed() (ok bool, at time.Time) {
 		return false, at
 	}
 	return time.Since(at) < c.cfg.Timings.ConfirmedFor, at
+}
+
+// MayDecide returns nil once this copy was confirmed since the start. A copy
+// starts from the newest snapshot and what Raft's log is known to have
+// committed, so until then it may be older than the one that this node went by
+// in an earlier life: with it the node must not acknowledge a record, answer a
+// quorum read, or count in a peer's. Later a copy may be stale, but never older
+// than it was, which is what the proof in change.go needs.
+func (c *Control) MayDecide() error {
+	if err := c.table.err(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.confirmed.IsZero() {
+		return ErrNotConfirmedYet
+	}
+	return nil
 }
 
 // LookupAtLeader brings this copy up to date once and looks again: for a key

@@ -12,8 +12,16 @@
 //   - Confirmed tells whether this copy was current at some moment of the last
 //     30 s. Whoever trusts the copy only then never trusts a key that was
 //     revoked 30 s before.
+//   - A copy decides nothing before it was confirmed once since the start
+//     (MayDecide): until then it may be older than the one that the node went by
+//     before.
 //   - A change of members closes only when everyone who is to count in reads
-//     holds whatever was acknowledged before; otherwise it stays open, visibly.
+//     holds whatever was acknowledged or shown before; otherwise it stays open,
+//     visibly. It can be cancelled, and one whose subject does not answer is
+//     cancelled by the leader when it stands in the way of others.
+//   - A node that joins has no vote before it holds everything.
+//   - Members that come back under other host names, with their volumes, find each
+//     other by the join list, and the table follows.
 //   - A node never answers in the name of an incarnation that it is not.
 package control
 
@@ -64,6 +72,7 @@ type Timings struct {
 	DriveEvery     time.Duration // 500 ms: between steps of the leader's work on members
 	CallTimeout    time.Duration // 3 s: bounds one call of a peer
 	StuckAfter     time.Duration // 1 min: a change open for longer is warned of
+	GiveUpAfter    time.Duration // 5 min: a change whose subject is silent for longer is cancelled, see dispensable
 	Heartbeat      time.Duration // 2 s: Raft's heartbeat and election time-out; a leader's lease is half of it
 	SnapshotEvery  time.Duration // 2 min
 	SnapshotAfter  uint64        // 1024 commands
@@ -101,6 +110,7 @@ func (t Timings) withDefaults() Timings {
 		DriveEvery:     cmp.Or(t.DriveEvery, 500*time.Millisecond),
 		CallTimeout:    cmp.Or(t.CallTimeout, 3*time.Second),
 		StuckAfter:     cmp.Or(t.StuckAfter, time.Minute),
+		GiveUpAfter:    cmp.Or(t.GiveUpAfter, 5*time.Minute),
 		Heartbeat:      cmp.Or(t.Heartbeat, 2*time.Second),
 		SnapshotEvery:  cmp.Or(t.SnapshotEvery, 2*time.Minute),
 		SnapshotAfter:  cmp.Or(t.SnapshotAfter, 1024),
@@ -118,6 +128,7 @@ type Control struct {
 
 	// started is set once raft is there: peers may call before Start is done.
 	started   atomic.Bool
+	began     time.Time // when Start was called
 	raft      *raft.Raft
 	transport *raft.NetworkTransport
 	layer     *streamLayer
@@ -126,8 +137,9 @@ type Control struct {
 	// everything that was committed in earlier ones; 0 when it is none.
 	readyTerm atomic.Uint64
 
-	changed broadcast // what Watch promises, besides the table itself
-	poke    chan struct{}
+	addresses addresses
+	changed   broadcast // what Watch promises, besides the table itself
+	poke      chan struct{}
 
 	mu        sync.Mutex // guards what is below; never held across a wait
 	phase     string
@@ -185,6 +197,7 @@ func (c *Control) Start(context.Context) error {
 	if err := c.newRaft(); err != nil {
 		return err
 	}
+	c.began = time.Now()
 	c.started.Store(true)
 	c.workers.Go(c.runForm)
 	c.workers.Go(c.runLeader)
@@ -253,6 +266,14 @@ func (c *Control) Leader() (name string, ok bool) {
 
 // IsLeader tells whether this node leads and may answer as the leader.
 func (c *Control) IsLeader() bool { return c.leading() }
+
+// led is when a leader last spoke to this node, or when the node started.
+func (c *Control) led() time.Time {
+	if at := c.raft.LastContact(); at.After(c.began) {
+		return at
+	}
+	return c.began
+}
 
 func (c *Control) leader() (addr, id string) {
 	if !c.started.Load() {

@@ -9,6 +9,12 @@ var (
 	ErrNoLeader = errors.New("the control table has no leader that a majority follows")
 	// ErrUnconfirmed: this copy of the table may be out of date.
 	ErrUnconfirmed = errors.New("this node's copy of the control table was not confirmed by the leader within the last 30 s")
+	// ErrNotConfirmedYet: this node has started, and its copy of the table may
+	// be older than the one that it had applied before.
+	ErrNotConfirmedYet = errors.New("this node's copy of the control table was not confirmed by the leader since the node started: it may be stale")
+	// ErrNoSuchChange: the change of members is not open: it was closed or
+	// cancelled before.
+	ErrNoSuchChange = errors.New("that change of members is not open: it was closed or cancelled before")
 	// ErrClosed: the node is shutting down.
 	ErrClosed = errors.New("the control table is closed")
 	// ErrTooOld: the cluster uses a format that this release does not know.

@@ -52,6 +52,7 @@ func (c *Control) runForm() {
 // formStep takes one step and tells whether nothing is left to do.
 func (c *Control) formStep(ctx context.Context) bool {
 	state := c.State()
+	c.addresses.follow(state.Everyone())
 	if state.Formed() {
 		if c.cfg.ClusterID != "" && state.ClusterID != c.cfg.ClusterID {
 			c.table.fail(fmt.Errorf("the volumes belong to cluster %s, but the control table is that of %s: "+
@@ -67,6 +68,7 @@ func (c *Control) formStep(ctx context.Context) bool {
 	}
 	if has {
 		c.setPhase("waits for a leader: this node has a part of a table, the others have not spoken to it yet")
+		c.rejoin(ctx, state)
 		return false
 	}
 	c.seek(ctx)
@@ -77,22 +79,43 @@ func (c *Control) formStep(ctx context.Context) bool {
 // addresses changed when they are not the ones in the table.
 func (c *Control) beMember(ctx context.Context, state *State) bool {
 	self := c.self()
-	if held, ok := state.MemberByID(c.id); ok {
-		c.setPhase("")
-		if held.PeerAddr == self.PeerAddr && held.APIAddr == self.APIAddr {
-			return true
-		}
-	} else {
+	held, ok := state.MemberByID(c.id)
+	if !ok {
 		// It was one, or is becoming one; the leader may not know where it is.
 		c.seek(ctx)
 		return false
 	}
+	c.setPhase("")
+	if _, led := c.Leader(); !led {
+		c.rejoin(ctx, state)
+		return false
+	}
+	if held.PeerAddr == self.PeerAddr && held.APIAddr == self.APIAddr {
+		return true
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.CallTimeout)
 	defer cancel()
 	if _, err := c.propose(ctx, &admit{Member: self, At: time.Now().Unix()}); err != nil {
-		c.log.Debug("told its addresses", "error", err)
+		c.log.Debug("could not have its addresses changed", "error", err)
 	}
 	return false
+}
+
+// rejoin lets the others know where this node is and, when no leader has spoken
+// to it for a while although another member has a newer table, asks to be let in
+// again: its join may have been cancelled while it was away, and a leader does
+// not speak to a node that is not a member.
+func (c *Control) rejoin(ctx context.Context, state *State) {
+	answers := c.greet(ctx)
+	if time.Since(c.led()) < 3*c.cfg.Timings.Heartbeat {
+		return
+	}
+	for _, a := range answers {
+		if a.hello.GetClusterId() != "" && a.hello.Generation > state.Generation {
+			c.joinAt(ctx, a)
+			return
+		}
+	}
 }
 
 func (c *Control) self() Member {
@@ -124,7 +147,7 @@ func (c *Control) mine(addr string) bool {
 // seek looks for a cluster, and founds one when it is this node's part to do so
 // and nobody has or may have one.
 func (c *Control) seek(ctx context.Context) {
-	answers := c.askAll(ctx)
+	answers := c.greet(ctx)
 	for _, a := range answers {
 		if a.hello.GetClusterId() != "" {
 			c.joinAt(ctx, a)
@@ -202,7 +225,9 @@ func (c *Control) hello(ctx context.Context, addr string) (*controlpb.HelloRespo
 	if err != nil {
 		return nil, err
 	}
-	return controlpb.NewControlClient(cc).Hello(ctx, &controlpb.HelloRequest{Name: c.cfg.Name, Incarnation: c.cfg.Incarnation})
+	return controlpb.NewControlClient(cc).Hello(ctx, &controlpb.HelloRequest{
+		Name: c.cfg.Name, Incarnation: c.cfg.Incarnation, PeerAddr: c.cfg.PeerAddr,
+	})
 }
 
 // joinAt asks a node that has a cluster to let this one in.

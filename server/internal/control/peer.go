@@ -31,7 +31,7 @@ func (c *Control) Conn(m Member) (grpc.ClientConnInterface, error) {
 }
 
 func (c *Control) connTo(id, addr string) (grpc.ClientConnInterface, error) {
-	cc, err := c.cfg.Peers.Conn(addr)
+	cc, err := c.cfg.Peers.Conn(c.addresses.of(id, addr))
 	if err != nil {
 		return nil, err
 	}
@@ -99,10 +99,18 @@ func (c *Control) check(ctx context.Context, method string) error {
 	if strings.HasPrefix(method, "/"+controlpb.Control_ServiceDesc.ServiceName+"/") {
 		return nil
 	}
+	return c.CheckCaller(ctx)
+}
+
+// CheckCaller is CheckGeneration with the generation at which the call that ctx
+// belongs to was made. A handler whose answer counts in a quorum read checks
+// again when the answer is made: see the proof in change.go.
+func (c *Control) CheckCaller(ctx context.Context) error {
+	md, _ := metadata.FromIncomingContext(ctx)
 	text, _ := one(md, metaGeneration)
 	generation, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
-		return status.Errorf(codes.InvalidArgument, "the call's generation %q is no number", text)
+		return status.Errorf(codes.InvalidArgument, "the call's generation %q is not a number", text)
 	}
 	return c.CheckGeneration(generation)
 }
@@ -122,8 +130,12 @@ func CallerID(ctx context.Context) string {
 }
 
 // CheckGeneration refuses a caller whose generation is older than this node's,
-// with an error that StaleGeneration recognises at the caller.
+// with an error that StaleGeneration recognises at the caller, and every caller
+// while this node's own generation may be older than it once was (MayDecide).
 func (c *Control) CheckGeneration(caller uint64) error {
+	if err := c.MayDecide(); err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
 	own := c.State().Generation
 	if caller >= own {
 		return nil

@@ -211,6 +211,20 @@ func (c *Control) EnsureRootKey(ctx context.Context, h keys.Hash) (revoked bool,
 	return false, nil
 }
 
+// CancelChange ends an open change of members as if it had not been opened; what
+// was acknowledged meanwhile stays acknowledged. The member that it was for asks
+// for a new one when it answers. Errors: ErrNoSuchChange, ErrNoLeader.
+func (c *Control) CancelChange(ctx context.Context, change uint64) error {
+	_, err := c.propose(ctx, &cancelChange{Change: change})
+	if errors.Is(err, errOutdated) {
+		return ErrNoSuchChange
+	}
+	if err != nil {
+		return fmt.Errorf("cancel change %d of the members: %w", change, err)
+	}
+	return nil
+}
+
 // ReportNotWhole records that this node lost records, so that it counts in no
 // read until a change has refilled it. It is called once for each loss, after
 // the node's cursors were set back (see Data), and repeats itself until it is

@@ -48,7 +48,7 @@ func (c *Control) newRaft() error {
 	conf.TrailingLogs = t.SnapshotAfter
 	conf.Logger = c.hclog()
 	conf.NotifyCh = c.leaderCh
-	c.layer = newStreamLayer(c.cfg.Peers, c.cfg.RaftListener, c.id, c.cfg.PeerAddr)
+	c.layer = newStreamLayer(c.cfg.Peers, c.cfg.RaftListener, c.id, c.cfg.PeerAddr, &c.addresses)
 	c.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: c.layer, MaxPool: 3, Timeout: t.CallTimeout, Logger: conf.Logger, MsgpackUseNewTimeFormat: true,
 	})
@@ -161,6 +161,7 @@ func (c *Control) hasState() (bool, error) {
 // speaks, whom it means and who it is.
 type streamLayer struct {
 	peers   *peertls.Transport
+	moved   *addresses
 	ln      net.Listener
 	id      string
 	addr    string
@@ -180,8 +181,8 @@ const (
 	maxID        = 1024
 )
 
-func newStreamLayer(peers *peertls.Transport, ln net.Listener, id, addr string) *streamLayer {
-	l := &streamLayer{peers: peers, ln: ln, id: id, addr: addr, queue: make(chan net.Conn), conns: map[net.Conn]struct{}{}}
+func newStreamLayer(peers *peertls.Transport, ln net.Listener, id, addr string, moved *addresses) *streamLayer {
+	l := &streamLayer{peers: peers, moved: moved, ln: ln, id: id, addr: addr, queue: make(chan net.Conn), conns: map[net.Conn]struct{}{}}
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	l.workers.Go(l.accept)
 	return l
@@ -190,6 +191,7 @@ func newStreamLayer(peers *peertls.Transport, ln net.Listener, id, addr string) 
 // Dial implements raft.StreamLayer.
 func (l *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	id, addr := splitRaftAddress(address)
+	addr = l.moved.of(id, addr)
 	ctx, cancel := context.WithTimeout(l.ctx, timeout)
 	defer cancel()
 	conn, err := l.peers.Dial(ctx, addr, peertls.ProtoRaft)

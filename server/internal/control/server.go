@@ -24,8 +24,9 @@ type service struct {
 }
 
 // Hello implements controlpb.ControlServer.
-func (s *service) Hello(context.Context, *controlpb.HelloRequest) (*controlpb.HelloResponse, error) {
+func (s *service) Hello(_ context.Context, r *controlpb.HelloRequest) (*controlpb.HelloResponse, error) {
 	c := s.c
+	c.learnFrom(r)
 	has, err := c.hasState()
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())

@@ -110,6 +110,11 @@ func (s *State) MemberByID(id string) (Member, bool) {
 	return find(s.Members, is)
 }
 
+// joining reports whether the open change adds that member.
+func (s *State) joining(id string) bool {
+	return s.Change != nil && s.Change.Kind == Join && s.Change.Subject == id
+}
+
 // Current is the set of members that holds when the open change is done, or the
 // members when none is open: whom to replicate to besides Members.
 func (s *State) Current() []Member {
@@ -149,20 +154,43 @@ func (s *State) WriteQuorum(acked func(memberID string) bool) bool {
 }
 
 // ReadSet returns the members that count in reads, and how many of them have to
-// be heard so that every read meets every acknowledged write: n−m+1 of the n
-// members, of the old set while a change is open. When fewer candidates than
-// needed are left, no read can be answered, and readers say so.
+// be heard: a majority of the members, of the old set while a change is open.
+// When fewer candidates than needed are left, no read can be answered, and
+// readers say so.
+//
+// n−m+1 of n members would meet every acknowledged write. Of an even n that is
+// no majority: a reader that heard half of the members, all of them alike, would
+// show a record that the other half never held.
 func (s *State) ReadSet() (candidates []Member, need int) {
-	set := s.Members
-	if s.Change != nil {
-		set = s.Change.Old
-	}
+	set := s.readFrom()
 	for _, m := range set {
 		if m.Whole {
 			candidates = append(candidates, m)
 		}
 	}
-	return candidates, meeting(len(set))
+	return candidates, Majority(len(set))
+}
+
+// readFrom is the set whose whole members count in reads.
+func (s *State) readFrom() []Member {
+	if s.Change != nil {
+		return s.Change.Old
+	}
+	return s.Members
+}
+
+// ReadQuorum reports whether hearing the members for which heard is true makes a
+// quorum read: a majority of the set that reads follow, counting whole members
+// only, and while a change is open also a majority of the new set. The latter
+// holds no record that the former would miss, but other nodes may have closed
+// the change already, and then it is a majority of the new set that they write
+// to.
+func (s *State) ReadQuorum(heard func(memberID string) bool) bool {
+	counts := func(id string) bool {
+		m, ok := find(s.readFrom(), func(m Member) bool { return m.ID() == id })
+		return ok && m.Whole && heard(id)
+	}
+	return majorityOf(s.readFrom(), counts) && (s.Change == nil || majorityOf(s.Change.New, heard))
 }
 
 // meeting is how many of n members meet every majority of them: n−m+1.

@@ -154,7 +154,7 @@ func TestStatesAreImmutable(t *testing.T) {
 }
 
 func TestQuorums(t *testing.T) {
-	for n, want := range map[int]struct{ write, read int }{1: {1, 1}, 2: {2, 1}, 3: {2, 2}, 4: {3, 2}, 5: {3, 3}, 6: {4, 3}, 7: {4, 4}} {
+	for n, want := range map[int]struct{ write, read int }{1: {1, 1}, 2: {2, 2}, 3: {2, 2}, 4: {3, 3}, 5: {3, 3}, 6: {4, 4}, 7: {4, 4}} {
 		var names []string
 		for i := range n {
 			names = append(names, string(rune('a'+i)))

@@ -196,7 +196,7 @@ func (c *clients) readOne(ctx context.Context, r *rand.Rand, target *cluster.Clu
 	if err != nil {
 		return err
 	}
-	for claim, err := range claims {
+	for claim, err := range claims(nil) {
 		if err != nil {
 			return err
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/record"
 )
 
@@ -63,6 +64,16 @@ func (m *machine) read(a *record.Assertion, consistency cluster.Consistency) err
 	defer cancel()
 	_, err := m.node.Cluster().Get(ctx, simProject, a.ID(), consistency)
 	return err
+}
+
+// putHere makes a claim durable on this machine alone, as a coordinator's own log
+// does before any other member has it.
+func (m *machine) putHere(a *record.Assertion) {
+	m.w.t.Helper()
+	items := []store.Item{store.NewContent(simProject, a.ID(), &a.Content), store.NewSignature(simProject, a.ID(), a.Signatures[0])}
+	done := make(chan error, 1)
+	require.NoError(m.w.t, m.node.Store().Put(items, func(res store.PutResult) { done <- res.Err }))
+	require.NoError(m.w.t, <-done)
 }
 
 // requireSeenOrUnavailable holds a read of an acknowledged claim to the promise:

@@ -217,7 +217,12 @@ func (w *world) allReady() error {
 // settle waits until allReady.
 func (w *world) settle() {
 	w.t.Helper()
-	deadline := time.Now().Add(settleLimit)
+	w.settleWithin(settleLimit)
+}
+
+func (w *world) settleWithin(limit time.Duration) {
+	w.t.Helper()
+	deadline := time.Now().Add(limit)
 	for {
 		err := w.allReady()
 		if err == nil {
@@ -229,7 +234,7 @@ func (w *world) settle() {
 			}
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("the cluster does not settle within %s: %v", settleLimit, err)
+			w.t.Fatalf("the cluster does not settle within %s: %v", limit, err)
 		}
 		time.Sleep(200 * time.Millisecond)
 	}

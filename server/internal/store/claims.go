@@ -22,13 +22,14 @@ var ErrTooManyVoices = errors.New("too many agents have signed one claim or vote
 // sees the store as it was when it began; a long one holds back goleveldb's
 // garbage.
 func (s *Store) Claims(ctx context.Context, q ClaimQuery, voices int) iter.Seq2[*Claim, error] {
+	return once(s, noClaim, func(v *view) iter.Seq2[*Claim, error] { return v.Claims(ctx, q, voices) })
+}
+
+func noClaim(err error) (*Claim, error) { return nil, err }
+
+// Claims implements Snapshot.
+func (v *view) Claims(ctx context.Context, q ClaimQuery, voices int) iter.Seq2[*Claim, error] {
 	return func(yield func(*Claim, error) bool) {
-		v, err := s.view()
-		if err != nil {
-			yield(nil, err)
-			return
-		}
-		defer v.release()
 		b := claimBuilder{
 			q: &q, voices: voices,
 			walk: descent{v: v, pace: pace{ctx: ctx}, memo: make(map[record.Hash]lineage), size: memoSize},
@@ -39,7 +40,7 @@ func (s *Store) Claims(ctx context.Context, q ClaimQuery, voices int) iter.Seq2[
 			left = err == nil && c != nil && !yield(c, nil)
 			return err
 		}
-		err = v.eachEntry(ctx, &q, func(e *claimEntry) (bool, error) {
+		err := v.eachEntry(ctx, &q, func(e *claimEntry) (bool, error) {
 			if e.tag() == tagContent {
 				if err := give(); err != nil || left {
 					return false, err
@@ -409,7 +410,7 @@ func (s *Store) Subjects(project record.ProjectName, prefix, behind string, limi
 	if err != nil {
 		return nil, err
 	}
-	defer v.release()
+	defer v.Close()
 	head := appendName([]byte{spaceSubject}, project)
 	start := append(bytes.Clone(head), prefix...)
 	end := after(start)

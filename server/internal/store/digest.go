@@ -95,9 +95,19 @@ type SetKey struct {
 // set. It reads all of them in the index: its time is proportional to their
 // number, its memory is not.
 func (s *Store) SetDigest(ctx context.Context, set Set) (Digest, error) {
+	v, err := s.view()
+	if err != nil {
+		return Digest{}, err
+	}
+	defer v.Close()
+	return v.SetDigest(ctx, set)
+}
+
+// SetDigest implements Snapshot.
+func (v *view) SetDigest(ctx context.Context, set Set) (Digest, error) {
 	var sum Digest
-	d := s.newDigester()
-	for k, err := range s.SetKeys(ctx, set) {
+	d := v.s.newDigester()
+	for k, err := range v.SetKeys(ctx, set) {
 		if err != nil {
 			return Digest{}, err
 		}
@@ -106,24 +116,29 @@ func (s *Store) SetDigest(ctx context.Context, set Set) (Digest, error) {
 	return sum, nil
 }
 
+// KeyDigest implements Snapshot.
+func (v *view) KeyDigest(key *Key) Digest { return v.s.newDigester().of(key) }
+
 // SetKeys yields the keys that SetDigest is made of, by ascending places. An
 // error is the last thing yielded. The iteration sees the store as it was when
 // it began; a long one holds back goleveldb's garbage.
 func (s *Store) SetKeys(ctx context.Context, set Set) iter.Seq2[SetKey, error] {
+	return once(s, noKey, func(v *view) iter.Seq2[SetKey, error] { return v.SetKeys(ctx, set) })
+}
+
+func noKey(err error) (SetKey, error) { return SetKey{}, err }
+
+// SetKeys implements Snapshot.
+func (v *view) SetKeys(ctx context.Context, set Set) iter.Seq2[SetKey, error] {
 	return func(yield func(SetKey, error) bool) {
-		v, err := s.view()
-		if err != nil {
-			yield(SetKey{}, err)
-			return
-		}
-		defer v.release()
 		give := func(place []byte) (bool, error) {
 			k, err := set.KeyAt(place)
 			if err != nil {
-				return false, s.indexError("list the keys of a set", err)
+				return false, v.s.indexError("list the keys of a set", err)
 			}
 			return yield(SetKey{place, k}, nil), nil
 		}
+		var err error
 		if set.ID != nil {
 			err = v.eachPlaceOfID(ctx, &set, give)
 		} else {
@@ -326,7 +341,7 @@ func (s *Store) idSlice(start, end []byte, fn func(*Key) bool) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer v.release()
+	defer v.Close()
 	m := v.iterate(start, end, true)
 	defer m.release()
 	for n := 0; m.next(); n++ {

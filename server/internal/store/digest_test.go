@@ -249,7 +249,7 @@ func TestMemoOfALongLineage(t *testing.T) {
 	}
 	v, err := s.view()
 	require.NoError(t, err)
-	defer v.release()
+	defer v.Close()
 	d := descent{v: v, memo: map[record.Hash]lineage{}, size: 16}
 	for n := length - 2; n >= 0; n-- {
 		l, err := d.lineage(owner{ids[n], "alpha"}, uint64(n), groupOf("s", "p"), 0)

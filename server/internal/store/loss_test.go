@@ -151,7 +151,7 @@ func positionOf(t *testing.T, s *Store, k Key) wal.Position {
 	t.Helper()
 	v, err := s.view()
 	require.NoError(t, err)
-	defer v.release()
+	defer v.Close()
 	pos, err := v.find(&k)
 	require.NoError(t, err)
 	require.NotZero(t, pos)

@@ -15,7 +15,7 @@ func (s *Store) Has(keys []Key) ([]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer v.release()
+	defer v.Close()
 	held := make([]bool, len(keys))
 	for i := range keys {
 		if keys[i].Kind == KindCursor {
@@ -83,7 +83,7 @@ func (s *Store) Read(key Key) (Item, error) {
 	if err != nil {
 		return Item{}, err
 	}
-	defer v.release()
+	defer v.Close()
 	pos, err := v.find(&key)
 	if err != nil {
 		return Item{}, err
@@ -141,7 +141,13 @@ func (s *Store) Assertion(project record.ProjectName, id record.Hash) (*Stored, 
 	if err != nil {
 		return nil, err
 	}
-	defer v.release()
+	defer v.Close()
+	return v.Assertion(project, id)
+}
+
+// Assertion implements Snapshot.
+func (v *view) Assertion(project record.ProjectName, id record.Hash) (*Stored, error) {
+	s := v.s
 	o := owner{id, project}
 	prefix := o.append(nil, spaceID)
 	m := v.prefix(prefix)

@@ -217,7 +217,7 @@ func TestDamageIsNamedAndRepaired(t *testing.T) {
 	pos := func() wal.Position {
 		v, err := s.view()
 		require.NoError(t, err)
-		defer v.release()
+		defer v.Close()
 		p, err := v.find(&it.Key)
 		require.NoError(t, err)
 		return p

@@ -45,8 +45,6 @@ func (s *Store) view() (*view, error) {
 	return v, nil
 }
 
-func (v *view) release() { v.snap.Release() }
-
 func (v *view) inOverlay(key []byte) bool {
 	for _, l := range v.layers {
 		if _, ok := l.Get(kv{k: key}); ok {

@@ -1,0 +1,263 @@
+package control
+
+import (
+	"fmt"
+	"iter"
+	"maps"
+	"math/bits"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/server/internal/control/controlpb"
+)
+
+// The rules for writes, reads and the closing of a change, held against each
+// other for every number of members up to seven, every change between two sets,
+// every set of members that are whole, and every set of members that acknowledge
+// or answer. A set is a bit mask over the universe of a change.
+
+const mostMembers = 7
+
+// quorums answers for one state which sets of members satisfy its rules.
+type quorums struct {
+	name        string
+	write, read func(set uint) bool
+}
+
+// universe names the members of a change, by bit.
+type universe struct{ ids []string }
+
+func (u universe) has(set uint) func(string) bool {
+	return func(id string) bool {
+		i := slices.Index(u.ids, id)
+		return i >= 0 && set&(1<<i) != 0
+	}
+}
+
+func (u universe) quorums(name string, s *State) quorums {
+	return quorums{
+		name:  name,
+		write: func(set uint) bool { return s.WriteQuorum(u.has(set)) },
+		read:  func(set uint) bool { return s.ReadQuorum(u.has(set)) },
+	}
+}
+
+// least returns the sets that satisfy rule and of which no smaller one does.
+func (u universe) least(rule func(uint) bool) (sets []uint) {
+	satisfies := make([]bool, 1<<len(u.ids))
+	for set := range satisfies {
+		satisfies[set] = rule(uint(set))
+		smaller := false
+		for rest := set; rest != 0; rest &= rest - 1 {
+			smaller = smaller || satisfies[set&^(rest&-rest)]
+		}
+		if satisfies[set] && !smaller {
+			sets = append(sets, uint(set))
+		}
+	}
+	return sets
+}
+
+// apart returns a set of each kind that have no member in common, if there are.
+func apart(a, b []uint) (x, y uint, found bool) {
+	for _, x := range a {
+		for _, y := range b {
+			if x&y == 0 {
+				return x, y, true
+			}
+		}
+	}
+	return 0, 0, false
+}
+
+// subsets yields every set of the given members.
+func (u universe) subsets(members []Member) iter.Seq[uint] {
+	return func(yield func(uint) bool) {
+		for set := uint(0); set < 1<<len(members); set++ {
+			mask := uint(0)
+			for i, m := range members {
+				if set&(1<<i) != 0 {
+					mask |= 1 << slices.Index(u.ids, m.ID())
+				}
+			}
+			if !yield(mask) {
+				return
+			}
+		}
+	}
+}
+
+// violation checks that every read at one state meets every write and every read
+// at the other, and says which sets do not.
+func (u universe) violation(reader, other quorums) error {
+	reads := u.least(reader.read)
+	if x, y, found := apart(reads, u.least(other.write)); found {
+		return fmt.Errorf("a read %s hears %0*b, a write %s is on %0*b", reader.name, len(u.ids), x, other.name, len(u.ids), y)
+	}
+	if x, y, found := apart(reads, u.least(other.read)); found {
+		return fmt.Errorf("a read %s hears %0*b, one %s has shown what is on %0*b", reader.name, len(u.ids), x, other.name, len(u.ids), y)
+	}
+	return nil
+}
+
+func membersOf(n int) (set []Member) {
+	for i := range n {
+		name := string(rune('a' + i))
+		set = append(set, Member{Name: name, Incarnation: name + "1", Whole: true})
+	}
+	return set
+}
+
+// changes returns every kind of change of n members, with its state before.
+func changes(n int) map[ChangeKind]*State {
+	states := map[ChangeKind]*State{}
+	add := func(kind ChangeKind, subject string, next []Member) {
+		s := &State{ClusterID: "c", Generation: 1, Members: membersOf(n)}
+		s.open(kind, subject, next, 0)
+		states[kind] = s
+	}
+	newcomer := Member{Name: string(rune('a' + n)), Incarnation: "new"}
+	add(Join, newcomer.ID(), append(membersOf(n), newcomer))
+	again := Member{Name: "a", Incarnation: "a2"}
+	add(Replace, again.ID(), swap(membersOf(n), again))
+	add(Refill, membersOf(n)[0].ID(), membersOf(n))
+	return states
+}
+
+func universeOf(s *State) (u universe) {
+	for _, m := range s.Everyone() {
+		u.ids = append(u.ids, m.ID())
+	}
+	return u
+}
+
+// withWhole returns the state with exactly these members of the old set whole.
+func (u universe) withWhole(s *State, whole uint) *State {
+	c := s.clone()
+	for i, id := range u.ids {
+		c.update(id, func(m *Member) { m.Whole = whole&(1<<i) != 0 })
+	}
+	return c
+}
+
+func TestEveryReadMeetsEveryWriteAndEveryRead(t *testing.T) {
+	for n := 1; n <= mostMembers; n++ {
+		s := &State{ClusterID: "c", Generation: 1, Members: membersOf(n)}
+		u := universeOf(s)
+		for whole := range u.subsets(s.Members) {
+			q := u.quorums("of the members", u.withWhole(s, whole))
+			require.NoError(t, u.violation(q, q), "%d members, whole %b", n, whole)
+		}
+	}
+}
+
+// While a change is open, and around its opening, closing and cancelling, nodes
+// go by different states at the same time.
+func TestEveryReadMeetsEveryWriteAndEveryReadAcrossAChange(t *testing.T) {
+	for n := 1; n <= mostMembers; n++ {
+		for kind, open := range changes(n) {
+			u := universeOf(open)
+			for whole := range u.subsets(open.Members) {
+				during := u.withWhole(open, whole)
+				before, after := during.clone(), during.clone()
+				before.Change = nil
+				after.Members, after.Change = after.Change.New, nil
+				b, d, a := u.quorums("before", before), u.quorums("during", during), u.quorums("after", after)
+				// A reader that is still before sees everything of during, as does
+				// one that has heard of the cancelling; it is refused after a
+				// close, see the next test.
+				for _, pair := range [][2]quorums{{d, d}, {d, b}, {b, d}, {d, a}, {a, a}} {
+					require.NoError(t, u.violation(pair[0], pair[1]), "%s of %d members, whole %b", kind, n, whole)
+				}
+			}
+		}
+	}
+}
+
+// A change that closable lets close: everyone who counts in reads after it holds
+// whatever was acknowledged, or shown, by the rule before it; and a reader that
+// does not know of the change hears one of those that do.
+func TestClosedChangeHidesNothing(t *testing.T) {
+	for n := 1; n <= mostMembers; n++ {
+		for kind, open := range changes(n) {
+			u := universeOf(open)
+			for whole := range u.subsets(open.Members) {
+				state := u.withWhole(open, whole)
+				before := state.clone()
+				before.Change = nil
+				q := u.quorums("before", before)
+				held := append(u.least(q.write), u.least(q.read)...)
+				for known := range u.subsets(open.Members) {
+					if !u.closesWhenKnown(state, known) {
+						continue
+					}
+					_, _, hidden := apart(u.least(q.read), []uint{known})
+					require.False(t, hidden, "%s of %d members: %b know, and a reader by the old rule hears none of them", kind, n, known)
+				}
+				for logs := range u.subsets(open.Members) {
+					for _, id := range u.wholeWithLogsOf(state, logs) {
+						holds := (logs | 1<<slices.Index(u.ids, id)) & whole
+						_, _, hidden := apart([]uint{holds}, held)
+						require.False(t, hidden, "%s of %d members, whole %b: %s counts and holds the logs of %b only", kind, n, whole, id, holds)
+					}
+				}
+			}
+		}
+	}
+}
+
+// closesWhenKnown reports whether closable is content with these members of the
+// old set knowing of the change, all else being there.
+func (u universe) closesWhenKnown(s *State, known uint) bool {
+	marks, knows, progress := u.evidence(s, ^uint(0))
+	maps.DeleteFunc(knows, func(id string, _ bool) bool { return !u.has(known)(id) })
+	_, waits := closable(s.Change, marks, knows, progress)
+	return len(waits) == 0
+}
+
+// wholeWithLogsOf returns the members that closable calls whole when everyone
+// holds the logs of these members besides its own.
+func (u universe) wholeWithLogsOf(s *State, logs uint) []string {
+	marks, knows, progress := u.evidence(s, logs)
+	whole, _ := closable(s.Change, marks, knows, progress)
+	return whole
+}
+
+// evidence is that the whole members of the old set have noted a log end of 10,
+// and that everyone holds the logs of these members up to it.
+func (u universe) evidence(s *State, logs uint) (marks map[string]uint64, knows map[string]bool, progress map[string]*controlpb.ProgressResponse) {
+	marks, knows, progress = map[string]uint64{}, map[string]bool{}, map[string]*controlpb.ProgressResponse{}
+	cursors := map[string]uint64{}
+	for _, m := range s.Change.Old {
+		knows[m.ID()] = true
+		if m.Whole {
+			marks[m.ID()] = 10
+		}
+		if u.has(logs)(m.ID()) {
+			cursors[m.Incarnation] = 10
+		}
+	}
+	for _, m := range s.Everyone() {
+		progress[m.ID()] = &controlpb.ProgressResponse{Incarnation: m.Incarnation, Generation: s.Generation, Cursors: cursors}
+	}
+	return marks, knows, progress
+}
+
+// These tests can fail: n−m+1 answers, which meet every write, are too few for
+// what reads have shown, with every even number of members.
+func TestHalfOfTheMembersIsTooFewForARead(t *testing.T) {
+	for n := 1; n <= mostMembers; n++ {
+		s := &State{ClusterID: "c", Generation: 1, Members: membersOf(n)}
+		u := universeOf(s)
+		q := u.quorums("of half", s)
+		q.read = func(set uint) bool { return bits.OnesCount(set) >= meeting(n) }
+		err := u.violation(q, q)
+		if n%2 == 0 {
+			require.ErrorContains(t, err, "has shown", "%d members", n)
+		} else {
+			require.NoError(t, err, "%d members", n)
+		}
+	}
+}
