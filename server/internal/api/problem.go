@@ -119,7 +119,7 @@ var codeTable = map[string]codeInfo{
 	cluster.CodeNoQuorum:         {503, "Too few members made the record durable"},
 	cluster.CodeOverloaded:       {503, "The node has more work than it can take"},
 	cluster.CodeStorageFailed:    {503, "The node's storage failed"},
-	cluster.CodeUnconfirmed:      {503, "The node does not know the members yet"},
+	cluster.CodeUnconfirmed:      {503, "The node does not know the members and keys yet"},
 	cluster.CodeNotMember:        {503, "The node is not a member of a cluster"},
 	cluster.CodeNotWhole:         {503, "The node is being refilled"},
 	cluster.CodeTooFewWhole:      {503, "Too few members hold everything"},

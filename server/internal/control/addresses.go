@@ -8,7 +8,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// addresses are the peer addresses that members gave themselves, by member id.
+// addresses are those that members gave themselves, by member id: of the peer
+// port, and of gossip, which is not in the table.
 // The table has them too, but only a leader can change it, and when all members
 // come back under other host names (another namespace, headless Service or
 // cluster domain) none can be elected by the addresses in it. So a node says
@@ -21,21 +22,25 @@ import (
 type addresses struct {
 	mu   sync.Mutex
 	byID map[string]string
+	// gossip is where the members' gossip is to be reached.
+	gossip map[string]string
 	// recorded is the address of each member in the table when it was last
 	// looked at.
 	recorded map[string]string
 }
 
-func (a *addresses) learn(id, addr string) {
-	if addr == "" {
-		return
-	}
+func (a *addresses) learn(id, peer, gossip string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.byID == nil {
-		a.byID = map[string]string{}
+		a.byID, a.gossip = map[string]string{}, map[string]string{}
 	}
-	a.byID[id] = addr
+	if peer != "" {
+		a.byID[id] = peer
+	}
+	if gossip != "" {
+		a.gossip[id] = gossip
+	}
 }
 
 // follow drops what a member said before the table got another address for it:
@@ -65,10 +70,18 @@ func (a *addresses) of(id, recorded string) string {
 	return recorded
 }
 
+// GossipAddr is host:port of a member's gossip, if the member gave it in a hello.
+func (c *Control) GossipAddr(memberID string) (addr string, ok bool) {
+	c.addresses.mu.Lock()
+	defer c.addresses.mu.Unlock()
+	addr, ok = c.addresses.gossip[memberID]
+	return addr, ok
+}
+
 // learnFrom notes where the caller of a hello is.
 func (c *Control) learnFrom(r *controlpb.HelloRequest) {
 	if r.Name != "" && r.Incarnation != "" {
-		c.addresses.learn(MemberID(r.Name, r.Incarnation), r.PeerAddr)
+		c.addresses.learn(MemberID(r.Name, r.Incarnation), r.PeerAddr, r.GossipAddr)
 	}
 }
 
@@ -79,7 +92,7 @@ func (c *Control) greet(ctx context.Context) []listed {
 	answers := c.askAll(ctx)
 	for _, a := range answers {
 		if a.hello != nil {
-			c.addresses.learn(MemberID(a.hello.Name, a.hello.Incarnation), reachable(a.hello.PeerAddr, a.addr))
+			c.addresses.learn(MemberID(a.hello.Name, a.hello.Incarnation), reachable(a.hello.PeerAddr, a.addr), a.hello.GossipAddr)
 		}
 	}
 	return answers

@@ -86,8 +86,9 @@ type Config struct {
 	// ClusterID is what the volumes know of the cluster, empty on new volumes.
 	// A table of another cluster is refused.
 	ClusterID string
-	// PeerAddr (gRPC and Raft) and APIAddr are host:port for the others.
-	PeerAddr, APIAddr string
+	// PeerAddr (gRPC and Raft), APIAddr and GossipAddr are host:port for the
+	// others. Only the last one may be empty.
+	PeerAddr, APIAddr, GossipAddr string
 	// Join lists host:port of the first members' peer ports, the founder
 	// first. Empty: a single node, which forms a cluster alone.
 	Join []string

@@ -226,7 +226,7 @@ func (c *Control) hello(ctx context.Context, addr string) (*controlpb.HelloRespo
 		return nil, err
 	}
 	return controlpb.NewControlClient(cc).Hello(ctx, &controlpb.HelloRequest{
-		Name: c.cfg.Name, Incarnation: c.cfg.Incarnation, PeerAddr: c.cfg.PeerAddr,
+		Name: c.cfg.Name, Incarnation: c.cfg.Incarnation, PeerAddr: c.cfg.PeerAddr, GossipAddr: c.cfg.GossipAddr,
 	})
 }
 
@@ -274,7 +274,9 @@ func (c *Control) found(answers []listed) {
 	c.setPhase(fmt.Sprintf("founds a cluster of %d", len(servers)))
 	if err := c.raft.BootstrapCluster(raft.Configuration{Servers: servers}).Error(); err != nil {
 		c.setPhase("could not found the cluster: " + err.Error())
+		return
 	}
+	c.hurryAlone()
 }
 
 // founding is the first command of a table, made by its first leader.

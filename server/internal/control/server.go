@@ -35,7 +35,7 @@ func (s *service) Hello(_ context.Context, r *controlpb.HelloRequest) (*controlp
 	return &controlpb.HelloResponse{
 		Name: c.cfg.Name, Incarnation: c.cfg.Incarnation, ClusterId: state.ClusterID, HasState: has,
 		VolumesEmpty: c.cfg.Data.Empty(), Generation: state.Generation,
-		PeerAddr: c.cfg.PeerAddr, ApiAddr: c.cfg.APIAddr, Format: Format,
+		PeerAddr: c.cfg.PeerAddr, ApiAddr: c.cfg.APIAddr, GossipAddr: c.cfg.GossipAddr, Format: Format,
 	}, nil
 }
 

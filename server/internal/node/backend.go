@@ -35,6 +35,32 @@ func (b *backend) Alive(name string) bool {
 	return g == nil || g.Alive(name)
 }
 
+// Ready says why the node cannot serve: a reason of the cluster's, or that the
+// root key is not registered yet, for whoever waits for a node to be ready goes
+// on to use that key.
+func (b *backend) Ready() error {
+	if err := b.Cluster.Ready(); err != nil {
+		return err
+	}
+	select {
+	case <-b.node.rootKey:
+		return nil
+	default:
+		return &cluster.UnavailableError{
+			Code: cluster.CodeUnconfirmed, Message: "the root key is not registered yet", RetryAfter: time.Second, Elsewhere: true,
+		}
+	}
+}
+
+// Status is the cluster's, with the readiness of the whole node.
+func (b *backend) Status() cluster.Status {
+	s := b.Cluster.Status()
+	if err := b.Ready(); err != nil {
+		s.Ready, s.Reason = false, err.Error()
+	}
+	return s
+}
+
 // Peers lists the other members, the likeliest to serve first.
 func (b *backend) Peers() []api.Peer {
 	heard := map[string]gossip.Node{}

@@ -45,7 +45,12 @@ func (n *Node) boot() error {
 	n.workers.Go(n.bindVolumes)
 	n.workers.Go(n.tellReadiness)
 	if n.cfg.AuthEnabled && n.cfg.RootAPIKey != "" {
-		n.workers.Go(n.seedRootKey)
+		n.workers.Go(func() {
+			n.seedRootKey()
+			close(n.rootKey)
+		})
+	} else {
+		close(n.rootKey)
 	}
 	return nil
 }
@@ -112,7 +117,8 @@ func (n *Node) startControl() error {
 	progress := cluster.NewProgress(n.parts.store)
 	n.parts.control, err = control.New(control.Config{
 		Name: n.cfg.NodeName, Incarnation: identity.Incarnation, ClusterID: identity.Cluster,
-		PeerAddr: n.advertise(n.cfg.ReplicationAddr), APIAddr: n.advertise(n.cfg.BindAddr), Join: n.join(),
+		PeerAddr: n.advertise(n.cfg.ReplicationAddr), APIAddr: n.advertise(n.cfg.BindAddr),
+		GossipAddr: n.advertise(n.cfg.GossipAddr), Join: n.join(),
 		Storage: storage, Peers: n.parts.peers, RaftListener: n.parts.port.Raft(), Data: progress,
 		Logger: n.log, Registerer: n.registry, Timings: n.env.Tuning.Control,
 	})
@@ -188,7 +194,12 @@ func (n *Node) gossipPeers() []string {
 		hosts = append(hosts, hostOf(addr))
 	}
 	for _, m := range n.parts.control.State().Everyone() {
-		hosts = append(hosts, hostOf(m.PeerAddr))
+		// Members on one host have different ports and say so in their hello.
+		addr, told := n.parts.control.GossipAddr(m.ID())
+		if !told {
+			addr = hostOf(m.PeerAddr)
+		}
+		hosts = append(hosts, addr)
 	}
 	return withPort(unique(hosts), n.cfg.GossipAddr)
 }

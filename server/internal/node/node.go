@@ -102,6 +102,8 @@ type Node struct {
 	replicating   sync.WaitGroup
 
 	booted chan struct{} // closed when the start is over, well or not
+	// rootKey is closed once the root key works, or never will.
+	rootKey chan struct{}
 	parts  parts         // set before booted is closed
 }
 
@@ -127,7 +129,7 @@ var ErrStopped = errors.New("the node was stopped")
 // nothing was left open.
 func Start(ctx context.Context, cfg *config.Config, env Environment) (_ *Node, err error) {
 	env = env.withDefaults()
-	n := &Node{cfg: cfg, env: env, log: env.Logger.With("node", cfg.NodeName), registry: newRegistry(), booted: make(chan struct{})}
+	n := &Node{cfg: cfg, env: env, log: env.Logger.With("node", cfg.NodeName), registry: newRegistry(), booted: make(chan struct{}), rootKey: make(chan struct{})}
 	n.ctx, n.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	n.replicate, n.stopReplicate = context.WithCancel(n.ctx)
 	defer func() {
@@ -234,7 +236,7 @@ func (n *Node) Ready() error {
 	if n.api.Draining() {
 		return errors.New("the node is shutting down")
 	}
-	return n.parts.cluster.Ready()
+	return n.parts.backend.Ready()
 }
 
 func raftInWALFolder(walDir, _ string) (control.RaftStorage, error) {

@@ -30,7 +30,9 @@ type HelloRequest struct {
 	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Incarnation string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// Where the caller is to be reached, for a node that knows an older address.
-	PeerAddr      string `protobuf:"bytes,3,opt,name=peer_addr,json=peerAddr,proto3" json:"peer_addr,omitempty"`
+	PeerAddr string `protobuf:"bytes,3,opt,name=peer_addr,json=peerAddr,proto3" json:"peer_addr,omitempty"`
+	// host:port of the caller's gossip, for members whose ports differ.
+	GossipAddr    string `protobuf:"bytes,4,opt,name=gossip_addr,json=gossipAddr,proto3" json:"gossip_addr,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -86,6 +88,13 @@ func (x *HelloRequest) GetPeerAddr() string {
 	return ""
 }
 
+func (x *HelloRequest) GetGossipAddr() string {
+	if x != nil {
+		return x.GossipAddr
+	}
+	return ""
+}
+
 type HelloResponse struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -101,6 +110,7 @@ type HelloResponse struct {
 	ApiAddr      string `protobuf:"bytes,8,opt,name=api_addr,json=apiAddr,proto3" json:"api_addr,omitempty"`
 	// The newest format of commands that the node understands.
 	Format        uint32 `protobuf:"varint,9,opt,name=format,proto3" json:"format,omitempty"`
+	GossipAddr    string `protobuf:"bytes,10,opt,name=gossip_addr,json=gossipAddr,proto3" json:"gossip_addr,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -196,6 +206,13 @@ func (x *HelloResponse) GetFormat() uint32 {
 		return x.Format
 	}
 	return 0
+}
+
+func (x *HelloResponse) GetGossipAddr() string {
+	if x != nil {
+		return x.GossipAddr
+	}
+	return ""
 }
 
 type JoinRequest struct {
@@ -742,11 +759,13 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x12stemedb.control.v1\"a\n" +
+	"\rcontrol.proto\x12\x12stemedb.control.v1\"\x82\x01\n" +
 	"\fHelloRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x1b\n" +
-	"\tpeer_addr\x18\x03 \x01(\tR\bpeerAddr\"\x96\x02\n" +
+	"\tpeer_addr\x18\x03 \x01(\tR\bpeerAddr\x12\x1f\n" +
+	"\vgossip_addr\x18\x04 \x01(\tR\n" +
+	"gossipAddr\"\xb7\x02\n" +
 	"\rHelloResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x1d\n" +
@@ -759,7 +778,10 @@ const file_control_proto_rawDesc = "" +
 	"generation\x12\x1b\n" +
 	"\tpeer_addr\x18\a \x01(\tR\bpeerAddr\x12\x19\n" +
 	"\bapi_addr\x18\b \x01(\tR\aapiAddr\x12\x16\n" +
-	"\x06format\x18\t \x01(\rR\x06format\"{\n" +
+	"\x06format\x18\t \x01(\rR\x06format\x12\x1f\n" +
+	"\vgossip_addr\x18\n" +
+	" \x01(\tR\n" +
+	"gossipAddr\"{\n" +
 	"\vJoinRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x1b\n" +
