@@ -42,6 +42,12 @@ type Store interface {
 	Whole() bool
 	SetWhole(losses int) error
 	Health() store.Health
+	DamagedKeys(ctx context.Context) (keys []store.Key, all bool, err error)
+	Outstanding() []wal.Range
+	Lives() []string
+	RolledBack() bool
+	SetLife(life string) error
+	NoteRollback(known wal.Position, why string) error
 }
 
 // Control is the control table as this package needs it; *control.Control
@@ -52,6 +58,7 @@ type Control interface {
 	Leader() (name string, ok bool)
 	ChangeWaitsFor() []string
 	ReportNotWhole(ctx context.Context) error
+	WithdrawLoss(ctx context.Context) error
 	WaitGeneration(ctx context.Context, generation uint64) error
 	MayDecide() error
 	CheckGeneration(caller uint64) error
@@ -77,6 +84,8 @@ type Timings struct {
 	TailLinger   time.Duration // 50 ms: how long new records gather before a puller hears of them
 	PullWait     time.Duration // 20 s: how long a pull waits for something new
 	CursorEvery  time.Duration // 30 s: how often progress that brought nothing new is noted durably
+	MendWait     time.Duration // 1 min: how long damaged records are looked for at members that do not answer; negative: not at all
+	VerifyEvery  time.Duration // 24 h: between two readings of the whole log, in search of damage; negative: never
 	LossEvery    time.Duration // 1 s: how often the store is asked whether it found a loss
 	StartWait    time.Duration // 10 s: how long a start waits for members that do not answer
 	ScrubEvery   time.Duration // 30 min: between rounds of comparison with one peer; negative: never
@@ -91,6 +100,7 @@ type Limits struct {
 	StreamBytes      int64 // 16 MiB: records of one peer's stream that wait for the disk here
 	MessageBytes     int   // 1 MiB: records in one message of a stream
 	PullBytes        int   // 1 MiB: log that one answer of a pull covers
+	VerifyBytesRate  int64 // 4 MiB/s: how fast the log is read in search of damage
 	CatchUpBytesRate int64 // bytes/s that one puller fetches; 0: no limit
 	CachedKeys       int   // 4,096: agents whose expanded keys are kept
 	VerifyGroup      int   // 64: single signatures checked together

@@ -17,6 +17,8 @@ type metrics struct {
 	writtenBack   prometheus.Counter
 	readFailures  *prometheus.CounterVec
 	repaired      prometheus.Counter
+	verified      prometheus.Counter
+	verifyRounds  prometheus.Counter
 	scrubRounds   prometheus.Counter
 	scrubFound    *prometheus.CounterVec
 	whole         prometheus.Gauge
@@ -52,6 +54,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		readDiffers:  counter("read_differences_total", "Quorum reads that found members to hold different records."),
 		writtenBack:  counter("read_written_back_total", "Records that a quorum read wrote to a majority before its answer."),
 		readFailures: counters("read_failures_total", "Quorum reads that could not be answered, by reason.", "reason"),
+		verified:     counter("log_verified_bytes_total", "About how many bytes of the log were read in search of damage."),
+		verifyRounds: counter("log_verify_rounds_total", "How often the whole log was read in search of damage."),
 		repaired:     counter("records_repaired_total", "Damaged records that were replaced by a member's copy."),
 		scrubRounds:  counter("scrub_rounds_total", "Comparisons of everything with one member that came to their end."),
 		scrubFound:   counters("scrub_differences_total", "Records that a member held and this node lacked although it had caught up.", "peer"),
@@ -64,7 +68,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	}
 	for _, c := range []prometheus.Collector{
 		m.writeSeconds, m.writeFailures, m.ackSeconds, m.queueBytes, m.dropped, m.lagBytes, m.caughtUp, m.gaps,
-		m.malformed, m.readDiffers, m.writtenBack, m.readFailures, m.repaired, m.scrubRounds, m.scrubFound, m.whole,
+		m.malformed, m.readDiffers, m.writtenBack, m.readFailures, m.repaired, m.verified, m.verifyRounds, m.scrubRounds, m.scrubFound, m.whole,
 	} {
 		if err := r.Register(c); err != nil {
 			return nil, err

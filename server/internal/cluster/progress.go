@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"maps"
 	"sync"
 
@@ -20,11 +21,14 @@ type Progress struct {
 	// epoch grows when all cursors are set back, so that a puller which is
 	// just coming from further on does not set its own forward again.
 	epoch int
+
+	// fatal is why the process has to be started again.
+	fatal chan error
 }
 
 // NewProgress begins with the cursors that the store holds.
 func NewProgress(s Store) *Progress {
-	return &Progress{store: s, cursors: maps.Clone(s.Cursors())}
+	return &Progress{store: s, cursors: maps.Clone(s.Cursors()), fatal: make(chan error, 1)}
 }
 
 // LogEnd is the end of the durable part of this node's log.
@@ -44,6 +48,34 @@ func (p *Progress) Cursors() map[string]uint64 {
 
 // Empty tells whether this node holds no record at all.
 func (p *Progress) Empty() bool { return p.store.Empty() }
+
+// Lives, RolledBack and SetLife are those of the store.
+func (p *Progress) Lives() []string           { return p.store.Lives() }
+func (p *Progress) RolledBack() bool          { return p.store.RolledBack() }
+func (p *Progress) SetLife(life string) error { return p.store.SetLife(life) }
+
+// NoteRollback records that the volumes are older than they were, and ends Run,
+// so that the process is started again.
+func (p *Progress) NoteRollback(why string) { p.rolledBack(0, why) }
+
+// rolledBack is NoteRollback with a position that the log is known to have
+// reached.
+func (p *Progress) rolledBack(known wal.Position, why string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	end := p.store.End()
+	if p.store.RolledBack() || known.Segment() > end.Segment()+wal.SkipAfterRollback {
+		return // nonsense: no log has written so much since a snapshot
+	}
+	err := p.store.NoteRollback(known, why)
+	if err == nil {
+		err = errors.New("the volumes of this node were put back to an older state (" + why + "); a start of the process goes on from there, and the other members refill it")
+	}
+	select {
+	case p.fatal <- err:
+	default:
+	}
+}
 
 func (p *Progress) at(incarnation string) (pos wal.Position, epoch int) {
 	p.mu.Lock()

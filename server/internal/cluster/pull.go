@@ -266,7 +266,7 @@ func (p *puller) bring(ctx context.Context, client peerpb.PeerClient, keys []sto
 	if len(items) == 0 {
 		return nil
 	}
-	if err := p.c.mend(ctx, items); err != nil {
+	if err := p.c.rewriteHeld(ctx, items); err != nil {
 		return fmt.Errorf("replacing damaged records: %w", err)
 	}
 	if err := p.c.putAndWait(ctx, items); err != nil {

@@ -64,10 +64,10 @@ func (c *Cluster) rewrite(ctx context.Context, items []store.Item) error {
 	}
 }
 
-// mend rewrites those of the items that the index calls held. While this node
+// rewriteHeld rewrites those of the items that the index calls held. While this node
 // is being refilled, a record that came although it is held came because it is
 // damaged.
-func (c *Cluster) mend(ctx context.Context, items []store.Item) error {
+func (c *Cluster) rewriteHeld(ctx context.Context, items []store.Item) error {
 	if !c.refilling.Load() {
 		return nil
 	}

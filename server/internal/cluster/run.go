@@ -111,7 +111,7 @@ func (c *Cluster) Register(s grpc.ServiceRegistrar) {
 
 // Run replicates, catches up and scrubs until ctx ends, and returns when all
 // of it has stopped; it is called once. Requests that wait then fail with
-// CodeClosed.
+// CodeClosed. An error means that the process has to be started again.
 func (c *Cluster) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -121,13 +121,17 @@ func (c *Cluster) Run(ctx context.Context) error {
 	}
 	work.Go(func() { c.watchLosses(ctx) })
 	work.Go(func() { c.scrub(ctx) })
+	work.Go(func() { c.verifyLog(ctx) })
 	var links sync.WaitGroup
+	var fatal error
 	for {
 		changed := c.control.Watch()
 		c.follow(ctx, &links, c.control.State())
 		select {
 		case <-changed:
 			continue
+		case fatal = <-c.progress.fatal:
+			cancel()
 		case <-ctx.Done():
 		}
 		break
@@ -139,7 +143,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	links.Wait()
 	work.Wait()
 	c.serving.Wait()
-	return nil
+	return fatal
 }
 
 // goServe runs fn for a peer's stream unless the node is stopping; Run waits
@@ -174,7 +178,9 @@ func (c *Cluster) follow(ctx context.Context, links *sync.WaitGroup, state *cont
 
 func (c *Cluster) link(ctx context.Context, links *sync.WaitGroup, state *control.State) (added []*peer) {
 	wanted := map[string]control.Member{}
-	if _, member := state.MemberByID(c.id); member {
+	// Before this node may decide, its volumes may turn out to be older than they
+	// were: nothing must be added to its log until then.
+	if _, member := state.MemberByID(c.id); member && c.control.MayDecide() == nil {
 		for _, m := range state.Everyone() {
 			if m.ID() != c.id {
 				wanted[m.ID()] = m

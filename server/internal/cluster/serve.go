@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
+	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/wal"
 	"github.com/stemedb/stemedb/server/record"
@@ -51,6 +53,8 @@ func (s *service) Pull(stream peerpb.Peer_PullServer) error {
 func (s *service) pull(ctx context.Context, req *peerpb.PullRequest) (*peerpb.PullResponse, error) {
 	from := wal.Position(req.From)
 	if end := s.c.store.End(); from > end {
+		// A position is given to others only when it is durable.
+		s.c.progress.rolledBack(from, fmt.Sprintf("%s has seen its log up to %v, it ends at %v", control.CallerID(ctx), from, end))
 		return nil, status.Errorf(codes.OutOfRange, "position %v lies behind the end of this log, %v", from, end)
 	}
 	if err := s.awaitTail(ctx, from, time.Duration(req.WaitMs)*time.Millisecond); err != nil {
@@ -58,8 +62,15 @@ func (s *service) pull(ctx context.Context, req *peerpb.PullRequest) (*peerpb.Pu
 	}
 	limit := min(max(int(req.LimitBytes), 1), s.c.limits.PullBytes)
 	keys, next, gaps, err := s.c.store.ScanKeys(from, limit)
+	if errors.Is(err, wal.ErrNoEntry) { // the caller's mistake, or that of its disk
+		return nil, status.Errorf(codes.OutOfRange, "no record begins at position %v of this log", from)
+	}
 	if err != nil {
 		return nil, status.Errorf(codes.Internal, "reading the log from %v: %v", from, err)
+	}
+	if gaps > 0 && s.c.mending() {
+		// Others must not pass over records that come back in a moment.
+		keys, next, gaps = nil, from, 0
 	}
 	end := s.c.store.End()
 	res := &peerpb.PullResponse{
@@ -178,7 +189,7 @@ func parseSet(req *peerpb.SetRequest) (set store.Set, err error) {
 // countsInReads refuses what only a whole member may answer. The control table
 // may still call this node whole when its store has just found a loss.
 func (s *service) countsInReads() error {
-	if !s.c.store.Whole() {
+	if !s.c.store.Whole() && s.c.Incomplete() == "" {
 		return status.Error(codes.FailedPrecondition, "this member lost records and is not whole")
 	}
 	return nil

@@ -11,56 +11,97 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// watchLosses sees to it that a node which lost records is refilled and becomes
-// whole again, whether the loss was found at the start or later:
+// watchLosses sees to it that a node with damaged or lost records becomes whole
+// again, whether that was found at the start or later. Damage is mended from the
+// other members (mend.go). If it cannot be, or a part of the log is missing:
 //
-//  1. its cursors go back to the beginning (at a start the store has done it),
-//     so that all of the others' logs is looked at again,
+//  1. the node's cursors go back to the beginning, so that all of the others'
+//     logs is looked at again,
 //  2. the loss is reported, so that this node counts in no read, and a change of
 //     members is opened, which closes when the cursors have come far enough,
 //  3. when the control table calls this node whole after that, the store may.
+//     Until then damage is still mended, and the report taken back if it succeeds.
 func (c *Cluster) watchLosses(ctx context.Context) {
 	ticker := time.NewTicker(c.timings.LossEvery)
 	defer ticker.Stop()
-	handled := lossOf(c.store) // what the start found is in the store's cursors
-	if !c.store.Whole() {
-		c.refilling.Store(true)
-		if !c.reportLoss(ctx) {
-			return
-		}
-	}
+	handled := loss{whole: true}
+	var mended time.Time // when mending was tried last
 	for {
+		if now := lossOf(c.store); now != handled {
+			handled = now
+			if !now.whole {
+				mended = time.Now()
+				if !c.makeGood(ctx, &handled) {
+					return
+				}
+			}
+		}
+		if c.refilling.Load() {
+			c.endRefill(&handled)
+		}
+		if c.refilling.Load() && c.timings.MendWait > 0 && time.Since(mended) > mendAgain {
+			mended = time.Now()
+			c.withdraw(ctx)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		if now := lossOf(c.store); now != handled {
-			handled = now
-			if now.whole {
-				continue
-			}
-			c.forgetHeld(ctx)
-			if !c.reportLoss(ctx) {
-				return
-			}
+	}
+}
+
+// mendAgain is how often a node whose loss is reported looks for the damaged
+// records again.
+const mendAgain = 15 * time.Second
+
+// makeGood mends damage or reports a loss; false means that ctx ended.
+func (c *Cluster) makeGood(ctx context.Context, handled *loss) bool {
+	if c.mend(ctx) {
+		err := c.store.SetWhole(handled.damages)
+		if errors.Is(err, wal.ErrMoreLost) {
+			return true // the next round sees to it
 		}
-		if !c.refilling.Load() {
-			continue
+		if err == nil {
+			c.log.Info("damaged records were replaced by other members' copies; nothing was lost")
+			*handled = lossOf(c.store)
+			return true
 		}
-		if m, ok := c.self(c.control.State()); ok && m.Whole {
-			err := c.store.SetWhole(handled.damages)
-			if errors.Is(err, wal.ErrMoreLost) {
-				continue // the next round sees to it
-			}
-			if err != nil {
-				c.log.Error("this node is whole again, but that could not be noted", "error", err)
-				continue
-			}
-			c.log.Info("this node is whole again")
-			c.refilling.Store(false)
-			handled.whole = true
-		}
+		c.log.Error("damaged records were replaced, but that could not be noted", "error", err)
+	}
+	if ctx.Err() != nil {
+		return false
+	}
+	c.forgetHeld(ctx)
+	return c.reportLoss(ctx)
+}
+
+// endRefill calls the store whole when the control table does.
+func (c *Cluster) endRefill(handled *loss) {
+	if m, ok := c.self(c.control.State()); !ok || !m.Whole {
+		return
+	}
+	err := c.store.SetWhole(handled.damages)
+	if errors.Is(err, wal.ErrMoreLost) {
+		return // the next round sees to it
+	}
+	if err != nil {
+		c.log.Error("this node is whole again, but that could not be noted", "error", err)
+		return
+	}
+	c.log.Info("this node is whole again")
+	c.refilling.Store(false)
+	*handled = lossOf(c.store)
+}
+
+// withdraw takes the report of a loss back when every record can be read again.
+func (c *Cluster) withdraw(ctx context.Context) {
+	missing, _, err := c.mendOnce(ctx)
+	if err != nil || len(missing) > 0 {
+		return
+	}
+	if err := c.control.WithdrawLoss(ctx); err != nil && ctx.Err() == nil {
+		c.log.Warn("the report of a loss could not be taken back yet", "error", err)
 	}
 }
 
@@ -166,6 +207,26 @@ func (c *Cluster) mayDecide() error {
 	return unavailable(CodeUnconfirmed, "this node does not know yet who is a member of the cluster", err)
 }
 
+// Incomplete says, on the only member of a cluster, why its answers may lack
+// records; it is empty on a member that holds everything, and on one of several,
+// which the others refill.
+func (c *Cluster) Incomplete() string {
+	state := c.control.State()
+	if len(state.Members) != 1 || state.Change != nil {
+		return ""
+	}
+	m, ok := c.self(state)
+	if !ok || m.Whole && c.store.Whole() {
+		return ""
+	}
+	lost := "records"
+	if outstanding := c.store.Outstanding(); len(outstanding) > 0 {
+		lost = fmt.Sprintf("%d parts of its log, the first of them %v", len(outstanding), outstanding[0])
+	}
+	return fmt.Sprintf("this node lost %s, and no other member can refill it; everything else is answered. "+
+		"Restore a backup, or accept the loss: stemedb cluster accept-loss %s --yes", lost, c.name)
+}
+
 // wholeNow says why this node does not count in reads.
 func (c *Cluster) wholeNow(state *control.State) error {
 	m, ok := c.self(state)
@@ -175,6 +236,8 @@ func (c *Cluster) wholeNow(state *control.State) error {
 			return unavailable(CodeNotWhole, "this node is joining the cluster and does not hold everything yet", nil)
 		}
 		return c.notMember(state)
+	case len(state.Members) == 1 && state.Change == nil:
+		// It is all that there is; see Incomplete.
 	case !m.Whole || !c.store.Whole():
 		return unavailable(CodeNotWhole, "this node lost records and is being refilled by the other members", nil)
 	}

@@ -11,11 +11,16 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
+// withoutMending lets damage be a loss at once.
+func withoutMending(w *world) {
+	w.tune = func(c *Config) { c.Timings.MendWait = -1 }
+}
+
 // TestRefillIsNotTakenForDoneBeforeItBegan: the loss is on record, and this
 // node's copy of the control table, which is behind, still calls it whole.
 func TestRefillIsNotTakenForDoneBeforeItBegan(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := threeNodes(t)
+		w := threeNodes(t, withoutMending)
 		a := w.nodes["a"]
 		ids := a.write(claim("rotten subject", 1))
 		for _, n := range w.nodes {
@@ -48,7 +53,7 @@ func TestRefillIsNotTakenForDoneBeforeItBegan(t *testing.T) {
 // so that nothing shows whether there was a refill.
 func TestLossIsReportedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := threeNodes(t)
+		w := threeNodes(t, withoutMending)
 		a := w.nodes["a"]
 		ids := a.write(claim("rotten subject", 1))
 		for _, n := range w.nodes {
@@ -94,6 +99,7 @@ func TestLossAtTheEndOfARefill(t *testing.T) {
 		end := &lossAtTheEnd{}
 		w := threeNodes(t, func(w *world) {
 			w.tune = func(c *Config) {
+				c.Timings.MendWait = -1
 				if c.Store.Identity().Node == "a" {
 					end.Store, c.Store = c.Store, end
 				}

@@ -393,6 +393,17 @@ func (c *table) check(ctx context.Context) error {
 
 func (c *table) MayDecide() error { return nil }
 
+func (c *table) WithdrawLoss(context.Context) error {
+	c.n.w.change(func(s *control.State) {
+		for i := range s.Members {
+			if s.Members[i].ID() == c.id {
+				s.Members[i].Whole = true
+			}
+		}
+	})
+	return nil
+}
+
 func (c *table) CheckCaller(ctx context.Context) error {
 	md, _ := metadata.FromIncomingContext(ctx)
 	generation, err := strconv.ParseUint(md.Get("generation")[0], 10, 64)

@@ -82,6 +82,59 @@ func (c *loss) apply(s *State) *result {
 	return &result{}
 }
 
+func (c *acceptLoss) apply(s *State) *result {
+	m, ok := s.MemberByID(c.Member)
+	if !ok {
+		return refuse(fmt.Errorf("%w: %s", errNotMember, c.Member))
+	}
+	if !m.Whole {
+		s.reinstate(c.Member)
+	}
+	return &result{}
+}
+
+func (c *withdrawLoss) apply(s *State) *result {
+	m, ok := s.MemberByID(c.Member)
+	switch {
+	case !ok:
+		return refuse(fmt.Errorf("%w: %s", errNotMember, c.Member))
+	case m.Loss == "" || m.Loss != c.Loss:
+		return refuse(fmt.Errorf("%w: the latest loss of %s is another one", errOutdated, c.Member))
+	}
+	s.reinstate(c.Member)
+	return &result{}
+}
+
+// reinstate makes a member whole, and ends the change that was to do that.
+func (s *State) reinstate(id string) {
+	s.update(id, func(e *Member) { e.Whole, e.Loss = true, "" })
+	if s.Change != nil && s.Change.Subject == id {
+		s.Members, s.Change = s.Change.New, nil
+	}
+	s.bump()
+}
+
+func (c *live) apply(s *State) *result {
+	m, ok := s.MemberByID(c.Member)
+	if !ok {
+		return refuse(fmt.Errorf("%w: %s", errNotMember, c.Member))
+	}
+	known := m.Life == "" || m.Life == c.Now || slices.Contains(c.Known, m.Life)
+	if !known && !c.RolledBack {
+		return refuse(errRolledBack)
+	}
+	s.update(c.Member, func(e *Member) {
+		e.Life = c.Now
+		if !known {
+			e.Whole, e.Loss = false, c.Now
+		}
+	})
+	if !known {
+		s.bump()
+	}
+	return &result{}
+}
+
 func (c *refill) apply(s *State) *result {
 	m, ok := s.MemberByID(c.Member)
 	switch {

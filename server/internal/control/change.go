@@ -396,6 +396,9 @@ func closable(change *Change, marks map[string]uint64, knows map[string]bool, pr
 
 // startRefill opens a change for a member that is not whole and answers.
 func (c *Control) startRefill(state *State, progress map[string]*controlpb.ProgressResponse) error {
+	if len(state.Members) == 1 {
+		return nil // by whom?
+	}
 	for _, m := range state.Members {
 		if m.Whole || progress[m.ID()] == nil {
 			continue

@@ -36,7 +36,10 @@ const (
 	kindPatchKey    = 7
 	kindRevokeKey   = 8
 	kindRotateKey   = 9
+	kindAcceptLoss  = 10
 	kindCancel      = 11
+	kindWithdraw    = 12
+	kindLive        = 13
 	commandPreamble = 2
 )
 
@@ -58,6 +61,30 @@ type admit struct {
 type loss struct {
 	Member string `cbor:"member"`
 	Loss   string `cbor:"loss"`
+}
+
+// acceptLoss is an operator's word that whatever a member lost is given up: the
+// member counts as whole again.
+type acceptLoss struct {
+	Member string `cbor:"member"`
+}
+
+// withdrawLoss takes a report of a loss back, if it is still the latest one: the
+// member holds every record again, and has shown it by reading them.
+type withdrawLoss struct {
+	Member string `cbor:"member"`
+	Loss   string `cbor:"loss"`
+}
+
+// live registers a start of a member, by the life that its WAL volume carries
+// (see wal/life.go). Known are the lives that the volume lists. A member whose
+// registered life is not among them has been rolled back: that is refused, and
+// with RolledBack, once its log is prepared for it, noted as a loss.
+type live struct {
+	Member     string   `cbor:"member"`
+	Known      []string `cbor:"known"`
+	Now        string   `cbor:"now"`
+	RolledBack bool     `cbor:"rolled_back"`
 }
 
 // refill opens the change that makes a member whole again.
@@ -108,6 +135,9 @@ func (*admit) kind() byte        { return kindAdmit }
 func (*loss) kind() byte         { return kindLoss }
 func (*refill) kind() byte       { return kindRefill }
 func (*closeChange) kind() byte  { return kindClose }
+func (*acceptLoss) kind() byte   { return kindAcceptLoss }
+func (*withdrawLoss) kind() byte { return kindWithdraw }
+func (*live) kind() byte         { return kindLive }
 func (*cancelChange) kind() byte { return kindCancel }
 func (*createKey) kind() byte    { return kindCreateKey }
 func (*patchKey) kind() byte     { return kindPatchKey }
@@ -126,6 +156,12 @@ func newCommand(kind byte) command {
 		return &refill{}
 	case kindClose:
 		return &closeChange{}
+	case kindAcceptLoss:
+		return &acceptLoss{}
+	case kindWithdraw:
+		return &withdrawLoss{}
+	case kindLive:
+		return &live{}
 	case kindCancel:
 		return &cancelChange{}
 	case kindCreateKey:
@@ -192,10 +228,11 @@ type refusal struct {
 }
 
 var (
-	errUnformed  = errors.New("the cluster has not formed yet")
-	errBusy      = errors.New("another change of members is open")
-	errNotMember = errors.New("not a member of the cluster")
-	errOutdated  = errors.New("the table has changed since")
+	errUnformed   = errors.New("the cluster has not formed yet")
+	errBusy       = errors.New("another change of members is open")
+	errNotMember  = errors.New("not a member of the cluster")
+	errOutdated   = errors.New("the table has changed since")
+	errRolledBack = errors.New("the member's WAL volume is older than its last start")
 )
 
 func refusals() []refusal {
@@ -209,6 +246,7 @@ func refusals() []refusal {
 		{"busy", errBusy},
 		{"not_member", errNotMember},
 		{"outdated", errOutdated},
+		{"rolled_back", errRolledBack},
 		{"format", errFormat},
 		{"too_old", ErrTooOld},
 	}

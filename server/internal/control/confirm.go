@@ -38,17 +38,21 @@ func (c *Control) runConfirm() {
 		r := c.nextRound
 		c.nextRound = newRound()
 		c.mu.Unlock()
-		r.err = c.confirm()
+		err := c.confirm()
+		r.err = err
 		close(r.done)
-		if r.err != nil {
-			c.log.Debug("this copy of the control table was not confirmed", "error", r.err)
+		if err == nil {
+			err = c.registerLife()
+		}
+		if err != nil {
+			c.log.Debug("this copy of the control table was not confirmed", "error", err)
 		}
 		if !c.sleep(roundsApart) {
 			c.endRound(ErrClosed)
 			return
 		}
 		next := c.cfg.Timings.ConfirmEvery
-		if r.err != nil {
+		if err != nil {
 			next = min(next, retryEvery)
 		}
 		timer.Reset(max(0, next-roundsApart))
@@ -158,7 +162,8 @@ func (c *Control) Confirmed() (ok bool, at time.Time) {
 	return time.Since(at) < c.cfg.Timings.ConfirmedFor, at
 }
 
-// MayDecide returns nil once this copy was confirmed since the start. A copy
+// MayDecide returns nil once this copy was confirmed since the start, and the
+// start registered, which shows that the volumes are not older either. A copy
 // starts from the newest snapshot and what Raft's log is known to have
 // committed, so until then it may be older than the one that this node went by
 // in an earlier life: with it the node must not acknowledge a record, answer a
@@ -170,8 +175,11 @@ func (c *Control) MayDecide() error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.confirmed.IsZero() {
+	switch {
+	case c.confirmed.IsZero():
 		return ErrNotConfirmedYet
+	case !c.registered.Load():
+		return ErrUnregistered
 	}
 	return nil
 }

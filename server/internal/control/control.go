@@ -12,9 +12,9 @@
 //   - Confirmed tells whether this copy was current at some moment of the last
 //     30 s. Whoever trusts the copy only then never trusts a key that was
 //     revoked 30 s before.
-//   - A copy decides nothing before it was confirmed once since the start
-//     (MayDecide): until then it may be older than the one that the node went by
-//     before.
+//   - A copy decides nothing before it was confirmed once since the start, and
+//     that start registered (MayDecide): until then the copy may be older than
+//     the one that the node went by before, and the node's volumes may be.
 //   - A change of members closes only when everyone who is to count in reads
 //     holds whatever was acknowledged or shown before; otherwise it stays open,
 //     visibly. It can be cancelled, and one whose subject does not answer is
@@ -53,6 +53,13 @@ type Data interface {
 	Cursors() map[string]uint64
 	// Empty tells whether both volumes hold no record at all.
 	Empty() bool
+	// Lives, RolledBack and SetLife are those of the log (wal/life.go).
+	Lives() []string
+	RolledBack() bool
+	SetLife(life string) error
+	// NoteRollback records that the volumes were put back to an older state, and
+	// ends the process, which has to be started again.
+	NoteRollback(why string)
 }
 
 // RaftStorage is where Raft keeps its log, its term and vote, and snapshots. It
@@ -134,6 +141,8 @@ type Control struct {
 	transport *raft.NetworkTransport
 	layer     *streamLayer
 	leaderCh  chan bool
+	// registered: this start is in the table.
+	registered atomic.Bool
 	// readyTerm is the term in which this node is the leader and has applied
 	// everything that was committed in earlier ones; 0 when it is none.
 	readyTerm atomic.Uint64

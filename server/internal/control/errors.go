@@ -4,6 +4,8 @@ import "errors"
 
 // Errors that callers tell apart.
 var (
+	// ErrUnregistered: this node's start is not in the table yet.
+	ErrUnregistered = errors.New("the start of this node is not registered in the control table yet")
 	// ErrNoLeader: no leader answered in time. What was asked for may have
 	// happened all the same; asking again is safe.
 	ErrNoLeader = errors.New("the control table has no leader that a majority follows")
@@ -12,6 +14,8 @@ var (
 	// ErrNotConfirmedYet: this node has started, and its copy of the table may
 	// be older than the one that it had applied before.
 	ErrNotConfirmedYet = errors.New("this node's copy of the control table was not confirmed by the leader since the node started: it may be stale")
+	// ErrNoSuchMember: the cluster has no member of that name.
+	ErrNoSuchMember = errors.New("the cluster has no member of that name")
 	// ErrNoSuchChange: the change of members is not open: it was closed or
 	// cancelled before.
 	ErrNoSuchChange = errors.New("that change of members is not open: it was closed or cancelled before")

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -166,7 +167,14 @@ func (c *Control) seek(ctx context.Context) {
 			waits = append(waits, a.addr+" has records on its volumes but no cluster")
 		}
 	}
-	if !c.cfg.Data.Empty() {
+	alone := !slices.ContainsFunc(answers, func(a listed) bool { return !a.mine })
+	switch {
+	case c.cfg.Data.Empty():
+	case alone:
+		// There is nobody who could have the cluster. The records stay; the keys
+		// were in the table, and have to be registered again.
+		c.log.Warn("a new cluster is founded on volumes with records: the WAL volume was lost, and the table of keys with it")
+	default:
 		waits = append(waits, "this node has records on its volumes but no cluster")
 	}
 	founder := len(answers) == 0 || answers[0].mine

@@ -225,6 +225,71 @@ func (c *Control) CancelChange(ctx context.Context, change uint64) error {
 	return nil
 }
 
+// AcceptLoss makes a member whole by an operator's word: whatever it lost, and
+// no other member holds, is given up. Errors: ErrNoSuchMember, ErrNoLeader.
+func (c *Control) AcceptLoss(ctx context.Context, name string) error {
+	m, ok := c.State().Member(name)
+	if !ok {
+		return fmt.Errorf("%w: %s", ErrNoSuchMember, name)
+	}
+	_, err := c.propose(ctx, &acceptLoss{Member: m.ID()})
+	if errors.Is(err, errNotMember) {
+		return fmt.Errorf("%w: %s", ErrNoSuchMember, name)
+	}
+	if err != nil {
+		return fmt.Errorf("accept the loss of %s: %w", name, err)
+	}
+	return nil
+}
+
+// WithdrawLoss takes back the latest report that this node lost records: it has
+// read all of them since. It is not an error that there is no report.
+func (c *Control) WithdrawLoss(ctx context.Context) error {
+	m, ok := c.Self()
+	if !ok || m.Whole || m.Loss == "" {
+		return nil
+	}
+	_, err := c.propose(ctx, &withdrawLoss{Member: c.id, Loss: m.Loss})
+	if err != nil && !errors.Is(err, errOutdated) {
+		return fmt.Errorf("take back the report of a loss: %w", err)
+	}
+	return nil
+}
+
+// registerLife makes this start known to the table, before this node decides
+// anything. A table that knows a later start than the volumes do means that they
+// were put back to an older state.
+func (c *Control) registerLife() error {
+	if c.registered.Load() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.Timings.CallTimeout)
+	defer cancel()
+	if _, ok := c.Self(); !ok {
+		return errNotMember
+	}
+	known := c.cfg.Data.Lives()
+	now := ""
+	if len(known) > 0 { // otherwise there never was space to note one
+		now = known[len(known)-1]
+	}
+	_, err := c.propose(ctx, &live{Member: c.id, Known: known, Now: now, RolledBack: c.cfg.Data.RolledBack()})
+	if errors.Is(err, errRolledBack) {
+		c.cfg.Data.NoteRollback("the control table knows a later start of this member than its WAL volume does")
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("register the start of this node: %w", err)
+	}
+	if err := c.cfg.Data.SetLife(now); err != nil {
+		// Then the volume lists more lives than it has to.
+		c.log.Warn("the registration of this start could not be noted", "error", err)
+	}
+	c.registered.Store(true)
+	c.changed.broadcast() // MayDecide has changed
+	return nil
+}
+
 // ReportNotWhole records that this node lost records, so that it counts in no
 // read until a change has refilled it. It is called once for each loss, after
 // the node's cursors were set back (see Data), and repeats itself until it is

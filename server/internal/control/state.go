@@ -27,6 +27,8 @@ type Member struct {
 	// Loss names the report that cleared Whole, so that a repeated report is
 	// told from a new one.
 	Loss string `cbor:"loss,omitempty"`
+	// Life is that of the member's latest start.
+	Life string `cbor:"life,omitempty"`
 }
 
 // ID is name/incarnation: what votes in Raft, and what acknowledges records.
@@ -164,12 +166,16 @@ func (s *State) WriteQuorum(acked func(memberID string) bool) bool {
 func (s *State) ReadSet() (candidates []Member, need int) {
 	set := s.readFrom()
 	for _, m := range set {
-		if m.Whole {
+		if countsInReads(set, m) {
 			candidates = append(candidates, m)
 		}
 	}
 	return candidates, Majority(len(set))
 }
+
+// countsInReads: a single member is asked whatever it lost, for there is nobody
+// else; its answers say so.
+func countsInReads(set []Member, m Member) bool { return m.Whole || len(set) == 1 }
 
 // readFrom is the set whose whole members count in reads.
 func (s *State) readFrom() []Member {
@@ -188,7 +194,7 @@ func (s *State) readFrom() []Member {
 func (s *State) ReadQuorum(heard func(memberID string) bool) bool {
 	counts := func(id string) bool {
 		m, ok := find(s.readFrom(), func(m Member) bool { return m.ID() == id })
-		return ok && m.Whole && heard(id)
+		return ok && countsInReads(s.readFrom(), m) && heard(id)
 	}
 	return majorityOf(s.readFrom(), counts) && (s.Change == nil || majorityOf(s.Change.New, heard))
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -63,10 +64,13 @@ type node struct {
 
 // data stands for the records of a node: a log end and cursors over others.
 type data struct {
-	mu      sync.Mutex
-	end     uint64
-	cursors map[string]uint64
-	empty   bool
+	mu sync.Mutex
+	// lives are those of wal.Log; rolledBack is why NoteRollback was called.
+	lives      []string
+	rolledBack string
+	end        uint64
+	cursors    map[string]uint64
+	empty      bool
 }
 
 func (d *data) LogEnd() uint64 {
@@ -85,6 +89,40 @@ func (d *data) Empty() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.empty
+}
+
+func (d *data) Lives() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.lives)
+}
+
+func (d *data) RolledBack() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.rolledBack != ""
+}
+
+func (d *data) SetLife(life string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lives, d.rolledBack = []string{life}, ""
+	return nil
+}
+
+func (d *data) NoteRollback(why string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.rolledBack = why
+}
+
+// begin draws a life, as each Open of the log does.
+func (d *data) begin() {
+	var b [4]byte
+	rand.Read(b[:])
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lives = append(d.lives, hex.EncodeToString(b[:]))
 }
 
 func (d *data) write(n uint64) {
@@ -153,6 +191,7 @@ func (n *node) tryStart() error {
 		out = os.Stderr
 	}
 	logger := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug})).With("at", n.name)
+	n.data.begin()
 	var err error
 	if n.peers, err = peertls.New(peertls.Config{Network: n.proc, Name: n.name, Secrets: n.secrets, Logger: logger}); err != nil {
 		return err

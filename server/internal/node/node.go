@@ -104,7 +104,7 @@ type Node struct {
 	booted chan struct{} // closed when the start is over, well or not
 	// rootKey is closed once the root key works, or never will.
 	rootKey chan struct{}
-	parts  parts         // set before booted is closed
+	parts   parts // set before booted is closed
 }
 
 // parts is what a start puts together, in this order.

@@ -275,7 +275,7 @@ func (s *Store) BucketDigests(ctx context.Context, prefix []byte) (*[256]Digest,
 	}
 	var buckets [256]Digest
 	d := s.newDigester()
-	err := s.eachID(ctx, prefix, func(k *Key) bool {
+	err := s.eachID(ctx, prefix, func(k *Key, _ []byte) bool {
 		buckets[k.ID[len(prefix)]].Add(d.of(k))
 		return true
 	})
@@ -288,7 +288,7 @@ func (s *Store) BucketKeys(ctx context.Context, prefix []byte, limit int) (keys 
 	if len(prefix) > 32 {
 		return nil, false, fmt.Errorf("bucket prefix of %d bytes: 0 to 32 are possible", len(prefix))
 	}
-	err = s.eachID(ctx, prefix, func(k *Key) bool {
+	err = s.eachID(ctx, prefix, func(k *Key, _ []byte) bool {
 		if len(keys) >= limit {
 			more = true
 			return false
@@ -300,7 +300,7 @@ func (s *Store) BucketKeys(ctx context.Context, prefix []byte, limit int) (keys 
 }
 
 // eachID passes over the id space in slices, each with a view of its own.
-func (s *Store) eachID(ctx context.Context, prefix []byte, fn func(*Key) bool) error {
+func (s *Store) eachID(ctx context.Context, prefix []byte, fn func(key *Key, position []byte) bool) error {
 	start := append([]byte{spaceID}, prefix...)
 	end := after(start)
 	for start != nil {
@@ -336,7 +336,7 @@ func rest(ctx context.Context, d time.Duration) error {
 }
 
 // idSlice returns where to go on, nil at the end.
-func (s *Store) idSlice(start, end []byte, fn func(*Key) bool) ([]byte, error) {
+func (s *Store) idSlice(start, end []byte, fn func(key *Key, position []byte) bool) ([]byte, error) {
 	v, err := s.view()
 	if err != nil {
 		return nil, err
@@ -352,7 +352,7 @@ func (s *Store) idSlice(start, end []byte, fn func(*Key) bool) ([]byte, error) {
 		if err != nil {
 			return nil, s.indexError("pass over the index", err)
 		}
-		if ok && !fn(&k) {
+		if ok && !fn(&k, m.value) {
 			return nil, nil
 		}
 	}

@@ -45,19 +45,26 @@ type resetDue struct {
 
 // noteLoss is the part of Open, after replay, that the above speaks of.
 func (s *Store) noteLoss() error {
-	gaps := append(s.log.Missing(), s.log.Damage()...)
 	known, err := s.knownGaps()
 	if err != nil {
 		return err
 	}
-	if _, found := uncovered(known, gaps); found {
-		// Replay came upon it just now, so the index holds nothing of it.
-		if err := s.putMeta(map[string][]byte{metaGaps: encodeGaps(gaps)}); err != nil {
+	// The index holds what is below the marker that replay began at; of the rest
+	// it holds nothing.
+	unknown := slices.DeleteFunc(s.log.Damage(), func(r wal.Range) bool { return r.To <= s.replayedFrom })
+	unknown = append(s.log.Missing(), unknown...)
+	if _, found := uncovered(known, unknown); found {
+		for _, r := range known {
+			if _, found := uncovered(unknown, []wal.Range{r}); found {
+				unknown = append(unknown, r)
+			}
+		}
+		if err := s.putMeta(map[string][]byte{metaGaps: encodeGaps(unknown)}); err != nil {
 			return err
 		}
 	}
-	if s.log.Whole() {
-		return nil
+	if mendable, err := s.mendable(); mendable || err != nil {
+		return err // the cursors still vouch for what the index names
 	}
 	b, err := s.meta(metaReset)
 	if err != nil {

@@ -60,6 +60,8 @@ type Store struct {
 	// applied: all entries up to and including this one are in goleveldb.
 	// marker: the same, and durably so.
 	applied, marker wal.Position
+	// replayedFrom is the marker that the start found.
+	replayedFrom wal.Position
 	// assertions counts the contents up to applied.
 	assertions      int64
 	failure         error // of the index; sticky
@@ -141,7 +143,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return s, nil
 }
 
-func (s *Store) open(ctx context.Context) (err error) {
+func (s *Store) openLog() (err error) {
 	o := &s.opts
 	s.log, err = wal.Open(wal.Options{
 		FS: o.FS, WALDir: o.WALDir, PackDir: filepath.Join(o.DBDir, packDir), Node: o.NodeName,
@@ -151,8 +153,14 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
-	gaps := append(s.log.Missing(), s.log.Damage()...)
-	if err := s.openIndex(gaps); err != nil {
+	return nil
+}
+
+func (s *Store) open(ctx context.Context) (err error) {
+	if err := s.openLog(); err != nil {
+		return err
+	}
+	if err := s.openIndex(); err != nil {
 		return err
 	}
 	if err := s.loadIndex(); err != nil {
@@ -164,11 +172,11 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := s.noteLoss(); err != nil {
 		return err
 	}
-	return s.register(o.Registerer)
+	return s.register(s.opts.Registerer)
 }
 
 // openIndex opens goleveldb, or makes it anew when it cannot be trusted.
-func (s *Store) openIndex(gaps []wal.Range) error {
+func (s *Store) openIndex() error {
 	reason := ""
 	_, err := s.opts.FS.Stat(s.rebuildNote())
 	switch {
@@ -185,7 +193,7 @@ func (s *Store) openIndex(gaps []wal.Range) error {
 			reason = reasonNew
 		} else if err != nil {
 			reason = err.Error()
-		} else if reason, err = s.distrust(gaps); err != nil {
+		} else if reason, err = s.distrust(); err != nil {
 			return err
 		}
 	}
@@ -195,7 +203,7 @@ func (s *Store) openIndex(gaps []wal.Range) error {
 	if reason != reasonNew {
 		s.logger.Warn(msgAnew, "reason", reason)
 	}
-	return s.recreate(gaps)
+	return s.recreate()
 }
 
 const (
@@ -212,7 +220,7 @@ func (s *Store) unfinished() bool {
 
 // distrust says why the index that was opened is not one for this log, "" when
 // it is.
-func (s *Store) distrust(gaps []wal.Range) (string, error) {
+func (s *Store) distrust() (string, error) {
 	format, err := s.meta(metaFormat)
 	if err != nil {
 		return reasonOf(err)
@@ -235,19 +243,33 @@ func (s *Store) distrust(gaps []wal.Range) (string, error) {
 		return reasonOf(err)
 	}
 	if marker > s.log.End() {
-		return fmt.Sprintf("it holds entries up to %v, the log ends at %v", marker, s.log.End()), nil
+		return s.rolledBack(marker)
 	}
 	known, err := s.knownGaps()
 	if err != nil {
 		return reasonOf(err)
 	}
-	if g, found := uncovered(known, gaps); found {
+	if g, found := uncovered(known, s.log.Missing()); found {
 		return "it points into a part of the log that is lost: " + g.String(), nil
 	}
-	if g, found := uncovered(gaps, known); found {
+	if g, found := uncovered(append(s.log.Missing(), s.log.Damage()...), known); found {
 		return "it holds nothing of a part of the log that was lost and is there again: " + g.String(), nil
 	}
 	return "", nil
+}
+
+// rolledBack notes that the WAL volume is older than the index, which is proof
+// of a loss, before the index is deleted. The log is opened anew, so that it goes
+// on behind the positions that it had given away.
+func (s *Store) rolledBack(marker wal.Position) (reason string, err error) {
+	reason = fmt.Sprintf("it holds entries up to %v, the log ends at %v: the WAL volume was put back to an older state, or lost its end", marker, s.log.End())
+	if err := s.log.NoteRollback(marker, reason); err != nil {
+		return "", err
+	}
+	if err := s.log.Close(); err != nil {
+		return "", err
+	}
+	return reason, s.openLog()
 }
 
 func reasonOf(err error) (string, error) {
@@ -258,7 +280,8 @@ func reasonOf(err error) (string, error) {
 }
 
 // recreate begins an empty index, which holds nothing of the gaps.
-func (s *Store) recreate(gaps []wal.Range) error {
+func (s *Store) recreate() error {
+	gaps := append(s.log.Missing(), s.log.Damage()...)
 	if err := s.closeDB(); err != nil {
 		s.logger.Warn("closing the old index", "err", err)
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/syndtr/goleveldb/leveldb"
+
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
@@ -134,7 +136,7 @@ func (s *Store) reserve(o *putOp, items []Item, idKeys [][]byte, again bool) err
 			}
 			continue
 		}
-		if _, held := s.overlayGet(idKeys[i]); held {
+		if v, held := s.overlayGet(idKeys[i]); held && s.intact(v) {
 			continue
 		}
 		o.isNew[i] = true
@@ -168,7 +170,7 @@ func (s *Store) dropHeld(o *putOp, items []Item, idKeys [][]byte, again bool) er
 		k := &items[i].Key
 		belongs := k.Kind != KindContent && k.ID == newest.ID && k.Project == newest.Project && s.orphans.Load() == 0
 		if k.Kind.Record() && !again && !belongs {
-			held, err := s.db.Has(idKeys[i], nil)
+			held, err := s.held(idKeys[i])
 			if err != nil {
 				return s.indexError("look up a key", err)
 			}
@@ -193,6 +195,19 @@ func (s *Store) dropHeld(o *putOp, items []Item, idKeys [][]byte, again bool) er
 		}
 	}
 	return nil
+}
+
+// held reports whether goleveldb has the key. A record whose bytes are known to
+// be damaged does not count: it is written again, and not only acknowledged.
+func (s *Store) held(idKey []byte) (bool, error) {
+	if len(s.log.Damage()) == 0 {
+		return s.db.Has(idKey, nil)
+	}
+	position, err := s.db.Get(idKey, nil)
+	if errors.Is(err, leveldb.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil && s.intact(position), err
 }
 
 // deferCommit puts the commit of a cursor off while items that it vouches for

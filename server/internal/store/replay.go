@@ -18,6 +18,7 @@ func (s *Store) replay(ctx context.Context) error {
 	if s.marker == 0 {
 		r.from = s.log.First()
 	}
+	s.replayedFrom = s.marker
 	r.progress.Total = s.distance(r.from, r.end)
 	start := r.from
 	for r.from < r.end {

@@ -357,3 +357,21 @@ func TestRefusedCommits(t *testing.T) {
 	}
 	require.True(t, l.Whole(), "a wrong position is not damage")
 }
+
+// A caller may be wrong about a position: inside a frame, or from another log.
+// That is the caller's error and says nothing about this node's disk.
+func TestScanFromInsideAFrameIsNotDamage(t *testing.T) {
+	l := mustOpen(t, small(memfs.New(1)))
+	defer l.Close()
+	pos := mustPut(t, l, text(300, ""), text(300, ""), "z")
+	for from := pos[0] - 40; from < pos[2]; from += 8 {
+		_, err := l.Scan(from, 0, func(Position, Entry) error { return nil })
+		if err != nil {
+			require.ErrorIs(t, err, ErrNoEntry, from)
+		}
+	}
+	_, err := l.Scan(pos[0]+8, 0, func(Position, Entry) error { return nil })
+	require.ErrorIs(t, err, ErrNoEntry)
+	require.Empty(t, l.Damage())
+	require.True(t, l.Whole())
+}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -273,7 +274,9 @@ func (l *Log) SetWhole(losses int) error {
 	more := false
 	err := l.update(func(m *manifest) {
 		more = len(m.Lost)+len(m.Damaged) > losses
-		m.Whole = !more
+		if m.Whole = !more; m.Whole {
+			m.MadeGood = slices.Concat(m.Lost, m.Damaged)
+		}
 	})
 	if err == nil && more {
 		err = ErrMoreLost

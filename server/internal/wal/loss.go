@@ -7,8 +7,24 @@ import "slices"
 // Damage lists what was durable and does not check any more.
 func (l *Log) Damage() []Range { return slices.Clone(l.manifest.Load().Damaged) }
 
+// Damaged reports whether pos lies in a part that was found damaged.
+func (l *Log) Damaged(pos Position) bool {
+	return slices.ContainsFunc(l.manifest.Load().Damaged, func(r Range) bool { return r.From <= pos && pos < r.To })
+}
+
 // Missing lists what is lost as a whole: packs, segments, a volume.
 func (l *Log) Missing() []Range { return slices.Clone(l.manifest.Load().Lost) }
+
+// Outstanding lists those of Missing and Damage that were found since the log
+// was last whole. Both are empty when it is.
+func (l *Log) Outstanding() (lost, damaged []Range) {
+	m := l.manifest.Load()
+	if m.Whole {
+		return nil, nil
+	}
+	made := func(r Range) bool { return knows(m.MadeGood, r) }
+	return slices.DeleteFunc(slices.Clone(m.Lost), made), slices.DeleteFunc(slices.Clone(m.Damaged), made)
+}
 
 // LastLoss is where the log ended when the latest of Damage and Missing was
 // found: entries below it were written in ignorance of that. 0 when nothing was

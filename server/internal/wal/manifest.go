@@ -39,9 +39,16 @@ type manifest struct {
 	// take the wholeness away a second time.
 	Lost    []Range `json:"lost,omitempty"`
 	Damaged []Range `json:"damaged,omitempty"`
+	// MadeGood are those of Lost and Damaged that were known at the latest
+	// SetWhole.
+	MadeGood []Range `json:"made_good,omitempty"`
 	// LastLoss is where the log ended when the latest of them was found: every
 	// entry from before that lies below it.
 	LastLoss Position `json:"last_loss,omitempty"`
+	// Lives are those drawn since the latest SetLife and the one that it set;
+	// see life.go. RolledBack is true from the finding of a rollback until then.
+	Lives      []string `json:"lives,omitempty"`
+	RolledBack bool     `json:"rolled_back,omitempty"`
 }
 
 // manifestSegment is a segment file on the WAL volume.
@@ -71,6 +78,8 @@ func (m *manifest) clone() *manifest {
 	c.Packs = slices.Clone(m.Packs)
 	c.Lost = slices.Clone(m.Lost)
 	c.Damaged = slices.Clone(m.Damaged)
+	c.MadeGood = slices.Clone(m.MadeGood)
+	c.Lives = slices.Clone(m.Lives)
 	return &c
 }
 

@@ -192,16 +192,44 @@ func (l *Log) scanSegment(v view, from, end Position, buf *[]byte, left *int, fn
 		},
 		func(from, to int64) bool {
 			r := damagedRange(v.seg.seq, from, to, w.readErr)
-			l.noteDamage([]Range{r})
 			fail = &Gap{Range: r}
 			return false
 		})
 	*buf = w.buf
 	next := makePosition(v.seg.seq, uint32(at))
+	var gap *Gap
+	if errors.As(fail, &gap) && gap.Range.From == from && from > start {
+		// A caller's mistake looks the same, and must not be noted as damage.
+		if !l.boundary(v, from) {
+			return from, fmt.Errorf("scan %v: %w", from, ErrNoEntry)
+		}
+	}
+	if gap != nil {
+		l.noteDamage([]Range{gap.Range})
+	}
 	if fail == nil && next >= stop && stop < end {
 		next = min(after, end)
 	}
 	return next, fail
+}
+
+// boundary reports whether a frame begins at pos or, as far as damage around it
+// shows, may begin there.
+func (l *Log) boundary(v view, pos Position) bool {
+	at, end := int64(pos.Offset()), int64(v.end)
+	w := window{r: v.src.file, salt: v.seg.salt, seq: v.seg.seq, limit: end}
+	for off := int64(headerSize); off < at; {
+		f, ok := w.frameAt(off, end)
+		switch {
+		case !ok:
+			off = w.resync(off, end)
+		case at < f.next:
+			return false
+		default:
+			off = f.next
+		}
+	}
+	return true
 }
 
 func (l *Log) overlapsLost(from, to Position) bool {

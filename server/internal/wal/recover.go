@@ -147,16 +147,20 @@ func (r *recovery) run() error {
 		if err := r.mendHeader(v.tail); err != nil {
 			return err
 		}
-		if slices.ContainsFunc(l.segments, func(s *segment) bool { return s.seq > v.tail.listed.Seq }) {
+		if r.lostBehind(v.tail.listed.Seq) {
 			v.endTail()
 		}
 	}
 	r.assemble(v)
+	if err := r.draw(); err != nil {
+		return err
+	}
 	err := saveManifest(l.fs, l.opts.WALDir, r.bump())
 	if vfs.IsNoSpace(err) {
 		// What was found will be found again; a full disk must not keep the
 		// node from being read.
 		l.enterReadOnly(err)
+		r.m.Lives = r.m.Lives[:len(r.m.Lives)-1] // it is not noted
 	} else if err != nil {
 		return err
 	}
@@ -168,6 +172,12 @@ func (r *recovery) run() error {
 		return r.newTail()
 	}
 	return nil
+}
+
+// lostBehind reports whether there may have been entries behind a segment.
+func (r *recovery) lostBehind(seq uint32) bool {
+	return slices.ContainsFunc(r.l.segments, func(s *segment) bool { return s.seq > seq }) ||
+		slices.ContainsFunc(r.m.Lost, func(x Range) bool { return x.To > makePosition(seq+1, 0) })
 }
 
 func (r *recovery) bump() *manifest {

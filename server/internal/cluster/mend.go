@@ -1,0 +1,143 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
+	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/wal"
+)
+
+// Damage is not yet a loss. As long as the index names the records whose bytes
+// are damaged, this node fetches each of them from any member that holds it, and
+// writes it anew. Only when some record is found nowhere, or the members that may
+// hold it do not answer for MendWait, the loss is reported (whole.go). It is taken
+// back when all records can be read again after all.
+
+// mending reports whether this node has found damage and still counts as whole in
+// the control table.
+func (c *Cluster) mending() bool {
+	m, ok := c.self(c.control.State())
+	return ok && m.Whole && !c.store.Whole()
+}
+
+// mend replaces damaged records until all are readable, and returns false when
+// that cannot be done.
+func (c *Cluster) mend(ctx context.Context) bool {
+	if c.timings.MendWait < 0 {
+		return false
+	}
+	began := time.Now()
+	wait := pauses{first: c.timings.Backoff, most: c.timings.MaxBackoff}
+	for ctx.Err() == nil {
+		missing, asked, err := c.mendOnce(ctx)
+		switch {
+		case errors.Is(err, errNotNamed):
+			return false
+		case err == nil && len(missing) == 0:
+			return true
+		case err == nil && asked:
+			c.log.Error("damaged records are held readably by no member", "records", len(missing), "first", missing[0].String())
+			return false
+		case time.Since(began) > c.timings.MendWait:
+			c.log.Error("damaged records could not be replaced in time", "records", len(missing), "error", err)
+			return false
+		}
+		wait.wait(ctx)
+	}
+	return false
+}
+
+// errNotNamed: the index does not know which records are damaged.
+var errNotNamed = errors.New("the index does not name the damaged records")
+
+// mendPiece is how many records are fetched at a time.
+const mendPiece = 512
+
+// mendOnce replaces the damaged records that some member gives. asked is true
+// when every other member was asked for the missing ones.
+func (c *Cluster) mendOnce(ctx context.Context) (missing []store.Key, asked bool, err error) {
+	keys, all, err := c.store.DamagedKeys(ctx)
+	if err == nil && !all {
+		err = errNotNamed
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	asked = true
+	for piece := range slices.Chunk(keys, mendPiece) {
+		for _, m := range c.preferred(c.control.State().Everyone()) {
+			if len(piece) == 0 {
+				break
+			}
+			rest, err := c.mendFrom(ctx, m, piece)
+			if err != nil {
+				c.log.Debug("a member gave no copy of damaged records", "peer", m.Name, "error", err)
+				asked = false
+				continue
+			}
+			piece = rest
+		}
+		missing = append(missing, piece...)
+	}
+	return missing, asked, nil
+}
+
+// mendFrom replaces those of the records that a member gives, and returns the
+// others.
+func (c *Cluster) mendFrom(ctx context.Context, m control.Member, keys []store.Key) (rest []store.Key, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timings.ReadWait)
+	defer cancel()
+	conn, err := c.control.Conn(m)
+	if err != nil {
+		return keys, err
+	}
+	items, err := c.fetch(ctx, peerpb.NewPeerClient(conn), keys, nil)
+	if err != nil {
+		return keys, err
+	}
+	for start := 0; start < len(items); {
+		end, size := start, 0
+		for end < len(items) && (end == start || size+len(items[end].Payload) <= fetchBytes) {
+			size += len(items[end].Payload)
+			end++
+		}
+		if err := c.rewrite(ctx, items[start:end]); err != nil {
+			return keys, err
+		}
+		start = end
+	}
+	given := make(map[store.Key]bool, len(items))
+	for i := range items {
+		given[items[i].Key] = true
+	}
+	return slices.DeleteFunc(slices.Clone(keys), func(k store.Key) bool { return given[k] }), nil
+}
+
+// verifyLog reads the whole log, slowly, again and again, so that damage is found
+// while other members still hold the records.
+func (c *Cluster) verifyLog(ctx context.Context) {
+	if c.timings.VerifyEvery < 0 {
+		return
+	}
+	const piece = 256 << 10
+	rest := time.Duration(int64(time.Second) * piece / c.limits.VerifyBytesRate)
+	for ctx.Err() == nil {
+		for from, end := wal.Position(0), c.store.End(); from < end && ctx.Err() == nil; {
+			_, next, _, err := c.store.ScanKeys(from, piece)
+			if err != nil {
+				c.log.Warn("the log could not be read in search of damage", "from", from, "error", err)
+				break
+			}
+			c.metrics.verified.Add(float64(logBytes(from, next)))
+			from = next
+			pause(ctx, rest)
+		}
+		c.metrics.verifyRounds.Inc()
+		pause(ctx, c.timings.VerifyEvery)
+	}
+}

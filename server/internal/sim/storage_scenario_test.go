@@ -1,0 +1,230 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/server/internal/cluster"
+	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/control/raftmem"
+	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
+)
+
+// One member is refilled and reads all of the others' logs. One of these has a
+// rotten record, which the third member holds intact.
+func TestRefillThatMeetsARottenRecordGetsItFromTheThirdMember(t *testing.T) {
+	scenario(t, 3, control.Timings{}, func(w *world) {
+		n0, n1, n2 := w.machines[0], w.machines[1], w.machines[2]
+		rotten := claim("code://rotten", "a rotten record")
+		require.NoError(t, n0.put(rotten))
+		for i := range 20 {
+			require.NoError(t, n0.put(claim("code://other", fmt.Sprint(i))))
+		}
+		time.Sleep(30 * time.Second) // everyone holds everything
+		n1.rot("a rotten record")
+		w.crash(n2, memfs.LoseAll, true)
+		n2.wipe()
+		time.Sleep(5 * time.Second)
+		w.startMachine(n2)
+		w.settle()
+		for _, m := range w.machines {
+			require.NoError(t, m.read(rotten, cluster.Local))
+		}
+	})
+}
+
+// Two members have one rotten record each, different ones: no byte is missing in
+// the cluster, so nothing is lost.
+func TestRottenRecordsOfTwoMembersAreNoLoss(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprint("restart ", restart), func(t *testing.T) {
+			scenario(t, 3, control.Timings{}, func(w *world) {
+				n0, n1 := w.machines[0], w.machines[1]
+				x, y := claim("code://x", "rotten record x"), claim("code://y", "rotten record y")
+				require.NoError(t, n0.put(x))
+				require.NoError(t, n0.put(y))
+				time.Sleep(30 * time.Second)
+				n0.rot("rotten record x")
+				n1.rot("rotten record y")
+				if restart {
+					for _, m := range w.machines[:2] {
+						w.stopMachine(m)
+						w.startMachine(m)
+					}
+				} else {
+					require.NoError(t, n0.read(x, cluster.Local))
+					require.NoError(t, n1.read(y, cluster.Local))
+				}
+				w.settle()
+				for _, m := range w.machines {
+					require.NoError(t, m.read(x, cluster.Local))
+					require.NoError(t, m.read(y, cluster.Local))
+				}
+			})
+		})
+	}
+}
+
+// Damage whose records cannot be fetched for a while is reported as a loss, and
+// the report is taken back when they can be.
+func TestReportedLossIsTakenBackWhenTheRecordsAreReadAgain(t *testing.T) {
+	scenario(t, 3, control.Timings{}, func(w *world) {
+		n0, n1, n2 := w.machines[0], w.machines[1], w.machines[2]
+		x, y := claim("code://x", "rotten record x"), claim("code://y", "rotten record y")
+		require.NoError(t, n0.put(x))
+		require.NoError(t, n0.put(y))
+		time.Sleep(30 * time.Second)
+		n0.rot("rotten record x")
+		n1.rot("rotten record y")
+		// Each of the two is found while the only other copy cannot be reached.
+		w.net.Isolate(n2.name)
+		w.net.Cut(n0.name, n1.name)
+		require.Error(t, n0.read(x, cluster.Local))
+		require.Error(t, n1.read(y, cluster.Local))
+		time.Sleep(3 * time.Minute)
+		w.net.HealAll()
+		w.settle()
+		for _, m := range w.machines {
+			require.NoError(t, m.read(x, cluster.Local))
+			require.NoError(t, m.read(y, cluster.Local))
+		}
+	})
+}
+
+// A volume, or both, are put back to an older state. The member that this
+// happened to says that it lost records, and is refilled.
+func TestVolumePutBackToAnOlderStateIsALoss(t *testing.T) {
+	for _, which := range []string{"wal", "both", "db"} {
+		t.Run(which, func(t *testing.T) {
+			scenario(t, 3, control.Timings{}, func(w *world) {
+				n0, n1, n2 := w.machines[0], w.machines[1], w.machines[2]
+				require.NoError(t, n0.put(claim("code://x", "before")))
+				w.stopMachine(n0)
+				oldWAL, oldDB := n0.snapshot(walDir), n0.snapshot(dbDir)
+				w.startMachine(n0)
+				w.settle()
+				w.net.Isolate(n2.name)
+				time.Sleep(2 * time.Second)
+				lost := claim("code://x", "acknowledged by n0 and n1")
+				require.NoError(t, n0.put(lost))
+				time.Sleep(30 * time.Second)
+				w.stopMachine(n0)
+				if which != "db" {
+					n0.rollBack(walDir, oldWAL)
+				}
+				if which != "wal" {
+					n0.rollBack(dbDir, oldDB)
+				}
+				w.crash(n1, memfs.KillProcess, false)
+				w.net.HealAll()
+				w.startMachine(n0)
+				for range 30 {
+					time.Sleep(time.Second)
+					w.restartEnded()
+					for _, m := range []*machine{n0, n2} {
+						if m.up() {
+							requireSeenOrUnavailable(t, m, lost)
+						}
+					}
+				}
+				if which != "db" {
+					require.False(t, n0.node.Store().Whole())
+				}
+				w.startMachine(n1)
+				w.settle()
+				for _, m := range w.machines {
+					require.NoError(t, m.get(lost))
+				}
+			})
+		})
+	}
+}
+
+// restartEnded starts the machines whose process has ended by itself, as kubelet
+// does.
+func (w *world) restartEnded() {
+	for _, m := range w.machines {
+		if m.node != nil && m.node.Err() != nil {
+			w.logf("%s ended: %v", m.name, m.node.Err())
+			w.crash(m, memfs.KillProcess, false)
+			w.startMachine(m)
+		}
+	}
+}
+
+// A single node that lost a record, or its WAL volume, answers from what is
+// there until an operator accepts the loss.
+func TestSingleNodeThatLostRecordsServesWhatItHas(t *testing.T) {
+	for _, lost := range []string{"a record", "the WAL volume"} {
+		t.Run(lost, func(t *testing.T) {
+			scenario(t, 1, control.Timings{}, func(w *world) {
+				n0 := w.machines[0]
+				x, y := claim("code://x", "rotten record"), claim("code://y", "fine")
+				require.NoError(t, n0.put(y))
+				for i := range 400 {
+					require.NoError(t, n0.put(claim("code://z", fmt.Sprint(i))))
+				}
+				require.NoError(t, n0.put(x))
+				time.Sleep(time.Minute)
+				if lost == "a record" {
+					n0.rot("rotten record")
+					require.Error(t, n0.read(x, cluster.Local))
+					time.Sleep(time.Minute)
+				} else {
+					w.crash(n0, memfs.LoseAll, true)
+					n0.disk.Wipe(walDir)
+					n0.raft = map[string]*raftmem.Disk{}
+					w.startMachine(n0)
+				}
+				for range 2 {
+					for i := 0; n0.node.Ready() != nil; i++ {
+						require.Less(t, i, 60, "%v", n0.node.Ready())
+						time.Sleep(time.Second)
+					}
+					time.Sleep(10 * time.Second)
+					require.NoError(t, n0.get(y))
+					require.NotEmpty(t, n0.node.Cluster().Incomplete())
+					require.NoError(t, n0.put(claim("code://after", fmt.Sprint(time.Now()))))
+					w.crash(n0, memfs.KillProcess, false)
+					w.startMachine(n0)
+				}
+				time.Sleep(10 * time.Second)
+				require.NoError(t, n0.node.Control().AcceptLoss(context.Background(), n0.name))
+				time.Sleep(10 * time.Second)
+				require.Empty(t, n0.node.Cluster().Incomplete())
+				require.True(t, n0.node.Store().Whole())
+				w.settle()
+			})
+		})
+	}
+}
+
+// Two of three members lost records for good. An operator accepts the loss of
+// one of them, and the other one is refilled.
+func TestAcceptedLossEndsAStateThatNothingElseEnds(t *testing.T) {
+	scenario(t, 3, control.Timings{}, func(w *world) {
+		n0, n1, n2 := w.machines[0], w.machines[1], w.machines[2]
+		x := claim("code://x", "x")
+		require.NoError(t, n0.put(x))
+		for i := range 600 { // until x is in a pack
+			require.NoError(t, n0.put(claim("code://other", fmt.Sprint(i))))
+		}
+		time.Sleep(time.Minute)
+		for _, m := range []*machine{n0, n1} {
+			w.crash(m, memfs.LoseAll, true)
+			m.disk.Wipe(dbDir)
+		}
+		w.startMachine(n0)
+		w.startMachine(n1)
+		time.Sleep(time.Minute)
+		require.ErrorIs(t, n2.get(x), cluster.ErrUnavailable)
+		require.Error(t, n2.node.Control().AcceptLoss(context.Background(), "nobody"))
+		require.NoError(t, n2.node.Control().AcceptLoss(context.Background(), n1.name))
+		w.settle()
+		require.NoError(t, n2.put(claim("code://x", "y")))
+	})
+}

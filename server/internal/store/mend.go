@@ -1,0 +1,80 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/stemedb/stemedb/server/internal/wal"
+)
+
+// Damage that the index knows the records of can be mended record by record,
+// from any member that holds them, and then nothing was lost.
+
+// DamagedKeys lists the records whose bytes are damaged since the store was last
+// whole, as far as the index points to them: those that were rewritten are not
+// among them. all is false when the index cannot name all of them, because parts
+// of the log are missing or were damaged before the index had taken them in. It
+// reads the whole index, at Options.ScrubRate.
+func (s *Store) DamagedKeys(ctx context.Context) (keys []Key, all bool, err error) {
+	if all, err := s.mendable(); !all {
+		return nil, false, err
+	}
+	_, damaged := s.log.Outstanding()
+	var bad error
+	err = s.eachID(ctx, nil, func(k *Key, position []byte) bool {
+		pos, err := readPosition(position)
+		if err != nil {
+			bad = fmt.Errorf("read the position of %v: %w", k, err)
+			return false
+		}
+		if slices.ContainsFunc(damaged, func(r wal.Range) bool { return r.From <= pos && pos < r.To }) {
+			keys = append(keys, *k)
+		}
+		return true
+	})
+	if err == nil && bad != nil {
+		err = s.indexError("look for damaged records", bad)
+	}
+	return keys, err == nil, err
+}
+
+// mendable reports whether nothing is missing but records that the index names.
+func (s *Store) mendable() (bool, error) {
+	lost, damaged := s.log.Outstanding()
+	if len(lost) > 0 {
+		return false, nil
+	}
+	unknown, err := s.knownGaps()
+	if err != nil {
+		return false, err
+	}
+	return !slices.ContainsFunc(damaged, func(r wal.Range) bool {
+		return slices.ContainsFunc(unknown, func(u wal.Range) bool { return u.From < r.To && r.From < u.To })
+	}), nil
+}
+
+// Outstanding lists what of the log was found missing or damaged since the store
+// was last whole.
+func (s *Store) Outstanding() []wal.Range {
+	lost, damaged := s.log.Outstanding()
+	return append(lost, damaged...)
+}
+
+// NoteRollback records that the WAL volume is older than the log was; see
+// wal.Log.NoteRollback. The process has to be started again.
+func (s *Store) NoteRollback(known wal.Position, why string) error {
+	return s.log.NoteRollback(known, why)
+}
+
+// Lives, RolledBack and SetLife are those of the log.
+func (s *Store) Lives() []string           { return s.log.Lives() }
+func (s *Store) RolledBack() bool          { return s.log.RolledBack() }
+func (s *Store) SetLife(life string) error { return s.log.SetLife(life) }
+
+// intact reports whether the record that an index entry points to is not known
+// to be damaged.
+func (s *Store) intact(position []byte) bool {
+	pos, err := readPosition(position)
+	return err != nil || !s.log.Damaged(pos)
+}
