@@ -210,8 +210,13 @@ func TestAcceptedLossEndsAStateThatNothingElseEnds(t *testing.T) {
 		n0, n1, n2 := w.machines[0], w.machines[1], w.machines[2]
 		x := claim("code://x", "x")
 		require.NoError(t, n0.put(x))
-		for i := range 600 { // until x is in a pack
+		for i := range 2000 { // until x is in a pack only
 			require.NoError(t, n0.put(claim("code://other", fmt.Sprint(i))))
+		}
+		for _, m := range []*machine{n0, n1} { // a clean stop writes the index's marker
+			w.stopMachine(m)
+			w.startMachine(m)
+			w.settle()
 		}
 		time.Sleep(time.Minute)
 		for _, m := range []*machine{n0, n1} {
