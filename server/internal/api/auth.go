@@ -23,10 +23,11 @@ const (
 	leaderPatience  = 2 * time.Second
 )
 
-// authorize decides whether the call may go on, and fills caller. Every check
-// of a key is a look-up of its hash in an immutable table, so nothing about a
-// key can be learnt from how long a refusal takes.
-func (c *call) authorize() error {
+// authorize decides whether the call may go on and, if the copy of the table of
+// keys is trusted for so long, until by. It fills caller. Every check of a key is
+// a look-up of its hash in an immutable table, so nothing about a key can be
+// learnt from how long a refusal takes.
+func (c *call) authorize(by time.Time) error {
 	if !c.api.opts.Auth {
 		c.caller = caller{project: defaultProject, role: keys.Admin, known: true}
 		return nil
@@ -34,7 +35,7 @@ func (c *call) authorize() error {
 	if c.route.class == keys.Public {
 		return nil
 	}
-	if err := c.identify(); err != nil {
+	if err := c.identify(by); err != nil {
 		return err
 	}
 	if !c.caller.role.Allows(c.route.class) {
@@ -65,8 +66,9 @@ func (c *call) givenKey() (string, error) {
 	return given[0], nil
 }
 
-// identify checks the caller's key.
-func (c *call) identify() error {
+// identify checks the caller's key. It has to hold until by as far as a copy of
+// the table can tell: by is within 30 s of a moment at which the copy was current.
+func (c *call) identify(by time.Time) error {
 	raw, err := c.givenKey()
 	if err != nil {
 		return err
@@ -74,8 +76,9 @@ func (c *call) identify() error {
 	if c.svc == nil {
 		return c.api.startingProblem()
 	}
-	if confirmed, _ := c.svc.keys.Confirmed(); !confirmed {
-		return problem(codeKeysUnconfirmed, headerName, "this node has not heard from the leader of the control table for 30 s, so it cannot tell whether the key still holds", "send the request again, or through another node").retry(retryAfterLeaderVote)
+	// Asked before the key is looked up, so that the copy is at least as new.
+	if !by.Before(c.svc.keys.ConfirmedUntil()) {
+		return keysUnconfirmed()
 	}
 	hash := keys.HashOf(raw)
 	key, held := c.svc.keys.GetKey(hash)
@@ -92,6 +95,10 @@ func (c *call) identify() error {
 	}
 	c.caller = caller{project: key.Project, role: key.Role, key: &key, known: true}
 	return nil
+}
+
+func keysUnconfirmed() *Problem {
+	return problem(codeKeysUnconfirmed, headerName, "the leader of the control table has not confirmed this node's copy of the keys recently enough, so this node cannot tell whether the key still holds", "send the request again, or through another node").retry(retryAfterLeaderVote)
 }
 
 func usable(k *keys.Key, now time.Time) error {
@@ -174,7 +181,7 @@ func (c *call) maybeIdentify() (why string) {
 	if c.caller.known {
 		return ""
 	}
-	err := c.identify()
+	err := c.identify(time.Now())
 	var p *Problem
 	if errors.As(err, &p) {
 		return p.Code

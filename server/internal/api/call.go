@@ -48,6 +48,7 @@ type call struct {
 	requestID string
 	svc       *services
 	caller    caller
+	refused   error // why the key no longer held when a write had its turn
 	query     url.Values
 	mediaType string
 	body      []byte // aliases the pooled buffer; nothing outlives the call in it

@@ -143,7 +143,7 @@ func (c *call) execute() error {
 	if err := c.checkHeader(); err != nil {
 		return err
 	}
-	if err := c.authorize(); err != nil {
+	if err := c.authorize(time.Now()); err != nil {
 		return err
 	}
 	if c.svc == nil && !c.route.early {
@@ -155,9 +155,15 @@ func (c *call) execute() error {
 	if err := c.readBody(); err != nil {
 		return err
 	}
+	if err := c.authorizeChange(); err != nil {
+		return err
+	}
 	c.started = true
 	c.liftReadDeadline()
-	return c.route.handle(c)
+	if err := c.route.handle(c); err != nil {
+		return err
+	}
+	return c.authorizeAnswer()
 }
 
 // liftReadDeadline takes away the time-out for reading, once the request has

@@ -154,6 +154,17 @@ func (c *Control) Confirmed() (ok bool, at time.Time) {
 	return time.Since(at) < c.cfg.Timings.ConfirmedFor, at
 }
 
+// ConfirmedUntil is how long this copy is trusted, as far as it was confirmed by
+// now: whoever acts on a key before then does so within 30 s of its revocation.
+// It is zero while the copy is not trusted.
+func (c *Control) ConfirmedUntil() time.Time {
+	ok, at := c.Confirmed()
+	if !ok {
+		return time.Time{}
+	}
+	return at.Add(c.cfg.Timings.ConfirmedFor)
+}
+
 // LookupAtLeader brings this copy up to date once and looks again: for a key
 // that the copy does not know. Calls that wait share one question, so unknown
 // keys cost the leader at most 50 questions a second and node.
