@@ -141,7 +141,7 @@ func (b *solo) Get(_ context.Context, project string, id record.Hash, _ cluster.
 	if err := b.failure(); err != nil {
 		return nil, err
 	}
-	return b.store.Assertion(project, id)
+	return b.store.AssertionWithin(project, id, b.voices)
 }
 
 func (b *solo) Claims(ctx context.Context, q store.ClaimQuery, consistency cluster.Consistency) (iter.Seq2[*store.Claim, error], error) {

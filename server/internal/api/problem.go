@@ -11,7 +11,6 @@ import (
 
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
-	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/record"
 )
 
@@ -221,9 +220,6 @@ func asProblem(err error) *Problem {
 	}
 	if p := backendProblem(err); p != nil {
 		return p
-	}
-	if errors.Is(err, store.ErrTooManyVoices) {
-		return problem(codeSubjectTooLarge, "subject", err.Error(), "ask with as_of for what was signed before that claim, or for another predicate")
 	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):

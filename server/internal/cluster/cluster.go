@@ -24,7 +24,7 @@ type Store interface {
 	Read(key store.Key) (store.Item, error)
 	ReadAt(pos wal.Position) (store.Item, error)
 
-	Assertion(project record.ProjectName, id record.Hash) (*store.Stored, error)
+	AssertionWithin(project record.ProjectName, id record.Hash, voices int) (*store.Stored, error)
 	Claims(ctx context.Context, q store.ClaimQuery, voices int) iter.Seq2[*store.Claim, error]
 	Subjects(project record.ProjectName, prefix, after string, limit int) ([]string, error)
 
@@ -94,7 +94,7 @@ type Limits struct {
 	CachedKeys       int   // 4,096: agents whose expanded keys are kept
 	VerifyGroup      int   // 64: single signatures checked together
 	ReadTries        int   // 3: how often a read starts again because members changed
-	Voices           int   // 100,000: agents and votes that one claim may come with (store.ErrTooManyVoices)
+	Voices           int   // 10,000: agents, and votes, that a read holds of one claim; with more it is partial
 }
 
 // Config is what a Cluster is made of. Store, Control and Progress are needed.

@@ -12,14 +12,15 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Get returns what is held about an id: store.ErrNotFound without content,
-// *UnavailableError when that cannot be told.
+// Get returns what is held about an id, with at most Limits.Voices signatures and
+// votes: store.ErrNotFound without content, *UnavailableError when that cannot be
+// told.
 func (c *Cluster) Get(ctx context.Context, project string, id record.Hash, consistency Consistency) (*store.Stored, error) {
 	for {
 		var stored *store.Stored
 		err := c.level(ctx, &store.Set{Project: project, ID: &id}, consistency)
 		if err == nil {
-			stored, err = c.store.Assertion(project, id)
+			stored, err = c.store.AssertionWithin(project, id, c.limits.Voices)
 		}
 		var damage *store.DamageError
 		if !errors.As(err, &damage) {

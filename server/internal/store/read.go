@@ -134,9 +134,15 @@ func readError(key Key, pos wal.Position, err error) error {
 	return fmt.Errorf("read the log at %v: %w", pos, err)
 }
 
-// Assertion returns what is held about an id: ErrNotFound without content,
+// Assertion returns all that is held about an id: ErrNotFound without content,
 // *DamageError for the first part that cannot be read.
 func (s *Store) Assertion(project record.ProjectName, id record.Hash) (*Stored, error) {
+	return s.AssertionWithin(project, id, 0)
+}
+
+// AssertionWithin is Assertion with at most so many signatures and so many votes
+// (0: any number), those of the agents with the smallest ids.
+func (s *Store) AssertionWithin(project record.ProjectName, id record.Hash, voices int) (*Stored, error) {
 	v, err := s.view()
 	if err != nil {
 		return nil, err
@@ -159,6 +165,10 @@ func (s *Store) Assertion(project record.ProjectName, id record.Hash) (*Stored, 
 		}
 		if n := len(st.Votes); k.Kind == KindVote && n > 0 && st.Votes[n-1].Agent == k.Agent {
 			continue // an older one
+		}
+		if st.full(k.Kind, voices) {
+			st.Partial = true
+			continue
 		}
 		if err := st.take(s, k, m.value); err != nil {
 			return nil, err
@@ -185,6 +195,11 @@ func (s *Store) Assertion(project record.ProjectName, id record.Hash) (*Stored, 
 		}
 	}
 	return st, nil
+}
+
+// full tells whether st holds as many of a kind as it may.
+func (st *Stored) full(kind Kind, voices int) bool {
+	return voices > 0 && (kind == KindSignature && len(st.Signatures) >= voices || kind == KindVote && len(st.Votes) >= voices)
 }
 
 func (st *Stored) take(s *Store, k Key, value []byte) error {
