@@ -119,6 +119,7 @@ type API struct {
 	handler  http.Handler
 	gateway  http.Handler
 	meters   *meters
+	errors   *serverErrors
 	ids      *ids
 	unknown  *unknownKeys
 	bodies   *semaphore.Weighted
@@ -158,7 +159,7 @@ func New(opts Options) (*API, error) {
 		opts.HeavyReads = defaultHeavyReads
 	}
 	a := &API{
-		opts: opts, log: opts.Logger, ids: newIDs(), unknown: newUnknownKeys(),
+		opts: opts, log: opts.Logger, errors: newServerErrors(opts.Logger), ids: newIDs(), unknown: newUnknownKeys(),
 		bodies: semaphore.NewWeighted(opts.BodyBudget), heavy: semaphore.NewWeighted(opts.HeavyReads), began: time.Now(),
 	}
 	var err error

@@ -51,14 +51,11 @@ func (c *call) authorize(by time.Time) error {
 const headerName = "X-API-Key"
 
 // givenKey is the text of the caller's key, if it can be one at all. That much
-// any node can tell.
+// any node can tell. More than one was refused by checkHeader.
 func (c *call) givenKey() (string, error) {
 	given := c.r.Header[headerKey]
 	if len(given) == 0 || given[0] == "" {
 		return "", problem(codeKeyMissing, headerName, "the request has no API key", "send the project's key in the header X-API-Key")
-	}
-	if len(given) > 1 {
-		return "", problem(codeKeyInvalid, headerName, "the request has more than one API key", "send the header X-API-Key once")
 	}
 	if !keys.WellFormed(given[0]) {
 		return "", problem(codeKeyInvalid, headerName, "the text is not an API key", "send the key as it was given: steme_live_ or steme_test_ and 48 lower-case hex digits")

@@ -205,7 +205,29 @@ func askedTimeout(r *http.Request) (d time.Duration, given bool, err error) {
 	return time.Duration(seconds * float64(time.Second)), true, nil
 }
 
+// singleHeaders are the fields that this package reads, each of which has one
+// value. Which of several counts must not be left to whoever reads them: a proxy
+// in front may choose another one.
+func singleHeaders() [8]string {
+	return [...]string{
+		headerKey, headerRequestID, headerTimeout, headerGateway,
+		"Content-Type", "Content-Encoding", "Origin", "Access-Control-Request-Method",
+	}
+}
+
 func (c *call) checkHeader() error {
+	if c.r.ProtoMajor != 1 { // net/http lets the preface of HTTP/2 through
+		c.header("Connection", "close")
+		return httpProblem(http.StatusHTTPVersionNotSupported, "")
+	}
+	for _, name := range singleHeaders() {
+		if n := len(c.r.Header[name]); n > 1 {
+			if name == headerKey {
+				name = headerName
+			}
+			return problem(record.CodeDuplicate, name, "the header is given "+strconv.Itoa(n)+" times", "give it once")
+		}
+	}
 	size := len(c.r.RequestURI)
 	for name, values := range c.r.Header {
 		for _, v := range values {
@@ -314,7 +336,7 @@ func (c *call) readFailed(err error) error {
 
 // readMediaType decides how the body is to be read.
 func (c *call) readMediaType() error {
-	if encoding := c.r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
+	if encoding := c.r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
 		return problem(codeMediaType, "Content-Encoding", "compressed bodies are not taken", "send the body as it is")
 	}
 	given := c.r.Header["Content-Type"]

@@ -39,6 +39,9 @@ const (
 	codeMediaType         = "unsupported_media_type"
 	codeSubjectTooLarge   = "subject_too_large"
 	codeHeaderTooLarge    = "header_too_large"
+	codeExpectation       = "expectation_failed"
+	codeTransferEncoding  = "unsupported_transfer_encoding"
+	codeHTTPVersion       = "unsupported_http_version"
 	codeInternal          = "internal"
 	codeStarting          = "starting"
 	codeNotReady          = "not_ready"
@@ -103,9 +106,12 @@ var codeTable = map[string]codeInfo{
 	codeRevokedForGood:   {409, "A revoked key cannot come back"},
 	codeAlreadyRotated:   {409, "The key was rotated before"},
 	codeMediaType:        {415, "The body's media type is not taken here"},
+	codeExpectation:      {417, "The request expects what the server does not do"},
 	codeSubjectTooLarge:  {422, "There is too much about the subject for one answer"},
 	codeHeaderTooLarge:   {431, "The request's header is too large"},
 	codeInternal:         {500, "The server failed"},
+	codeTransferEncoding: {501, "The body's transfer encoding is not taken"},
+	codeHTTPVersion:      {505, "The request's version of HTTP is not spoken"},
 	codeStarting:         {503, "The node is starting"},
 	codeNotReady:         {503, "The node cannot serve now"},
 	codeUnavailable:      {503, "This cannot be done now"},
