@@ -214,10 +214,10 @@ func TestLinesOfTheHTTPServerAreCounted(t *testing.T) {
 	report := w.api.httpServer(w.api.Handler()).ErrorLog
 	for line, kind := range map[string]string{
 		"http: Accept error: accept tcp 127.0.0.1:1: accept4: too many open files; retrying in 5ms": "accept",
-		"http: TLS handshake error from 127.0.0.1:1: remote error: tls: bad certificate":           "tls_handshake",
+		"http: TLS handshake error from 127.0.0.1:1: remote error: tls: bad certificate":            "tls_handshake",
 		"http: panic serving 127.0.0.1:1: oops\ngoroutine 1 [running]:":                             "panic",
-		"http: URL query contains semicolon, which is no longer a supported separator":             "semicolon",
-		"http: superfluous response.WriteHeader call from x (y.go:1)":                              "other",
+		"http: URL query contains semicolon, which is no longer a supported separator":              "semicolon",
+		"http: superfluous response.WriteHeader call from x (y.go:1)":                               "other",
 	} {
 		for range 3 {
 			report.Print(line)
