@@ -43,7 +43,8 @@ const (
 // errorKinds are the kinds by their number.
 func errorKinds() [kindOther + 1]errorKind {
 	return [...]errorKind{
-		kindAccept: {"accept", "http: Accept error: ", slog.LevelError, "the HTTP server cannot accept connections, most likely because the process has no file descriptors left"},
+		// Package node logs it for every listener.
+		kindAccept: {"accept", "http: Accept error: ", slog.LevelDebug, "the HTTP server cannot accept connections"},
 		kindTLS:    {"tls_handshake", "http: TLS handshake error ", slog.LevelWarn, "a caller of the HTTP server got no TLS connection"},
 		kindPanic:  {"panic", "http: panic serving ", slog.LevelError, "a request made the HTTP server panic"},
 		// Of the caller's query string, which the route refuses with 400.
