@@ -66,9 +66,12 @@ func (c *call) givenKey() (string, error) {
 // identify checks the caller's key. It has to hold until by as far as a copy of
 // the table can tell: by is within 30 s of a moment at which the copy was current.
 func (c *call) identify(by time.Time) error {
-	raw, err := c.givenKey()
-	if err != nil {
-		return err
+	if c.callerHash == (keys.Hash{}) {
+		raw, err := c.givenKey()
+		if err != nil {
+			return err
+		}
+		c.callerHash = keys.HashOf(raw)
 	}
 	if c.svc == nil {
 		return c.api.startingProblem()
@@ -77,20 +80,21 @@ func (c *call) identify(by time.Time) error {
 	if !by.Before(c.svc.keys.ConfirmedUntil()) {
 		return keysUnconfirmed()
 	}
-	hash := keys.HashOf(raw)
-	key, held := c.svc.keys.GetKey(hash)
+	key, held := c.svc.keys.GetKey(c.callerHash)
 	if !held {
-		if key, held, err = c.api.unknown.ask(c.ctx, c.svc.keys, hash); err != nil {
+		var err error
+		if key, held, err = c.api.unknown.ask(c.ctx, c.svc.keys, c.callerHash); err != nil {
 			return err
 		}
 	}
 	if !held {
 		return problem(codeKeyInvalid, headerName, "no project has this key", "check that the key belongs to this StemeDB")
 	}
-	if err := usable(&key, time.Now()); err != nil {
+	c.key = key
+	if err := usable(&c.key, time.Now()); err != nil {
 		return err
 	}
-	c.caller = caller{project: key.Project, role: key.Role, key: &key, known: true}
+	c.caller = caller{project: key.Project, role: key.Role, key: &c.key, known: true}
 	return nil
 }
 
