@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -63,7 +64,9 @@ func (c *answerConn) Read(b []byte) (int, error) {
 // handshake tells a caller who does not speak TLS so, in plain HTTP. The HTTP
 // server is told that the connection has ended, for there is nothing to answer.
 func (c *answerConn) handshake() {
-	err := c.tls.Handshake()
+	ctx, cancel := context.WithTimeout(context.Background(), readHeaderTimeout)
+	defer cancel()
+	err := c.tls.HandshakeContext(ctx)
 	if err == nil {
 		return
 	}

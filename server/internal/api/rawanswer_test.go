@@ -122,6 +122,20 @@ func TestOptionsForTheServer(t *testing.T) {
 	}
 }
 
+// Targets that are no path of this server are answered, with a problem.
+func TestTargetsThatAreNoPath(t *testing.T) {
+	l := listen(t, newWorld(t, nil), nil)
+	for target, status := range map[string]int{
+		"CONNECT example.com:443": 404, "CONNECT *": 404, "OPTIONS example.com:443": 404, "GET http://x": 404, "OPTIONS http://x": 404,
+		"GET mailto:a@b": 404, "GET //v1/health/live": 404, "GET /v1/assertions/../x": 404, "GET *": 405,
+	} {
+		resp, body, _ := raw(t, l.api, target+" HTTP/1.1\r\nHost: x\r\n\r\n")
+		require.Equal(t, status, resp.StatusCode, target)
+		require.Equal(t, mediaProblem, resp.Header.Get("Content-Type"), "%s: %s", target, body)
+		require.NotEmpty(t, resp.Header.Get(headerRequestID))
+	}
+}
+
 // A caller without TLS is told that the port speaks it.
 func TestPlainRequestToATLSPort(t *testing.T) {
 	certs, err := loadPair(t, t.TempDir(), "a", 1)
@@ -148,7 +162,7 @@ func TestAnswersOfHandlersPass(t *testing.T) {
 	a := claim(func(c *record.Content) { c.Object = record.Text(text) })
 	id := w.assert(a)
 	for shift := range 40 { // so that a write begins with each byte of it
-		req, err := http.NewRequest("GET", "http://"+l.api+"/v1/assertions/"+id.String(), nil)
+		req, err := http.NewRequest(http.MethodGet, "http://"+l.api+"/v1/assertions/"+id.String(), nil)
 		require.NoError(t, err)
 		req.Header.Set("X-API-Key", w.raw[keys.ReadOnly])
 		req.Header.Set(headerRequestID, strings.Repeat("r", 1+shift))
