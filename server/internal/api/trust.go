@@ -27,9 +27,10 @@ import (
 //
 // A node to which a gateway passes the request does all of this by its own copy.
 //
-// Two things are outside: a disk that takes longer than WriteWait to sync while
-// no other member made the record durable, and a proposal that the leader logged
-// before it lost its majority, which takes effect with the next majority or never.
+// Two things are outside: a record that was handed over in time and then held up
+// by a disk or by the network for longer than WriteWait, before any member had it
+// durable; and a proposal that the leader logged right before it lost its
+// majority, which takes effect with the next majority or never.
 
 // changeTime bounds what follows the last proposal of a change of keys: a call
 // of the leader (3 s) and the lease of one that has lost its majority (1 s).
