@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// process is the real binary with folders and ports of its own.
+// process is the real binary with its own folders and ports.
 type process struct {
 	t       *testing.T
 	binary  string

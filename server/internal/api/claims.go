@@ -103,7 +103,7 @@ func joinClaims(own, other *store.Claim) *store.Claim {
 	})
 	joined.Votes = slices.CompactFunc(joined.Votes, func(x, y lens.Vote) bool { return x.Agent == y.Agent })
 	if joined.Partial {
-		most := 0 // what the partial one was cut to
+		most := 0 // the length that the partial one was cut to
 		for _, c := range []*store.Claim{own, other} {
 			if c.Partial {
 				most = max(most, len(c.Agents), len(c.Votes))

@@ -205,9 +205,9 @@ func askedTimeout(r *http.Request) (d time.Duration, given bool, err error) {
 	return time.Duration(seconds * float64(time.Second)), true, nil
 }
 
-// singleHeaders are the fields that this package reads, each of which has one
-// value. Which of several counts must not be left to whoever reads them: a proxy
-// in front may choose another one.
+// singleHeaders are the header fields that this package reads; each may be given
+// once. If one is repeated, a proxy in front of the server may pick a different
+// value than the server does.
 func singleHeaders() [8]string {
 	return [...]string{
 		headerKey, headerRequestID, headerTimeout, headerGateway,

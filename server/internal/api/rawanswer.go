@@ -14,15 +14,16 @@ import (
 	"time"
 )
 
-// Some requests never reach a handler: net/http itself answers what it cannot
-// take apart (400, 431, 501, 505) or will not do (417), in plain text or without
-// a body, and straight to the connection. So connections look at what is written
-// to them. An answer of net/http's own is the one that begins with a status line
-// and has no X-Request-Id: every answer of this package has one, and no body of
-// this package contains the carriage return that ends a status line.
+// Some requests never reach a handler: net/http itself refuses those that it
+// cannot parse (400, 431, 501, 505) and unknown expectations (417), in plain text
+// or without a body, and writes the answer straight to the connection. So every
+// connection inspects the bytes that are written to it. Bytes that begin with a
+// status line and have no X-Request-Id are an answer of net/http's own: each
+// answer of this package has an X-Request-Id, and no body of this package contains
+// the carriage return that ends a status line.
 
-// ownAnswers makes the answers that net/http gives on l's connections problems
-// with a request id, like all others.
+// ownAnswers turns the answers that net/http itself gives on the listener's
+// connections into problems with a request id, like all others.
 type ownAnswers struct {
 	net.Listener
 	api *API
@@ -41,8 +42,7 @@ func (l *ownAnswers) Accept() (net.Conn, error) {
 	return &answerConn{Conn: secured, api: l.api, tls: secured}, nil
 }
 
-// answerConn is one connection. With TLS its first read makes the handshake,
-// within the time that the HTTP server gives to a header.
+// answerConn is one connection. With TLS, the first read performs the handshake.
 type answerConn struct {
 	net.Conn
 	api  *API
@@ -61,8 +61,9 @@ func (c *answerConn) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
-// handshake tells a caller who does not speak TLS so, in plain HTTP. The HTTP
-// server is told that the connection has ended, for there is nothing to answer.
+// handshake performs the TLS handshake. A caller that speaks plain HTTP gets an
+// answer in plain HTTP. For the HTTP server a failed handshake looks like the end
+// of the connection, since there is no request to answer.
 func (c *answerConn) handshake() {
 	ctx, cancel := context.WithTimeout(context.Background(), readHeaderTimeout)
 	defer cancel()
@@ -75,14 +76,13 @@ func (c *answerConn) handshake() {
 	if errors.As(err, &header) && header.Conn != nil && looksLikeHTTP(header.RecordHeader) {
 		err = errors.New("the caller speaks HTTP without TLS")
 		p := problem(codeMalformedRequest, "", "this port speaks HTTPS, the request came without TLS", "use https:// in the address")
-		_, _ = header.Conn.Write(c.api.rawAnswer(p)) // nobody to tell
+		_, _ = header.Conn.Write(c.api.rawAnswer(p)) // the caller may be gone
 		_ = header.Conn.Close()
 	}
 	c.api.errors.tlsFailed(c.RemoteAddr(), err)
 }
 
-// looksLikeHTTP tells whether the first bytes of a connection are those of a
-// request in plain HTTP.
+// looksLikeHTTP reports whether a connection begins with a plain HTTP request.
 func looksLikeHTTP(start [5]byte) bool {
 	switch string(start[:]) {
 	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO", "PATCH", "DELET":
@@ -91,8 +91,8 @@ func looksLikeHTTP(start [5]byte) bool {
 	return false
 }
 
-// CloseWrite is what net/http calls so that a caller who is still sending reads
-// the answer.
+// CloseWrite lets net/http close one direction only, so that a caller that is
+// still sending can read the answer.
 func (c *answerConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
@@ -111,8 +111,8 @@ func (c *answerConn) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// ownAnswer is the problem that net/http writes about with b, nil when b is part
-// of an answer of this package.
+// ownAnswer returns the problem for an answer of net/http's own, nil when b is
+// part of an answer of this package.
 func (a *API) ownAnswer(b []byte) *Problem {
 	if !bytes.HasPrefix(b, []byte("HTTP/1.")) {
 		return nil
@@ -141,23 +141,23 @@ func statusOf(head []byte) int {
 	return status
 }
 
-// httpProblem says what net/http refuses; text is its own reason, if it has one.
+// httpProblem describes a refusal by net/http; text is the body of its answer.
 func httpProblem(status int, text string) *Problem {
 	switch status {
 	case http.StatusExpectationFailed:
-		return problem(codeExpectation, "Expect", "the request expects what this server does not do", "send Expect: 100-continue or leave the header out")
+		return problem(codeExpectation, "Expect", "the expectation in the request is not supported", "send Expect: 100-continue or leave the header out")
 	case http.StatusRequestHeaderFieldsTooLarge:
 		return problem(codeHeaderTooLarge, "", "the request's line and header are too large", "send at most "+strconv.Itoa(maxHeader)+" bytes")
 	case http.StatusNotImplemented:
-		return problem(codeTransferEncoding, "Transfer-Encoding", "the body has a transfer encoding that this server does not take", "send Content-Length or Transfer-Encoding: chunked")
+		return problem(codeTransferEncoding, "Transfer-Encoding", "the transfer encoding of the body is not supported", "send Content-Length or Transfer-Encoding: chunked")
 	case http.StatusHTTPVersionNotSupported:
-		return problem(codeHTTPVersion, "", "this server does not speak the request's version of HTTP", "use HTTP/1.1")
+		return problem(codeHTTPVersion, "", "the HTTP version of the request is not supported", "use HTTP/1.1")
 	}
-	detail := "the request is not HTTP/1.1 as RFC 9112 has it"
+	detail := "the request is not valid HTTP/1.1"
 	if _, reason, ok := strings.Cut(text, ": "); ok {
 		detail += ": " + clip(reason)
 	}
-	p := problem(codeMalformedRequest, "", detail, "correct the request's line and header")
+	p := problem(codeMalformedRequest, "", detail, "correct the request line and the header")
 	p.Status = status
 	return p
 }

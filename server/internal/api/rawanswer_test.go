@@ -20,7 +20,7 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// figure is what /metrics shows for a series, 0 when it is not there.
+// figure returns the value of a series in /metrics, 0 when it is absent.
 func (w *world) figure(series string) float64 {
 	for line := range strings.Lines(w.do(request{method: "GET", path: "/metrics"}).Body.String()) {
 		if text, ok := strings.CutPrefix(line, series+" "); ok {
@@ -70,8 +70,8 @@ var refused = []struct {
 	{"a header without end", "GET /v1/health HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 64<<10) + "\r\n\r\n", 431, codeHeaderTooLarge},
 }
 
-// What never reaches a handler is answered like everything else: a problem with a
-// request id, on both ports, with TLS and without.
+// A request that never reaches a handler is answered like any other: a problem
+// with a request id, on both ports, with TLS and without.
 func TestRequestsThatNoHandlerSeesAreAnsweredWithProblems(t *testing.T) {
 	certs, err := loadPair(t, t.TempDir(), "a", 1)
 	require.NoError(t, err)
@@ -86,7 +86,7 @@ func TestRequestsThatNoHandlerSeesAreAnsweredWithProblems(t *testing.T) {
 					conn, err := net.Dial("tcp", addr)
 					require.NoError(t, err)
 					if secured != nil {
-						conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // it is about what follows
+						conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a test
 					}
 					resp, body := exchange(t, conn, row.text)
 					require.Equal(t, row.status, resp.StatusCode, "%s", body)
@@ -136,7 +136,7 @@ func TestTargetsThatAreNoPath(t *testing.T) {
 	}
 }
 
-// A caller without TLS is told that the port speaks it.
+// A plain HTTP request to a TLS port is answered in plain HTTP.
 func TestPlainRequestToATLSPort(t *testing.T) {
 	certs, err := loadPair(t, t.TempDir(), "a", 1)
 	require.NoError(t, err)
@@ -154,7 +154,7 @@ func TestPlainRequestToATLSPort(t *testing.T) {
 	require.Eventually(t, func() bool { return w.figure(`stemedb_http_server_errors_total{kind="tls_handshake"}`) == 14 }, 10*time.Second, 10*time.Millisecond)
 }
 
-// Answers of handlers pass as they are, whatever they hold.
+// Answers of handlers pass unchanged, whatever they contain.
 func TestAnswersOfHandlersPass(t *testing.T) {
 	w := newWorld(t, nil)
 	l := listen(t, w, nil)
@@ -183,8 +183,8 @@ func TestAnswersOfHandlersPass(t *testing.T) {
 	require.Equal(t, "HTTP/1.1 100 Continue\r\n", line)
 }
 
-// A header that counts once is refused when it comes twice, by every route, and
-// also when both say the same.
+// A repeated single-value header is refused by every route, also when both values
+// are equal.
 func TestHeadersThatCountOnceComeOnce(t *testing.T) {
 	w := newWorld(t, nil)
 	for _, rt := range routes() {

@@ -43,7 +43,7 @@ type assertionBody struct {
 	Consistency string `json:"consistency"`
 }
 
-// What a signature and a vote take in JSON, rounded up.
+// Sizes of a signature and a vote in JSON, rounded up.
 const (
 	signatureText = 256
 	voteText      = 480

@@ -23,7 +23,7 @@ type serverErrors struct {
 
 const serverErrorsEvery = 10 * time.Second
 
-// errorKind is what a line of net/http is about.
+// errorKind is a kind of line that net/http logs.
 type errorKind struct {
 	name    string
 	prefix  string // of the line
@@ -45,9 +45,9 @@ func errorKinds() [kindOther + 1]errorKind {
 	return [...]errorKind{
 		// Package node logs it for every listener.
 		kindAccept: {"accept", "http: Accept error: ", slog.LevelDebug, "the HTTP server cannot accept connections"},
-		kindTLS:    {"tls_handshake", "http: TLS handshake error ", slog.LevelWarn, "a caller of the HTTP server got no TLS connection"},
+		kindTLS:    {"tls_handshake", "http: TLS handshake error ", slog.LevelWarn, "a TLS handshake with a caller of the HTTP server failed"},
 		kindPanic:  {"panic", "http: panic serving ", slog.LevelError, "a request made the HTTP server panic"},
-		// Of the caller's query string, which the route refuses with 400.
+		// The route refuses such a query string with 400.
 		kindSemicolon: {"semicolon", "http: URL query contains semicolon", slog.LevelDebug, "a query string contains a semicolon"},
 		kindOther:     {"other", "", slog.LevelWarn, "the HTTP server reports"},
 	}
@@ -58,7 +58,7 @@ func newServerErrors(log *slog.Logger) *serverErrors {
 		log: logs.NewSeldom(log, serverErrorsEvery),
 		count: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "stemedb_http_server_errors_total",
-			Help: "What the HTTP server reported besides answers, by kind: accept (out of file descriptors), tls_handshake, panic, semicolon, other.",
+			Help: "Errors that the HTTP server reported outside of answers, by kind: accept (mostly out of file descriptors), tls_handshake, panic, semicolon, other.",
 		}, []string{"kind"}),
 	}
 	for _, k := range errorKinds() {
@@ -84,8 +84,8 @@ func (s *serverErrors) note(k *errorKind, args ...any) {
 	s.log.Log(k.level, k.name, k.message, args...)
 }
 
-// tlsFailed notes a handshake that failed. A connection that ends before it said
-// anything is a probe of the port.
+// tlsFailed notes a failed handshake. A connection that is closed before it sent
+// anything is a port probe, and not counted.
 func (s *serverErrors) tlsFailed(from net.Addr, err error) {
 	if errors.Is(err, io.EOF) {
 		return

@@ -16,30 +16,30 @@ import (
 // with the age of the copy:
 //
 //	header   checked, so that nobody without a key sends a body
-//	body     checked, once the body of a request that changes something is there
+//	body     checked, once the body of a request that changes something has arrived
 //	turn     a write is checked by its cluster.Permit, right before it is handed
 //	         to the logs, and only if the copy is trusted until the write is
 //	         durable or given up (5 s, cluster.Timings.WriteWait)
 //	change   a change of keys is proposed only while the copy is trusted for
 //	         changeTime longer
 //	answer   a read is checked when its answer is complete; each page is a
-//	         request with checks of its own
+//	         request with its own checks
 //
-// A node to which a gateway passes the request does all of this by its own copy.
+// A node that gets a request from a gateway does all of this with its own copy.
 //
 // Two things are outside: a record that was handed over in time and then held up
 // by a disk or by the network for longer than WriteWait, before any member had it
 // durable; and a proposal that the leader logged right before it lost its
 // majority, which takes effect with the next majority or never.
 
-// changeTime bounds what follows the last proposal of a change of keys: a call
-// of the leader (3 s) and the lease of one that has lost its majority (1 s).
+// changeTime bounds the work after the last proposal of a change of keys: one call
+// to the leader (3 s), and the lease of a leader that has lost its majority (1 s).
 const changeTime = 5 * time.Second
 
-// reads tells whether the route changes nothing.
+// reads reports whether the route changes nothing.
 func (r *route) reads() bool { return r.method == http.MethodGet }
 
-// authorizeChange checks the key again, the body being there, and bounds the
+// authorizeChange checks the key again once the body has arrived, and bounds the
 // time for a change of keys.
 func (c *call) authorizeChange() error {
 	if !c.api.opts.Auth || c.route.class == keys.Public || c.route.reads() {
@@ -56,7 +56,7 @@ func (c *call) authorizeChange() error {
 	return nil
 }
 
-// authorizeAnswer checks the key again before a read's answer is let go.
+// authorizeAnswer checks the key again before the answer of a read is sent.
 func (c *call) authorizeAnswer() error {
 	if !c.api.opts.Auth || c.route.class == keys.Public || !c.route.reads() {
 		return nil

@@ -127,7 +127,7 @@ func TestKeyIsCheckedAgainWhenAWriteHasItsTurn(t *testing.T) {
 	}
 }
 
-// What follows the last check of a key ends before the copy's 30 s do.
+// A change of keys is given up before the trust in the copy of the keys ends.
 func TestChangeOfKeysEndsWithTheTrustInTheCopy(t *testing.T) {
 	for _, row := range []struct {
 		stale time.Duration
@@ -149,7 +149,7 @@ func TestChangeOfKeysEndsWithTheTrustInTheCopy(t *testing.T) {
 				}
 				require.Equal(t, row.left, w.table.left, "%s %s", r.method, r.path)
 			}
-			// Reads need no more time than there is.
+			// Reads are not bounded by it.
 			require.Equal(t, http.StatusOK, w.as(keys.Admin, "GET", "/v1/admin/api-keys", "").Code)
 		})
 	}
@@ -169,8 +169,8 @@ func TestKeyIsCheckedAgainBeforeAnAnswerIsLetGo(t *testing.T) {
 	}
 }
 
-// A gateway that passes a request on after its own node could not serve it
-// leaves the check to the other node, which has a copy of its own.
+// When a gateway retries on another node, that node checks the key with its own
+// copy.
 func TestGatewayRetryIsCheckedByTheOtherNode(t *testing.T) {
 	c := newTrio(t, nil)
 	r := c.write(t)

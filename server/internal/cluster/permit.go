@@ -5,15 +5,15 @@ import (
 	"time"
 )
 
-// Permit tells whether records that are handed to the logs now, and durable or
-// given up by the time by, may be written: nil, or why not.
+// Permit reports whether records may be written that are handed to the logs now,
+// and are durable or given up at the time by: nil, or the reason against it.
 type Permit func(by time.Time) error
 
 type permitKey struct{}
 
 // WithPermit makes Assert and Vote ask the permit once they have their turn,
-// right before anything is handed to a log or to a peer. What the permit refuses
-// is written nowhere, and its error is that of every record.
+// right before anything is handed to a log or to a peer. If it refuses, nothing is
+// written, and every record gets its error.
 func WithPermit(ctx context.Context, p Permit) context.Context {
 	return context.WithValue(ctx, permitKey{}, p)
 }

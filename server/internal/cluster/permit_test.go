@@ -59,8 +59,8 @@ func TestPermitIsAskedWhenAWriteHasItsTurn(t *testing.T) {
 	})
 }
 
-// TestWriteIsGivenUpByTheTimeOfItsPermit: what the permit was asked about is over
-// by then, with a result or without one.
+// TestWriteIsGivenUpByTheTimeOfItsPermit: a write ends by the time that its permit
+// was asked about, with or without success.
 func TestWriteIsGivenUpByTheTimeOfItsPermit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -72,8 +72,8 @@ func TestWriteIsGivenUpByTheTimeOfItsPermit(t *testing.T) {
 	})
 }
 
-// TestAbandonedWriteIsNotSent: a peer that comes to a write after its request
-// gave up does not get it; what was won is sent all the same.
+// TestAbandonedWriteIsNotSent: a write that was given up while it waited in a
+// peer's queue is not sent; one that has won its majority is.
 func TestAbandonedWriteIsNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)

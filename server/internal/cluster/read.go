@@ -12,9 +12,9 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Get returns what is held about an id, with at most Limits.Voices signatures and
-// votes: store.ErrNotFound without content, *UnavailableError when that cannot be
-// told.
+// Get returns the record of an id, with at most Limits.Voices signatures and votes:
+// store.ErrNotFound when its content is not held, *UnavailableError when this node
+// cannot be sure.
 func (c *Cluster) Get(ctx context.Context, project string, id record.Hash, consistency Consistency) (*store.Stored, error) {
 	for {
 		var stored *store.Stored

@@ -30,9 +30,9 @@ type write struct {
 	// because the request gave up: a queue may forget the write then, since
 	// catch-up brings the records as well.
 	settled atomic.Bool
-	// abandoned is set as well when the request gave up: whoever has not sent
-	// the write by then does not send it any more, so that nothing becomes
-	// durable long after its Permit.
+	// abandoned is set as well when the request gave up: a peer's queue that has
+	// not sent the write by then drops it, so that nothing becomes durable long
+	// after its Permit was asked.
 	abandoned atomic.Bool
 
 	mu sync.Mutex

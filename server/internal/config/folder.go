@@ -5,8 +5,8 @@ import (
 	"path/filepath"
 )
 
-// sameFolder tells whether two names are, or will be, those of one folder: by
-// their spelling, through symbolic links, or because one volume is mounted twice.
+// sameFolder reports whether two names denote one folder, or will once it exists:
+// by spelling, through symbolic links, or because one volume is mounted twice.
 func sameFolder(a, b string) bool {
 	infoA, errA := os.Stat(a)
 	infoB, errB := os.Stat(b)

@@ -154,9 +154,9 @@ func (c *Control) Confirmed() (ok bool, at time.Time) {
 	return time.Since(at) < c.cfg.Timings.ConfirmedFor, at
 }
 
-// ConfirmedUntil is how long this copy is trusted, as far as it was confirmed by
-// now: whoever acts on a key before then does so within 30 s of its revocation.
-// It is zero while the copy is not trusted.
+// ConfirmedUntil is the end of the 30 s for which this copy is trusted since it was
+// last confirmed: an action before then comes within 30 s of any revocation that
+// the copy does not show. It is zero while the copy is not trusted.
 func (c *Control) ConfirmedUntil() time.Time {
 	ok, at := c.Confirmed()
 	if !ok {

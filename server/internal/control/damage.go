@@ -11,12 +11,12 @@ import (
 	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
-// DamagedError says that the control table's log cannot be read, what that means
-// for the cluster and what to do.
+// DamagedError means that the control table's log cannot be read. Its text names
+// the file, the members that still hold the table, and the remedy.
 type DamagedError struct {
 	Path string
-	// Members is the number of members by the newest snapshot, 0 when there is
-	// none; then the caller fills in what it knows.
+	// Members is the number of members in the newest snapshot, 0 without one; the
+	// caller may then set it.
 	Members int
 	Err     error
 }
@@ -27,9 +27,9 @@ func (e *DamagedError) Error() string {
 
 func (e *DamagedError) Unwrap() error { return e.Err }
 
-// storageRemedy says who else holds the table, and how a node whose log is
-// damaged or gone gets it back. Whoever joins anew has to be admitted by a
-// majority of the members, this one among them.
+// storageRemedy says which members still hold the table, and how a node whose log
+// is damaged or gone gets it back. A node that joins anew has to be admitted by a
+// majority of the members, of which this one is still counted.
 func storageRemedy(members int) string {
 	const putBack = "put the file back from a copy or a snapshot of the WAL volume"
 	switch {
@@ -44,13 +44,13 @@ func storageRemedy(members int) string {
 		"empty both volumes of this node, so that it joins as a new member and is refilled by them; otherwise %s", members-1, members, Majority(members), putBack)
 }
 
-// checkLog reads all of a log once, so that damage is met here and not by Raft,
-// which would end the process. bbolt panics over pages that make no sense, and
-// reads a file that was cut short beyond its end.
+// checkLog reads the whole log once, so that damage is found here and not by Raft,
+// where it would end the process: bbolt panics over inconsistent pages, and faults
+// when the file was truncated.
 func checkLog(path string, options bbolt.Options) (err error) {
 	info, err := os.Stat(path)
 	if err != nil || info.IsDir() || info.Size() == 0 {
-		return nil //nolint:nilerr // it is made, or opening it says why not
+		return nil //nolint:nilerr // opening it creates it, or says why not
 	}
 	if info.Size() < int64(2*os.Getpagesize()) {
 		return fmt.Errorf("%w: it has %d bytes", errInconsistent, info.Size())
@@ -77,7 +77,7 @@ func checkLog(path string, options bbolt.Options) (err error) {
 	})
 }
 
-// errInconsistent: bbolt panics over what the file holds, or it is too short.
+// errInconsistent: bbolt panics over the content of the file, or it is too short.
 var errInconsistent = errors.New("it is inconsistent")
 
 // recovered makes a panic, or a fault of the memory that a file is mapped to, an
@@ -94,8 +94,8 @@ func withFaults(do func() error) error {
 	return do()
 }
 
-// damaged tells errors that speak of the file's content from others: a lock that
-// another process holds, a folder that may not be read, a full disk.
+// damaged distinguishes errors about the content of the file from others: a lock
+// held by another process, missing permissions, a full disk.
 func damaged(err error) bool {
 	for _, kind := range []error{errInconsistent, bbolterrors.ErrInvalid, bbolterrors.ErrChecksum, bbolterrors.ErrVersionMismatch, bbolterrors.ErrInvalidMapping} {
 		if errors.Is(err, kind) {

@@ -38,9 +38,9 @@ func writeLog(t *testing.T, members int) (dir, path string) {
 	return dir, filepath.Join(dir, "control.db")
 }
 
-// A log that is damaged in any way is met at the start, names its file and says
-// what to do: right for the number of members, and never to empty the volumes of
-// a node that nobody could refill.
+// Any damage to the log is found at the start. The error names the file and a
+// remedy that fits the number of members, and never advises to empty the volumes
+// of a node that nobody could refill.
 func TestDamagedLogSaysWhatToDo(t *testing.T) {
 	page := os.Getpagesize()
 	for name, damage := range map[string]func([]byte) []byte{
@@ -91,7 +91,7 @@ func TestDamagedLogSaysWhatToDo(t *testing.T) {
 	}
 }
 
-// What is no damage gets no such advice, and a whole log none at all.
+// A log that another process holds is not called damaged, and an intact one opens.
 func TestLogThatCannotBeOpenedIsNoDamage(t *testing.T) {
 	dir, path := writeLog(t, 3)
 	held, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})

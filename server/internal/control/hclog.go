@@ -9,10 +9,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// plain makes the values of a line of Raft what slog shows as meant. hclog
-// renders its own types and anything with a String method when it writes; to
-// slog's JSON they would be lists of a format and its arguments, numbers, and
-// structs without exported fields.
+// plain renders the values of a log line of Raft as hclog would. slog's JSON would
+// show hclog's own types and Stringers as lists of a format and its arguments, as
+// numbers, or as structs without exported fields.
 func plain(args []any) []any {
 	out := slices.Clone(args)
 	for i := 1; i < len(out); i += 2 {

@@ -24,7 +24,7 @@ func Consensus(claims Claims, p Params) (Answer, error) {
 	return elect(n), nil
 }
 
-// elect draws the answer from what was counted.
+// elect draws the answer from the counted claims.
 func elect(n *count) Answer {
 	tallies := n.tallies()
 	a := Answer{Why: Why{

@@ -231,7 +231,7 @@ func TestFilter(t *testing.T) {
 	require.Len(t, slices.Collect(Filter{}.Apply(slices.Values(claims))), len(claims))
 }
 
-// What counts support names the claims that it could only count in part.
+// Lenses that count support name the claims that they counted in part.
 func TestPartialClaimsAreNamed(t *testing.T) {
 	claims := randomClaims(rand.New(rand.NewPCG(5, 5)), 20)
 	want := map[record.SourceClass][]record.Hash{}

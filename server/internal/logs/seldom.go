@@ -1,7 +1,7 @@
-// Package logs keeps what repeats without pause from filling the log.
+// Package logs keeps repeated lines from filling the log.
 //
-// It promises: of the lines of one kind the first is logged at once, and at most
-// one in each interval afterwards, which says how many were left out.
+// It promises: the first line of a kind is logged at once, then at most one in
+// each interval, with the number of lines that were left out.
 package logs
 
 import (
@@ -43,7 +43,7 @@ func (s *Seldom) Log(level slog.Level, name, message string, args ...any) {
 	s.log.Log(context.Background(), level, message, args...)
 }
 
-// take tells whether a line may be logged now, and how many were left out before.
+// take reports whether a line may be logged now, and how many were left out before.
 func (s *Seldom) take(name string, at time.Time) (leftOut int, now bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/logs"
 )
 
-// acceptErrors counts and logs what keeps the node's listeners from accepting
-// connections. Nobody else would say so: callers only see that they get no answer.
+// acceptErrors counts and logs failed accepts of the node's listeners. Without it
+// they would be invisible: callers only notice that nobody answers.
 type acceptErrors struct {
 	names map[string]string // of listeners, by address
 	count *prometheus.CounterVec

@@ -111,7 +111,7 @@ func (b *claimBuilder) add(e *claimEntry) {
 	}
 }
 
-// full tells whether a claim holds as many agents, or votes, as it may.
+// full reports whether a claim holds as many agents, or votes, as it may.
 func (b *claimBuilder) full(n int) bool { return b.voices > 0 && n >= b.voices }
 
 // finish returns the claim that was begun, if there is one.

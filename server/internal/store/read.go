@@ -197,7 +197,7 @@ func (s *Store) AssertionWithin(project record.ProjectName, id record.Hash, voic
 	return st, nil
 }
 
-// full tells whether st holds as many of a kind as it may.
+// full reports whether st holds as many of a kind as it may.
 func (st *Stored) full(kind Kind, voices int) bool {
 	return voices > 0 && (kind == KindSignature && len(st.Signatures) >= voices || kind == KindVote && len(st.Votes) >= voices)
 }
