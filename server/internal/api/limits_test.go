@@ -203,7 +203,7 @@ func TestHeavyReadsTakeTurns(t *testing.T) {
 	w.hot("hot", 400)
 	require.True(t, w.api.heavy.TryAcquire(1), "another request has the turn")
 	for _, path := range weighing {
-		r := request{method: "GET", path: path, key: w.raw[keys.ReadOnly], header: http.Header{headerTimeout: {"0.05"}}}
+		r := request{method: "GET", path: path, key: w.raw[keys.ReadOnly], header: http.Header{headerTimeout: {"0.3"}}}
 		got := w.do(r)
 		require.Equal(t, cluster.CodeOverloaded, problemOf(t, got).Code, path)
 		require.NotEmpty(t, got.Header().Get("Retry-After"))
@@ -279,7 +279,7 @@ func TestLargeAnswersTakeTurns(t *testing.T) {
 	for _, path := range heavy {
 		t.Run(path, func(t *testing.T) {
 			require.True(t, w.api.heavy.TryAcquire(1)) // another request has the turn
-			r := request{method: "GET", path: path, key: w.raw[keys.ReadOnly], header: http.Header{headerTimeout: {"0.05"}}}
+			r := request{method: "GET", path: path, key: w.raw[keys.ReadOnly], header: http.Header{headerTimeout: {"0.3"}}}
 			answer := w.do(r)
 			w.api.heavy.Release(1)
 			require.Equal(t, http.StatusServiceUnavailable, answer.Code)
