@@ -89,6 +89,8 @@ type Claim struct {
 	ReplacedBy         *record.Hash     `json:"replaced_by"`
 	Agents             []record.AgentID `json:"agents"` // who signed it
 	Votes              VoteCount        `json:"votes"`
+	// Partial: more agents signed it, or voted on it, than are named and counted.
+	Partial bool `json:"partial"`
 }
 
 // VoteCount counts the newest vote of each agent.
@@ -127,6 +129,8 @@ type Why struct {
 		Hash  record.Hash `json:"hash"`
 		Score float64     `json:"score"`
 	} `json:"runner_up"`
+	// PartialClaims were counted in part: too many agents signed them or voted.
+	PartialClaims []record.Hash `json:"partial_claims"`
 }
 
 // Claims lists claims.
@@ -159,6 +163,8 @@ type Dispute struct {
 	Why       string  `json:"why"`
 	Values    []Value `json:"values"`
 	Truncated bool    `json:"truncated"` // not all claims and values are shown
+	// PartialClaims is as in Why.
+	PartialClaims []record.Hash `json:"partial_claims"`
 }
 
 // Value is one of the values that claims stand for.
@@ -180,6 +186,7 @@ type Supporter struct {
 	EffectiveLifecycle record.Lifecycle   `json:"effective_lifecycle"`
 	Agents             []record.AgentID   `json:"agents"`
 	Votes              VoteCount          `json:"votes"`
+	Partial            bool               `json:"partial"` // as in Claim
 }
 
 // Skeptic shows disagreement instead of an answer. q must name a predicate and

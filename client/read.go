@@ -20,7 +20,9 @@ type Record struct {
 	// assertion's own when there is none.
 	EffectiveLifecycle record.Lifecycle `json:"effective_lifecycle"`
 	Votes              []record.Vote    `json:"votes"`
-	Consistency        Consistency      `json:"consistency"`
+	// Partial: there are more signatures, or votes, than the server shows.
+	Partial     bool        `json:"partial"`
+	Consistency Consistency `json:"consistency"`
 }
 
 // Consistency says which members a read asks.

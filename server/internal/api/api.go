@@ -6,7 +6,10 @@
 // limits and parameters; every error is RFC 9457 problem+json with a stable
 // code out of one table (problem.go); every answer carries X-Request-Id and
 // Content-Length; no input crashes the process, hangs a connection or makes it
-// hold more memory than the limits say.
+// hold more memory than the limits say. Nothing that a request sends becomes
+// durable on any node more than 30 s after the revocation of its key, however
+// slowly its body comes or its turn, and no read shows it anything by then
+// (trust.go).
 //
 // The package knows no file and no socket: records and keys come through the
 // Backend and Keys interfaces, connections from the listeners given to Serve.
@@ -30,8 +33,9 @@ import (
 // those of package keys; anything else means that the table cannot be asked or
 // changed now and is answered with 503.
 type Keys interface {
-	// Confirmed tells whether this node's copy was current in the last 30 s.
-	Confirmed() (ok bool, at time.Time)
+	// ConfirmedUntil is the end of the 30 s for which this node's copy is
+	// trusted since it was last known to be current; zero: it is not trusted.
+	ConfirmedUntil() time.Time
 	// GetKey and ListKeys read this node's copy.
 	GetKey(h keys.Hash) (keys.Key, bool)
 	ListKeys() []keys.Key
@@ -115,6 +119,7 @@ type API struct {
 	handler  http.Handler
 	gateway  http.Handler
 	meters   *meters
+	errors   *serverErrors
 	ids      *ids
 	unknown  *unknownKeys
 	bodies   *semaphore.Weighted
@@ -154,7 +159,7 @@ func New(opts Options) (*API, error) {
 		opts.HeavyReads = defaultHeavyReads
 	}
 	a := &API{
-		opts: opts, log: opts.Logger, ids: newIDs(), unknown: newUnknownKeys(),
+		opts: opts, log: opts.Logger, errors: newServerErrors(opts.Logger), ids: newIDs(), unknown: newUnknownKeys(),
 		bodies: semaphore.NewWeighted(opts.BodyBudget), heavy: semaphore.NewWeighted(opts.HeavyReads), began: time.Now(),
 	}
 	var err error

@@ -23,10 +23,11 @@ const (
 	leaderPatience  = 2 * time.Second
 )
 
-// authorize decides whether the call may go on, and fills caller. Every check
-// of a key is a look-up of its hash in an immutable table, so nothing about a
-// key can be learnt from how long a refusal takes.
-func (c *call) authorize() error {
+// authorize decides whether the call may go on and, if the copy of the table of
+// keys is trusted for so long, until by. It fills caller. Every check of a key is
+// a look-up of its hash in an immutable table, so nothing about a key can be
+// learnt from how long a refusal takes.
+func (c *call) authorize(by time.Time) error {
 	if !c.api.opts.Auth {
 		c.caller = caller{project: defaultProject, role: keys.Admin, known: true}
 		return nil
@@ -34,7 +35,7 @@ func (c *call) authorize() error {
 	if c.route.class == keys.Public {
 		return nil
 	}
-	if err := c.identify(); err != nil {
+	if err := c.identify(by); err != nil {
 		return err
 	}
 	if !c.caller.role.Allows(c.route.class) {
@@ -50,14 +51,11 @@ func (c *call) authorize() error {
 const headerName = "X-API-Key"
 
 // givenKey is the text of the caller's key, if it can be one at all. That much
-// any node can tell.
+// any node can tell. More than one was refused by checkHeader.
 func (c *call) givenKey() (string, error) {
 	given := c.r.Header[headerKey]
 	if len(given) == 0 || given[0] == "" {
 		return "", problem(codeKeyMissing, headerName, "the request has no API key", "send the project's key in the header X-API-Key")
-	}
-	if len(given) > 1 {
-		return "", problem(codeKeyInvalid, headerName, "the request has more than one API key", "send the header X-API-Key once")
 	}
 	if !keys.WellFormed(given[0]) {
 		return "", problem(codeKeyInvalid, headerName, "the text is not an API key", "send the key as it was given: steme_live_ or steme_test_ and 48 lower-case hex digits")
@@ -65,33 +63,43 @@ func (c *call) givenKey() (string, error) {
 	return given[0], nil
 }
 
-// identify checks the caller's key.
-func (c *call) identify() error {
-	raw, err := c.givenKey()
-	if err != nil {
-		return err
+// identify checks the caller's key. It has to hold until by as far as a copy of
+// the table can tell: by is within 30 s of a moment at which the copy was current.
+func (c *call) identify(by time.Time) error {
+	if c.callerHash == (keys.Hash{}) {
+		raw, err := c.givenKey()
+		if err != nil {
+			return err
+		}
+		c.callerHash = keys.HashOf(raw)
 	}
 	if c.svc == nil {
 		return c.api.startingProblem()
 	}
-	if confirmed, _ := c.svc.keys.Confirmed(); !confirmed {
-		return problem(codeKeysUnconfirmed, headerName, "this node has not heard from the leader of the control table for 30 s, so it cannot tell whether the key still holds", "send the request again, or through another node").retry(retryAfterLeaderVote)
+	// Asked before the key is looked up, so that the copy is at least as new.
+	if !by.Before(c.svc.keys.ConfirmedUntil()) {
+		return keysUnconfirmed()
 	}
-	hash := keys.HashOf(raw)
-	key, held := c.svc.keys.GetKey(hash)
+	key, held := c.svc.keys.GetKey(c.callerHash)
 	if !held {
-		if key, held, err = c.api.unknown.ask(c.ctx, c.svc.keys, hash); err != nil {
+		var err error
+		if key, held, err = c.api.unknown.ask(c.ctx, c.svc.keys, c.callerHash); err != nil {
 			return err
 		}
 	}
 	if !held {
 		return problem(codeKeyInvalid, headerName, "no project has this key", "check that the key belongs to this StemeDB")
 	}
-	if err := usable(&key, time.Now()); err != nil {
+	c.key = key
+	if err := usable(&c.key, time.Now()); err != nil {
 		return err
 	}
-	c.caller = caller{project: key.Project, role: key.Role, key: &key, known: true}
+	c.caller = caller{project: key.Project, role: key.Role, key: &c.key, known: true}
 	return nil
+}
+
+func keysUnconfirmed() *Problem {
+	return problem(codeKeysUnconfirmed, headerName, "the leader of the control table has not confirmed this node's copy of the keys recently enough, so this node cannot tell whether the key still holds", "send the request again, or through another node").retry(retryAfterLeaderVote)
 }
 
 func usable(k *keys.Key, now time.Time) error {
@@ -174,7 +182,7 @@ func (c *call) maybeIdentify() (why string) {
 	if c.caller.known {
 		return ""
 	}
-	err := c.identify()
+	err := c.identify(time.Now())
 	var p *Problem
 	if errors.As(err, &p) {
 		return p.Code

@@ -44,13 +44,16 @@ type call struct {
 	limit  time.Duration // of the work; 0: the API's
 	params httprouter.Params
 
-	began     time.Time
-	requestID string
-	svc       *services
-	caller    caller
-	query     url.Values
-	mediaType string
-	body      []byte // aliases the pooled buffer; nothing outlives the call in it
+	began      time.Time
+	requestID  string
+	svc        *services
+	caller     caller
+	key        keys.Key  // what caller.key points to
+	callerHash keys.Hash // of the caller's key, once it was looked at
+	refused    error     // why the key no longer held when a write had its turn
+	query      url.Values
+	mediaType  string
+	body       []byte // aliases the pooled buffer; nothing outlives the call in it
 	// started: the handler began, so that the request may have had an effect.
 	started bool
 	// received: the body was read, or the route has none.

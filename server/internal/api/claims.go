@@ -90,9 +90,11 @@ func compareClaims(x, y *store.Claim) int {
 }
 
 // joinClaims is the claim that two projects hold, as the first of them has it,
-// with everybody who signed and voted in either.
+// with everybody who signed and voted in either. When one of the two is partial
+// so is the whole, by the same rule: the smallest ids of all count.
 func joinClaims(own, other *store.Claim) *store.Claim {
 	joined := *own
+	joined.Partial = own.Partial || other.Partial
 	joined.Agents = slices.Concat(own.Agents, other.Agents)
 	slices.SortFunc(joined.Agents, record.AgentID.Compare)
 	joined.Agents = slices.Compact(joined.Agents)
@@ -102,6 +104,16 @@ func joinClaims(own, other *store.Claim) *store.Claim {
 		return cmp.Or(x.Agent.Compare(y.Agent), cmp.Compare(y.Timestamp, x.Timestamp), y.ID.Compare(x.ID))
 	})
 	joined.Votes = slices.CompactFunc(joined.Votes, func(x, y lens.Vote) bool { return x.Agent == y.Agent })
+	if joined.Partial {
+		most := 0 // the length that the partial one was cut to
+		for _, c := range []*store.Claim{own, other} {
+			if c.Partial {
+				most = max(most, len(c.Agents), len(c.Votes))
+			}
+		}
+		joined.Agents = joined.Agents[:min(most, len(joined.Agents))]
+		joined.Votes = joined.Votes[:min(most, len(joined.Votes))]
+	}
 	return &joined
 }
 
@@ -262,6 +274,9 @@ type claimBody struct {
 	ReplacedBy         *record.Hash     `json:"replaced_by,omitempty"`
 	Agents             []record.AgentID `json:"agents"`
 	Votes              voteSummary      `json:"votes"`
+	// Partial: more agents signed the claim, or voted on it, than are shown and
+	// counted here.
+	Partial bool `json:"partial,omitempty"`
 }
 
 // voteSummary counts the newest vote of each agent.
@@ -275,7 +290,7 @@ func newClaimBody(claim *lens.Claim, project string, content *record.Content) *c
 	b := &claimBody{
 		Hash: claim.ID.String(), Project: project, Content: content,
 		EffectiveLifecycle: claim.Lifecycle, ReplacedBy: claim.ReplacedBy,
-		Agents: claim.Agents, Votes: countVotes(claim.Votes),
+		Agents: claim.Agents, Votes: countVotes(claim.Votes), Partial: claim.Partial,
 	}
 	if b.Agents == nil {
 		b.Agents = []record.AgentID{}

@@ -35,7 +35,11 @@ type three struct {
 	http  *http.Client
 }
 
-func startThree(t *testing.T) *three {
+func startThree(t *testing.T, tune ...func(*node.Tuning)) *three {
+	tuning := node.Tuning{SegmentSize: 256 << 10}
+	for _, f := range tune {
+		f(&tuning)
+	}
 	c := &three{t: t, net: memnet.New(7)}
 	c.net.SetDelay(100*time.Microsecond, time.Millisecond)
 	caller := c.net.Host("caller").Start()
@@ -52,7 +56,7 @@ func startThree(t *testing.T) *three {
 		}, node.Environment{
 			FS: disk, Network: c.net.Host(name).Start(),
 			RaftStorage: func(string, string) (control.RaftStorage, error) { return raft.Open(), nil },
-			Tuning:      node.Tuning{SegmentSize: 256 << 10},
+			Tuning:      tuning,
 		})
 		require.NoError(t, err)
 		c.nodes, c.disks = append(c.nodes, n), append(c.disks, disk)
@@ -130,8 +134,12 @@ func numbered(n int) *record.Assertion {
 		Subject: "code://go/example", Predicate: "number", Object: record.Number(float64(n)),
 		Confidence: 1, SourceClass: record.Observational, Timestamp: 900_000_000 + uint64(n), // virtual time begins in 2000
 	}}
-	a.Sign(ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(n)}, ed25519.SeedSize)))
+	a.Sign(agentOf(n))
 	return a
+}
+
+func agentOf(n int) ed25519.PrivateKey {
+	return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(n)}, ed25519.SeedSize))
 }
 
 // A key made through one gateway works through every node, and a revoked one

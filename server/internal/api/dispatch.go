@@ -143,7 +143,7 @@ func (c *call) execute() error {
 	if err := c.checkHeader(); err != nil {
 		return err
 	}
-	if err := c.authorize(); err != nil {
+	if err := c.authorize(time.Now()); err != nil {
 		return err
 	}
 	if c.svc == nil && !c.route.early {
@@ -155,9 +155,15 @@ func (c *call) execute() error {
 	if err := c.readBody(); err != nil {
 		return err
 	}
+	if err := c.authorizeChange(); err != nil {
+		return err
+	}
 	c.started = true
 	c.liftReadDeadline()
-	return c.route.handle(c)
+	if err := c.route.handle(c); err != nil {
+		return err
+	}
+	return c.authorizeAnswer()
 }
 
 // liftReadDeadline takes away the time-out for reading, once the request has
@@ -199,7 +205,29 @@ func askedTimeout(r *http.Request) (d time.Duration, given bool, err error) {
 	return time.Duration(seconds * float64(time.Second)), true, nil
 }
 
+// singleHeaders are the header fields that this package reads; each may be given
+// once. If one is repeated, a proxy in front of the server may pick a different
+// value than the server does.
+func singleHeaders() [8]string {
+	return [...]string{
+		headerKey, headerRequestID, headerTimeout, headerGateway,
+		"Content-Type", "Content-Encoding", "Origin", "Access-Control-Request-Method",
+	}
+}
+
 func (c *call) checkHeader() error {
+	if c.r.ProtoMajor != 1 { // net/http lets the preface of HTTP/2 through
+		c.header("Connection", "close")
+		return httpProblem(http.StatusHTTPVersionNotSupported, "")
+	}
+	for _, name := range singleHeaders() {
+		if n := len(c.r.Header[name]); n > 1 {
+			if name == headerKey {
+				name = headerName
+			}
+			return problem(record.CodeDuplicate, name, "the header is given "+strconv.Itoa(n)+" times", "give it once")
+		}
+	}
 	size := len(c.r.RequestURI)
 	for name, values := range c.r.Header {
 		for _, v := range values {
@@ -308,7 +336,7 @@ func (c *call) readFailed(err error) error {
 
 // readMediaType decides how the body is to be read.
 func (c *call) readMediaType() error {
-	if encoding := c.r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
+	if encoding := c.r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
 		return problem(codeMediaType, "Content-Encoding", "compressed bodies are not taken", "send the body as it is")
 	}
 	given := c.r.Header["Content-Type"]

@@ -28,6 +28,8 @@ type skepticBody struct {
 	// Truncated: there are more claims or values than limit allows to show.
 	// Score, status, support and counts are over all of them.
 	Truncated bool `json:"truncated,omitempty"`
+	// PartialClaims are those of which not all agents and votes were counted.
+	PartialClaims []record.Hash `json:"partial_claims,omitempty"`
 }
 
 type valueBody struct {
@@ -48,6 +50,7 @@ type supporterClaim struct {
 	EffectiveLifecycle record.Lifecycle   `json:"effective_lifecycle"`
 	Agents             []record.AgentID   `json:"agents"`
 	Votes              voteSummary        `json:"votes"`
+	Partial            bool               `json:"partial,omitempty"`
 }
 
 // skeptic shows disagreement instead of an answer.
@@ -76,6 +79,7 @@ func (c *call) skeptic() error {
 	body := skepticBody{
 		Subject: q.subject, Predicate: q.predicate, Consistency: q.consistency.String(), AsOf: q.asOf,
 		Score: dispute.Score, Status: string(dispute.Status), Why: dispute.Why, Values: []valueBody{},
+		PartialClaims: dispute.PartialClaims,
 	}
 	if err := space.showValues(&body, dispute.Values, limit); err != nil {
 		return err
@@ -111,7 +115,7 @@ func (r *room) showValues(body *skepticBody, values []lens.ValueSupport, limit i
 			limit--
 			shown.Claims = append(shown.Claims, supporterClaim{
 				Hash: claim.ID.String(), Timestamp: claim.Timestamp, Confidence: claim.Confidence, SourceClass: claim.Class,
-				EffectiveLifecycle: claim.Lifecycle, Agents: claim.Agents, Votes: countVotes(claim.Votes),
+				EffectiveLifecycle: claim.Lifecycle, Agents: claim.Agents, Votes: countVotes(claim.Votes), Partial: claim.Partial,
 			})
 		}
 		body.Truncated = body.Truncated || len(shown.Claims) < v.Count

@@ -370,7 +370,7 @@ func guardErrors(t testing.TB) (rows []errorCase) {
 		add("no key", 401, codeKeyMissing, headerName, func(c *errorCase) { c.role = "" })
 		add("malformed key", 401, codeKeyInvalid, headerName, func(c *errorCase) { c.key = "secret" })
 		add("unknown key", 401, codeKeyInvalid, headerName, func(c *errorCase) { c.key = "steme_live_" + strings.Repeat("0", 48) })
-		add("two keys", 401, codeKeyInvalid, headerName, func(c *errorCase) { c.role, c.header = "", http.Header{headerKey: {"a", "b"}} })
+		add("two keys", 400, record.CodeDuplicate, headerName, func(c *errorCase) { c.role, c.header = "", http.Header{headerKey: {"a", "b"}} })
 		add("expired key", 401, codeKeyExpired, headerName, keyed(func(k *keys.Key) { k.ExpiresAt = 2 }))
 		add("disabled key", 401, codeKeyDisabled, headerName, keyed(func(k *keys.Key) { k.Enabled = false }))
 		add("revoked key", 401, codeKeyRevoked, headerName, keyed(func(k *keys.Key) { k.RevokedAt = 2 }))

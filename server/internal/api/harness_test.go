@@ -126,6 +126,9 @@ func (b *solo) write(ctx context.Context, failed error, id record.Hash, signed [
 			return r
 		}
 	}
+	if r.Err = cluster.Permitted(ctx, time.Now().Add(5*time.Second)); r.Err != nil {
+		return r
+	}
 	done := make(chan store.PutResult, 1)
 	if r.Err = b.store.Put(items(), func(p store.PutResult) { done <- p }); r.Err == nil {
 		p := <-done
@@ -138,7 +141,7 @@ func (b *solo) Get(_ context.Context, project string, id record.Hash, _ cluster.
 	if err := b.failure(); err != nil {
 		return nil, err
 	}
-	return b.store.Assertion(project, id)
+	return b.store.AssertionWithin(project, id, b.voices)
 }
 
 func (b *solo) Claims(ctx context.Context, q store.ClaimQuery, consistency cluster.Consistency) (cluster.ClaimSource, error) {
@@ -206,8 +209,11 @@ type table struct {
 	keys        map[keys.Hash]keys.Key
 	leaderOnly  map[keys.Hash]keys.Key // known to the leader, not to this copy
 	unconfirmed atomic.Bool
+	stale       atomic.Int64 // nanoseconds since this copy was current
 	leaderGone  atomic.Bool
 	asked       atomic.Int64
+	changes     atomic.Int64  // that were proposed
+	left        time.Duration // that the last one had
 }
 
 var errNoLeader = errors.New("no leader")
@@ -216,7 +222,20 @@ func newTable() *table {
 	return &table{keys: map[keys.Hash]keys.Key{}, leaderOnly: map[keys.Hash]keys.Key{}}
 }
 
-func (k *table) Confirmed() (bool, time.Time) { return !k.unconfirmed.Load(), time.Now() }
+func (k *table) ConfirmedUntil() time.Time {
+	if k.unconfirmed.Load() {
+		return time.Time{}
+	}
+	return time.Now().Add(30*time.Second - time.Duration(k.stale.Load()))
+}
+
+// propose notes that a change was asked for.
+func (k *table) propose(ctx context.Context) {
+	k.changes.Add(1)
+	if deadline, ok := ctx.Deadline(); ok {
+		k.left = time.Until(deadline)
+	}
+}
 
 func (k *table) GetKey(h keys.Hash) (keys.Key, bool) {
 	k.mu.Lock()
@@ -263,7 +282,8 @@ func (k *table) change(h keys.Hash, do func(keys.Key) (keys.Key, error)) (keys.K
 	return after, err
 }
 
-func (k *table) CreateKey(_ context.Context, fresh keys.Key) (keys.Key, bool, error) {
+func (k *table) CreateKey(ctx context.Context, fresh keys.Key) (keys.Key, bool, error) {
+	k.propose(ctx)
 	if k.leaderGone.Load() {
 		return keys.Key{}, false, errNoLeader
 	}
@@ -280,15 +300,18 @@ func (k *table) CreateKey(_ context.Context, fresh keys.Key) (keys.Key, bool, er
 	return after, created, err
 }
 
-func (k *table) PatchKey(_ context.Context, h keys.Hash, p keys.Patch) (keys.Key, error) {
+func (k *table) PatchKey(ctx context.Context, h keys.Hash, p keys.Patch) (keys.Key, error) {
+	k.propose(ctx)
 	return k.change(h, func(key keys.Key) (keys.Key, error) { return key.Patched(p) })
 }
 
-func (k *table) RevokeKey(_ context.Context, h keys.Hash) (keys.Key, error) {
+func (k *table) RevokeKey(ctx context.Context, h keys.Hash) (keys.Key, error) {
+	k.propose(ctx)
 	return k.change(h, func(key keys.Key) (keys.Key, error) { return key.RevokedNow(time.Now().Unix()), nil })
 }
 
-func (k *table) RotateKey(_ context.Context, h, successor keys.Hash, grace int64) (old, fresh keys.Key, err error) {
+func (k *table) RotateKey(ctx context.Context, h, successor keys.Hash, grace int64) (old, fresh keys.Key, err error) {
+	k.propose(ctx)
 	old, err = k.change(h, func(key keys.Key) (keys.Key, error) {
 		var after keys.Key
 		after, fresh, err = key.Rotate(successor, time.Now().Unix(), grace)

@@ -93,13 +93,108 @@ func TestGatewayKeepsASubjectThatIsTooLarge(t *testing.T) {
 	require.Zero(t, c.dials.Load())
 }
 
-// One claim that too many agents have signed.
-func TestTooManyVoices(t *testing.T) {
+// crowd signs a claim of the subject as so many agents, and votes for it as many.
+func (w *world) crowd(project string, count int, change func(*record.Content)) record.Hash {
+	a := claim(change)
+	items := []store.Item{store.NewContent(project, a.ID(), &a.Content)}
+	for i := range count {
+		agent := record.AgentID{31: 1}
+		binary.BigEndian.PutUint32(agent[:], uint32(i))
+		items = append(items, store.NewSignature(project, a.ID(), record.Signature{Agent: agent}),
+			store.NewVote(project, &record.Vote{Assertion: a.ID(), Agent: agent, Weight: 1, Timestamp: a.Timestamp + 1}))
+	}
+	w.put(items)
+	return a.ID()
+}
+
+// A claim with too many agents or votes is shown and counted in part and says so,
+// on every route; the rest of its subject is answered as ever.
+func TestHotClaimIsPartial(t *testing.T) {
 	w := newWorld(t, nil)
+	c := newContract(t)
 	w.backend.voices = 2
-	w.assert(claim(nil, 1, 2, 3))
-	got := w.as(keys.ReadOnly, "GET", "/v1/query?subject=code://go/example/tls", "")
-	require.Equal(t, codeSubjectTooLarge, problemOf(t, got).Code)
+	hot := w.crowd("alpha", 3, nil)
+	cool := w.assert(claim(func(c *record.Content) { c.Object, c.Timestamp = record.Text("off"), c.Timestamp-1 }, 1, 2))
+	other := w.assert(claim(func(c *record.Content) { c.Predicate = "other" }, 1))
+	ask := func(path string) *httptest.ResponseRecorder {
+		r := request{method: "GET", path: path, key: w.raw[keys.ReadOnly]}
+		got := w.do(r)
+		require.Equal(t, http.StatusOK, got.Code, "%s: %s", path, got.Body)
+		c.check(t, r, got)
+		return got
+	}
+	const subject = "?subject=code://go/example/tls"
+	require.Len(t, decode[queryAnswer](t, ask("/v1/query"+subject+"&limit=1")).Claims, 1)
+	page := decode[queryAnswer](t, ask("/v1/query"+subject))
+	require.Len(t, page.Claims, 3)
+	for _, shown := range page.Claims {
+		require.Equal(t, shown.Hash == hot.String(), shown.Partial)
+		if shown.Partial {
+			require.Len(t, shown.Agents, 2)
+			require.Equal(t, voteSummary{For: 2, Weight: 2}, shown.Votes)
+		}
+	}
+	for _, lens := range allLenses {
+		answers := decode[queryAnswer](t, ask("/v1/query"+subject+"&lens="+lens)).Answers
+		require.Len(t, answers, 2, lens)
+		if lens == "consensus" {
+			require.Equal(t, []record.Hash{hot}, answers[1].Why.PartialClaims)
+			require.EqualValues(t, 2, answers[1].Why.Score)
+			require.Equal(t, cool, answers[1].Why.RunnerUp.ID)
+		} else {
+			require.Empty(t, answers[1].Why.PartialClaims, lens)
+		}
+		require.Empty(t, answers[0].Why.PartialClaims, "the other predicate has no such claim")
+		require.Equal(t, other.String(), answers[0].Winner.Hash)
+	}
+	dispute := decode[skepticBody](t, ask("/v1/skeptic"+subject+"&predicate=verification"))
+	require.Equal(t, []record.Hash{hot}, dispute.PartialClaims)
+	require.True(t, dispute.Values[0].Claims[0].Partial)
+	require.False(t, dispute.Values[1].Claims[0].Partial)
+	layers := decode[layeredBody](t, ask("/v1/layered"+subject+"&predicate=verification"))
+	require.Equal(t, []record.Hash{hot}, layers.Layers[0].Why.PartialClaims)
+
+	for id, partial := range map[record.Hash]bool{hot: true, cool: false} {
+		one := decode[assertionBody](t, ask("/v1/assertions/"+id.String()))
+		require.Equal(t, partial, one.Partial)
+		require.Len(t, one.Signatures, 2)
+	}
+}
+
+// A claim of two projects is cut as if one held it all.
+func TestPartialClaimOfTwoProjects(t *testing.T) {
+	w := newWorld(t, nil)
+	w.backend.voices = 3
+	w.crowd("alpha", 2, nil)
+	id := w.crowd(keys.SharedProject, 5, nil)
+	w.put([]store.Item{store.NewSignature("alpha", id, record.Signature{Agent: record.AgentID{0}})})
+	shown := w.query("/v1/query?subject=code://go/example/tls&scope=own,shared").Claims
+	require.Len(t, shown, 1)
+	require.True(t, shown[0].Partial)
+	zero := strings.Repeat("00", 31)
+	require.Equal(t, []string{zero + "00", zero + "01", "00000001" + zero[8:] + "01"}, shown[0].Agents)
+	require.Equal(t, voteSummary{For: 3, Weight: 3}, shown[0].Votes)
+}
+
+// By the limits that a server has, a claim that is as large as one may get does
+// not spoil the others of its predicate, nor does an answer with all of it outgrow
+// what a gateway passes on.
+func TestHotClaimLeavesRoomForTheRest(t *testing.T) {
+	w := newWorld(t, nil)
+	w.backend.voices = 10_000 // as cluster.Limits
+	ids := []record.Hash{}
+	for i := range 2 {
+		ids = append(ids, w.crowd("alpha", w.backend.voices+1, func(c *record.Content) { c.Object = record.Number(float64(i)) }))
+	}
+	w.assert(claim(nil))
+	for _, path := range []string{"/v1/query?lens=consensus&", "/v1/skeptic?predicate=verification&", "/v1/layered?predicate=verification&", "/v1/query?limit=1&"} {
+		got := w.as(keys.ReadOnly, "GET", path+"subject=code://go/example/tls", "")
+		require.Equal(t, http.StatusOK, got.Code, "%s: %.200s", path, got.Body)
+	}
+	got := w.as(keys.ReadOnly, "GET", "/v1/assertions/"+ids[0].String(), "")
+	require.Equal(t, http.StatusOK, got.Code)
+	require.Less(t, got.Body.Len(), maxPeerAnswer)
+	require.Less(t, got.Body.Len(), w.backend.voices*(signatureText+voteText)+4096, "its turn is taken for no less than it is")
 }
 
 // Requests that hold much take turns; those that hold little do not wait.
@@ -108,7 +203,7 @@ func TestHeavyReadsTakeTurns(t *testing.T) {
 	w.hot("hot", 400)
 	require.True(t, w.api.heavy.TryAcquire(1), "another request has the turn")
 	for _, path := range weighing {
-		r := request{method: "GET", path: path, key: w.raw[keys.ReadOnly], header: http.Header{headerTimeout: {"0.05"}}}
+		r := request{method: "GET", path: path, key: w.raw[keys.ReadOnly], header: http.Header{headerTimeout: {"0.3"}}}
 		got := w.do(r)
 		require.Equal(t, cluster.CodeOverloaded, problemOf(t, got).Code, path)
 		require.NotEmpty(t, got.Header().Get("Retry-After"))
@@ -184,7 +279,7 @@ func TestLargeAnswersTakeTurns(t *testing.T) {
 	for _, path := range heavy {
 		t.Run(path, func(t *testing.T) {
 			require.True(t, w.api.heavy.TryAcquire(1)) // another request has the turn
-			r := request{method: "GET", path: path, key: w.raw[keys.ReadOnly], header: http.Header{headerTimeout: {"0.05"}}}
+			r := request{method: "GET", path: path, key: w.raw[keys.ReadOnly], header: http.Header{headerTimeout: {"0.3"}}}
 			answer := w.do(r)
 			w.api.heavy.Release(1)
 			require.Equal(t, http.StatusServiceUnavailable, answer.Code)

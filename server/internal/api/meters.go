@@ -80,7 +80,7 @@ func newMeters(a *API, registerer prometheus.Registerer) (*meters, error) {
 	})
 	for _, c := range []prometheus.Collector{
 		m.requests, m.duration, m.inFlight, m.queries, m.queryLatency, m.ingested,
-		m.gatewayRequests, m.gatewayRetries, ready, expiry,
+		m.gatewayRequests, m.gatewayRetries, ready, expiry, a.errors.count,
 	} {
 		if err := registerer.Register(c); err != nil {
 			return nil, fmt.Errorf("register the metrics of the HTTP API: %w", err)

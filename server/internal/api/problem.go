@@ -11,7 +11,6 @@ import (
 
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
-	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/record"
 )
 
@@ -40,6 +39,9 @@ const (
 	codeMediaType         = "unsupported_media_type"
 	codeSubjectTooLarge   = "subject_too_large"
 	codeHeaderTooLarge    = "header_too_large"
+	codeExpectation       = "expectation_failed"
+	codeTransferEncoding  = "unsupported_transfer_encoding"
+	codeHTTPVersion       = "unsupported_http_version"
 	codeInternal          = "internal"
 	codeStarting          = "starting"
 	codeNotReady          = "not_ready"
@@ -104,9 +106,12 @@ var codeTable = map[string]codeInfo{
 	codeRevokedForGood:   {409, "A revoked key cannot come back"},
 	codeAlreadyRotated:   {409, "The key was rotated before"},
 	codeMediaType:        {415, "The body's media type is not taken here"},
+	codeExpectation:      {417, "The expectation is not supported"},
 	codeSubjectTooLarge:  {422, "There is too much about the subject for one answer"},
 	codeHeaderTooLarge:   {431, "The request's header is too large"},
 	codeInternal:         {500, "The server failed"},
+	codeTransferEncoding: {501, "The transfer encoding is not supported"},
+	codeHTTPVersion:      {505, "The HTTP version is not supported"},
 	codeStarting:         {503, "The node is starting"},
 	codeNotReady:         {503, "The node cannot serve now"},
 	codeUnavailable:      {503, "This cannot be done now"},
@@ -222,9 +227,6 @@ func asProblem(err error) *Problem {
 	}
 	if p := backendProblem(err); p != nil {
 		return p
-	}
-	if errors.Is(err, store.ErrTooManyVoices) {
-		return problem(codeSubjectTooLarge, "subject", err.Error(), "ask with as_of for what was signed before that claim, or for another predicate")
 	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):

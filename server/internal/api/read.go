@@ -38,11 +38,19 @@ type assertionBody struct {
 	EffectiveLifecycle record.Lifecycle   `json:"effective_lifecycle"`
 	Signatures         []record.Signature `json:"signatures"`
 	Votes              []record.Vote      `json:"votes"`
-	Consistency        string             `json:"consistency"`
+	// Partial: there are more signatures, or votes, than are shown.
+	Partial     bool   `json:"partial,omitempty"`
+	Consistency string `json:"consistency"`
 }
 
-// getAssertion shows one record with all its signatures and the newest vote of
-// each agent.
+// Sizes of a signature and a vote in JSON, rounded up.
+const (
+	signatureText = 256
+	voteText      = 480
+)
+
+// getAssertion shows one record with its signatures and the newest vote of each
+// agent.
 func (c *call) getAssertion() error {
 	began := time.Now()
 	id, err := c.hashParam("hash")
@@ -69,7 +77,12 @@ func (c *call) getAssertion() error {
 	}
 	body := assertionBody{
 		Hash: stored.ID.String(), Project: stored.Project, Content: stored.Content, EffectiveLifecycle: stored.Lifecycle,
-		Signatures: stored.Signatures, Votes: stored.Votes, Consistency: consistency.String(),
+		Signatures: stored.Signatures, Votes: stored.Votes, Partial: stored.Partial, Consistency: consistency.String(),
+	}
+	space := room{call: c}
+	defer space.leave()
+	if err := space.show(signatureText*len(body.Signatures) + voteText*len(body.Votes)); err != nil {
+		return err
 	}
 	if body.Signatures == nil {
 		body.Signatures = []record.Signature{}

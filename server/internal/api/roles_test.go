@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/stemedb/stemedb/server/internal/keys"
+	"github.com/stemedb/stemedb/server/internal/lens"
 	"github.com/stemedb/stemedb/server/record"
 )
 
@@ -121,11 +122,12 @@ type queryAnswer struct {
 		Agents        []string
 		Votes         voteSummary
 		Object        record.Object
+		Partial       bool
 	}
 	Answers []struct {
 		Predicate string
 		Winner    *struct{ Hash string }
-		Why       struct{ Because string }
+		Why       lens.Why
 	}
 	Cursor string
 }

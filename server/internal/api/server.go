@@ -2,10 +2,9 @@ package api
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"log/slog"
+	"log"
 	"net"
 	"net/http"
 	"sync"
@@ -45,12 +44,13 @@ func (s *Serving) start(a *API, name string, l net.Listener, h http.Handler, cer
 		return
 	}
 	server := a.httpServer(h)
+	own := &ownAnswers{Listener: l, api: a}
 	if certs != nil {
-		l = tls.NewListener(l, certs.Config())
+		own.tls = certs.Config()
 	}
 	s.servers = append(s.servers, server)
 	s.wait.Go(func() {
-		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(own); !errors.Is(err, http.ErrServerClosed) {
 			s.failed <- fmt.Errorf("serve the %s on %s: %w", name, l.Addr(), err)
 		}
 	})
@@ -67,7 +67,9 @@ func (a *API) httpServer(h http.Handler) *http.Server {
 		WriteTimeout:      a.opts.ReadTimeout + MaxRequestTimeout + answerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderServer,
-		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+		ErrorLog:          log.New(a.errors, "", 0),
+		// "OPTIONS *" is answered like the OPTIONS of a route.
+		DisableGeneralOptionsHandler: true,
 	}
 }
 

@@ -24,7 +24,7 @@ func (c *call) assert() error {
 	if err != nil {
 		return err
 	}
-	results := c.svc.backend.Assert(c.ctx, c.caller.project, []*record.Assertion{a})
+	results := c.svc.backend.Assert(c.permitted(), c.caller.project, []*record.Assertion{a})
 	if len(results) != 1 {
 		return errors.New("the cluster answered one assertion with another number of results")
 	}
@@ -54,7 +54,7 @@ func (c *call) vote() error {
 	if err != nil {
 		return err
 	}
-	return c.written(c.svc.backend.Vote(c.ctx, c.caller.project, v))
+	return c.written(c.svc.backend.Vote(c.permitted(), c.caller.project, v))
 }
 
 func (c *call) needBody() error {
@@ -125,7 +125,10 @@ func (c *call) assertBatch() error {
 	}
 	var results []cluster.WriteResult
 	if len(good) > 0 {
-		results = c.svc.backend.Assert(c.ctx, c.caller.project, good)
+		results = c.svc.backend.Assert(c.permitted(), c.caller.project, good)
+		if c.refused != nil {
+			return c.refused
+		}
 		if len(results) != len(good) {
 			return errors.New("the cluster answered a batch with another number of results")
 		}

@@ -105,7 +105,7 @@ type Limits struct {
 	CachedKeys       int   // 4,096: agents whose expanded keys are kept
 	VerifyGroup      int   // 64: single signatures checked together
 	ReadTries        int   // 3: how often a read starts again because members changed
-	Voices           int   // 100,000: agents and votes that one claim may come with (store.ErrTooManyVoices)
+	Voices           int   // 10,000: agents, and votes, that a read holds of one claim; with more it is partial
 }
 
 // Config is what a Cluster is made of. Store, Control and Progress are needed.

@@ -38,6 +38,6 @@ func (l Limits) withDefaults() Limits {
 		CachedKeys:       cmp.Or(l.CachedKeys, 4096),
 		VerifyGroup:      cmp.Or(l.VerifyGroup, 64),
 		ReadTries:        cmp.Or(l.ReadTries, 3),
-		Voices:           cmp.Or(l.Voices, 100_000),
+		Voices:           cmp.Or(l.Voices, 10_000),
 	}
 }

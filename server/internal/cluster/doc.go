@@ -15,6 +15,9 @@
 //     control table.
 //   - Every member comes to hold everything that any other member holds, however
 //     long it was away, and goes on from where it was when it starts again.
+//   - A write that its Permit refuses is written nowhere. One that is permitted goes
+//     to this node's log and to the peers within Timings.WriteWait or not at all: a
+//     write that was given up is not sent to a peer afterwards (permit.go).
 //   - A peer that is slow, gone or sends nonsense costs bounded memory and never
 //     holds up what the others can do.
 //

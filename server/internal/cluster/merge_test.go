@@ -296,3 +296,39 @@ func FuzzPlaces(f *testing.F) {
 		}
 	})
 }
+
+// TestPartialClaimIsTheSameOnAllNodes: after a quorum read every node cuts a claim
+// with too many agents alike, wherever its signatures came in.
+func TestPartialClaimIsTheSameOnAllNodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := threeNodes(t, func(w *world) {
+			w.tune = func(c *Config) { c.Limits.Voices = 3 }
+		})
+		a := claim("s", 1)
+		for i, majority := range []string{"ab", "ca", "bc", "ac", "ab", "bc"} {
+			items := []store.Item{
+				store.NewContent("p", a.ID(), &a.Content),
+				store.NewSignature("p", a.ID(), record.Signature{Agent: record.AgentID{byte(10 - i)}}),
+			}
+			for name := range strings.SplitSeq(majority, "") {
+				require.NoError(t, w.nodes[name].cluster.putAndWait(t.Context(), items))
+			}
+		}
+		for _, name := range []string{"a", "b", "c"} {
+			claims, err := w.nodes[name].cluster.Claims(t.Context(), store.ClaimQuery{Project: "p", Subject: "s"}, Quorum)
+			require.NoError(t, err)
+			seen := 0
+			for c, err := range claims(nil) {
+				require.NoError(t, err)
+				require.True(t, c.Partial)
+				require.Equal(t, []record.AgentID{{5}, {6}, {7}}, c.Agents, "at %s", name)
+				seen++
+			}
+			require.Equal(t, 1, seen)
+			stored, err := w.nodes[name].cluster.Get(t.Context(), "p", a.ID(), Quorum)
+			require.NoError(t, err)
+			require.True(t, stored.Partial)
+			require.Len(t, stored.Signatures, 3)
+		}
+	})
+}

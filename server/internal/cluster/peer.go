@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -242,6 +243,7 @@ func (p *peer) send(ctx context.Context, stream peerpb.Peer_ReplicateClient) err
 func (p *peer) take(batch []*write, seq uint64) []*write {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.dropAbandoned()
 	size, now := 0, time.Now()
 	for p.sent < len(p.queue) {
 		q := &p.queue[p.sent]
@@ -264,6 +266,20 @@ func (p *peer) take(batch []*write, seq uint64) []*write {
 		batch = batch[:n-1]
 	}
 	return batch
+}
+
+// dropAbandoned takes unsent writes off the queue whose requests gave up.
+// Called with mu held.
+func (p *peer) dropAbandoned() {
+	unsent := slices.DeleteFunc(p.queue[p.sent:], func(q queued) bool {
+		if !q.w.abandoned.Load() {
+			return false
+		}
+		p.bytes -= int64(len(q.w.wire))
+		return true
+	})
+	p.queue = p.queue[:p.sent+len(unsent)]
+	p.queueBytes.Set(float64(p.bytes))
 }
 
 // sendBatch sends one message, or the messages of one large write.

@@ -13,14 +13,15 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Get returns what is held about an id: store.ErrNotFound without content,
-// *UnavailableError when that cannot be told.
+// Get returns the record of an id, with at most Limits.Voices signatures and votes:
+// store.ErrNotFound when its content is not held, *UnavailableError when this node
+// cannot be sure.
 func (c *Cluster) Get(ctx context.Context, project string, id record.Hash, consistency Consistency) (*store.Stored, error) {
 	for {
 		var stored *store.Stored
 		snap, err := c.level(ctx, &store.Set{Project: project, ID: &id}, consistency)
 		if err == nil {
-			stored, err = snap.Assertion(project, id)
+			stored, err = snap.AssertionWithin(project, id, c.limits.Voices)
 			snap.Close()
 		}
 		var damage *store.DamageError

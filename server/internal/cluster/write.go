@@ -30,6 +30,10 @@ type write struct {
 	// because the request gave up: a queue may forget the write then, since
 	// catch-up brings the records as well.
 	settled atomic.Bool
+	// abandoned is set as well when the request gave up: a peer's queue that has
+	// not sent the write by then drops it, so that nothing becomes durable long
+	// after its Permit was asked.
+	abandoned atomic.Bool
 
 	mu sync.Mutex
 	// acks are the ids of members that hold every item durably. An ack is a
@@ -73,9 +77,10 @@ func (w *write) evaluate(newest func() *control.State) {
 
 // outcome ends the wait: from here on nobody asks for the write.
 func (w *write) outcome() (fresh []bool, won bool, acks int, localErr error) {
-	w.settled.Store(true)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.abandoned.Store(!w.won)
+	w.settled.Store(true)
 	return w.fresh, w.won, len(w.acks), w.localErr
 }
 
@@ -130,7 +135,7 @@ func (f *inFlight) all() []*write {
 // write makes items durable on a majority: the local log and the peers' streams
 // work at the same time. fresh tells for each item whether this node wrote it
 // just now; it is nil when a majority was there before this node's own log.
-// Errors are *UnavailableError.
+// Errors are *UnavailableError, or that of the Permit that ctx carries.
 func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, err error) {
 	if err := c.mayDecide(); err != nil {
 		return nil, err
@@ -146,7 +151,11 @@ func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, 
 		return nil, unavailable(CodeOverloaded, "too many writes are waiting for the disks", err)
 	}
 	defer c.room.Release(cost)
-	ctx, cancel := context.WithTimeout(ctx, c.timings.WriteWait)
+	by := time.Now().Add(c.timings.WriteWait)
+	if err := Permitted(ctx, by); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithDeadline(ctx, by)
 	defer cancel()
 	w := &write{items: items, done: make(chan struct{})}
 	// In this order: whoever adds a peer from now on offers it this write.
@@ -160,7 +169,8 @@ func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, 
 	if refused := c.offer(w, peers); len(refused) > 0 {
 		reachable := func(id string) bool { return !slices.Contains(refused, id) }
 		if !state.WriteQuorum(reachable) {
-			w.settled.Store(true) // nobody waits for it
+			w.abandoned.Store(true) // nobody waits for it
+			w.settled.Store(true)
 			return nil, unavailable(CodeOverloaded, "the queues to the other members are full", nil)
 		}
 	}

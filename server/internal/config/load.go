@@ -225,8 +225,8 @@ func (c *Config) complete(source Source) (problems []error) {
 			wrong(dir.name, "not set; name a folder on a durable volume, or use --%s", strings.ToLower(strings.ReplaceAll(dir.name, "_", "-")))
 		}
 	}
-	if c.WALDir != "" && c.WALDir == c.DBDir {
-		wrong("DB_DIR", "is the folder of STEMEDB_WAL_DIR; give each its own")
+	if c.WALDir != "" && c.DBDir != "" && sameFolder(c.WALDir, c.DBDir) {
+		wrong("DB_DIR", "%s is the folder of STEMEDB_WAL_DIR, %s; give each its own", c.DBDir, c.WALDir)
 	}
 	if !c.Single() && len(c.ClusterSecrets) == 0 {
 		wrong("CLUSTER_SECRET", "not set, but STEMEDB_CLUSTER_JOIN is; members need a common secret, for example from \"openssl rand -hex 32\"")

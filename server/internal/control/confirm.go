@@ -184,6 +184,17 @@ func (c *Control) MayDecide() error {
 	return nil
 }
 
+// ConfirmedUntil is the end of the 30 s for which this copy is trusted since it was
+// last confirmed: an action before then comes within 30 s of any revocation that
+// the copy does not show. It is zero while the copy is not trusted.
+func (c *Control) ConfirmedUntil() time.Time {
+	ok, at := c.Confirmed()
+	if !ok {
+		return time.Time{}
+	}
+	return at.Add(c.cfg.Timings.ConfirmedFor)
+}
+
 // LookupAtLeader brings this copy up to date once and looks again: for a key
 // that the copy does not know. Calls that wait share one question, so unknown
 // keys cost the leader at most 50 questions a second and node.

@@ -193,7 +193,7 @@ func New(cfg Config) (*Control, error) {
 	}
 	if !state && cfg.ClusterID != "" {
 		return nil, fmt.Errorf("the volumes belong to cluster %s as %s, but the control table's log is gone: this incarnation may have voted and must not vote again; "+
-			"empty both volumes of %s, so that it joins as a new member and is refilled by the others", cfg.ClusterID, c.id, cfg.Name)
+			"%s", cfg.ClusterID, c.id, storageRemedy(len(cfg.Join)))
 	}
 	return c, nil
 }

@@ -179,12 +179,19 @@ func TestJoinWaitsForCatchUp(t *testing.T) {
 }
 
 func TestNodeThatLostItsTableOnlyIsRefused(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		n := w.add("a")
-		n.clusterID = "abc"
-		err := n.tryStart()
-		n.control = nil
-		require.ErrorContains(t, err, "must not vote again")
-	})
+	for _, first := range [][]string{{"a"}, {"a", "b", "c"}} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t, first...)
+			n := w.node["a"]
+			n.clusterID = "abc"
+			err := n.tryStart()
+			n.control = nil
+			require.ErrorContains(t, err, "must not vote again")
+			if len(first) == 1 {
+				require.ErrorContains(t, err, "do not empty the volumes, nobody could refill them")
+			} else {
+				require.ErrorContains(t, err, "empty both volumes of this node, so that it joins")
+			}
+		})
+	}
 }

@@ -102,7 +102,7 @@ func (u universe) violation(reader, other quorums) error {
 	return nil
 }
 
-func membersOf(n int) (set []Member) {
+func wholeMembers(n int) (set []Member) {
 	for i := range n {
 		name := string(rune('a' + i))
 		set = append(set, Member{Name: name, Incarnation: name + "1", Whole: true})
@@ -114,15 +114,15 @@ func membersOf(n int) (set []Member) {
 func changes(n int) map[ChangeKind]*State {
 	states := map[ChangeKind]*State{}
 	add := func(kind ChangeKind, subject string, next []Member) {
-		s := &State{ClusterID: "c", Generation: 1, Members: membersOf(n)}
+		s := &State{ClusterID: "c", Generation: 1, Members: wholeMembers(n)}
 		s.open(kind, subject, next, 0)
 		states[kind] = s
 	}
 	newcomer := Member{Name: string(rune('a' + n)), Incarnation: "new"}
-	add(Join, newcomer.ID(), append(membersOf(n), newcomer))
+	add(Join, newcomer.ID(), append(wholeMembers(n), newcomer))
 	again := Member{Name: "a", Incarnation: "a2"}
-	add(Replace, again.ID(), swap(membersOf(n), again))
-	add(Refill, membersOf(n)[0].ID(), membersOf(n))
+	add(Replace, again.ID(), swap(wholeMembers(n), again))
+	add(Refill, wholeMembers(n)[0].ID(), wholeMembers(n))
 	return states
 }
 
@@ -144,7 +144,7 @@ func (u universe) withWhole(s *State, whole uint) *State {
 
 func TestEveryReadMeetsEveryWriteAndEveryRead(t *testing.T) {
 	for n := 1; n <= mostMembers; n++ {
-		s := &State{ClusterID: "c", Generation: 1, Members: membersOf(n)}
+		s := &State{ClusterID: "c", Generation: 1, Members: wholeMembers(n)}
 		u := universeOf(s)
 		for whole := range u.subsets(s.Members) {
 			q := u.quorums("of the members", u.withWhole(s, whole))
@@ -249,7 +249,7 @@ func (u universe) evidence(s *State, logs uint) (marks map[string]uint64, knows 
 // what reads have shown, with every even number of members.
 func TestHalfOfTheMembersIsTooFewForARead(t *testing.T) {
 	for n := 1; n <= mostMembers; n++ {
-		s := &State{ClusterID: "c", Generation: 1, Members: membersOf(n)}
+		s := &State{ClusterID: "c", Generation: 1, Members: wholeMembers(n)}
 		u := universeOf(s)
 		q := u.quorums("of half", s)
 		q.read = func(set uint) bool { return bits.OnesCount(set) >= meeting(n) }

@@ -365,5 +365,5 @@ func (s sink) Accept(_ string, level hclog.Level, msg string, args ...any) {
 	case level == hclog.Info:
 		at = slog.LevelInfo
 	}
-	s.log.Log(context.Background(), at, msg, args...)
+	s.log.Log(context.Background(), at, msg, plain(args)...)
 }

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -24,20 +23,33 @@ func OpenStorage(dir string) (RaftStorage, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("make the directory of the control table: %w", err)
 	}
+	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, keptSnapshots, hclog.New(&hclog.LoggerOptions{Output: io.Discard}))
+	if err != nil {
+		return nil, fmt.Errorf("open the control table's snapshots in %s: %w", dir, err)
+	}
 	path := filepath.Join(dir, "control.db")
-	bolt, err := raftboltdb.New(raftboltdb.Options{
-		Path: path,
-		// Another process that holds the file is an error, not a reason to wait.
-		BoltOptions: &bbolt.Options{Timeout: time.Second},
-	})
+	bolt, err := openLog(path)
+	if damaged(err) {
+		return nil, &DamagedError{Path: path, Members: membersOf(snapshots), Err: err}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open the control table's log %s: %w", path, err)
 	}
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, keptSnapshots, hclog.New(&hclog.LoggerOptions{Output: io.Discard}))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open the control table's snapshots in %s: %w", dir, err), bolt.Close())
-	}
 	return &boltStorage{bolt: bolt, snapshots: snapshots}, nil
+}
+
+func openLog(path string) (bolt *raftboltdb.BoltStore, err error) {
+	// Another process that holds the file is an error, not a reason to wait.
+	options := bbolt.Options{Timeout: time.Second}
+	err = withFaults(func() (err error) {
+		if err := checkLog(path, options); err != nil {
+			return err
+		}
+		defer recovered(&err)
+		bolt, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &options})
+		return err
+	})
+	return bolt, err
 }
 
 type boltStorage struct {

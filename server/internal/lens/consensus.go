@@ -21,12 +21,16 @@ func Consensus(claims Claims, p Params) (Answer, error) {
 			return Answer{}, err
 		}
 	}
-	return elect(n.tallies()), nil
+	return elect(n), nil
 }
 
-// elect draws the answer from tallies, strongest first.
-func elect(tallies []*tally) Answer {
-	a := Answer{Why: Why{Rule: "the value with the most support wins (each agent counts once: 1 for a signature, its weight for a vote), then the one claimed latest, then the greatest id"}}
+// elect draws the answer from the counted claims.
+func elect(n *count) Answer {
+	tallies := n.tallies()
+	a := Answer{Why: Why{
+		Rule:          "the value with the most support wins (each agent counts once: 1 for a signature, its weight for a vote), then the one claimed latest, then the greatest id",
+		PartialClaims: n.partial,
+	}}
 	switch {
 	case len(tallies) == 0:
 		a.Why.Because = noClaims
@@ -72,7 +76,7 @@ func Layered(claims Claims, p Params) ([]Layer, error) {
 	var layers []Layer
 	for _, class := range record.SourceClasses() {
 		if n := byClass[class]; n != nil {
-			layers = append(layers, Layer{class, elect(n.tallies())})
+			layers = append(layers, Layer{class, elect(n)})
 		}
 	}
 	return layers, nil
@@ -85,6 +89,8 @@ type Dispute struct {
 	Status Status
 	Values []ValueSupport // strongest first
 	Why    string
+	// PartialClaims is as in Why.
+	PartialClaims []record.Hash
 }
 
 // Status of a dispute.
@@ -124,7 +130,9 @@ func Skeptic(claims Claims, p Params) (Dispute, error) {
 			return Dispute{}, err
 		}
 	}
-	return weigh(n.tallies()), nil
+	d := weigh(n.tallies())
+	d.PartialClaims = n.partial
+	return d, nil
 }
 
 // weigh shows how the support is spread over tallies, strongest first.
@@ -201,6 +209,7 @@ type count struct {
 	params  *Params
 	keep    int // how many claims of a value are kept besides its newest
 	byValue map[ValueHash]*tally
+	partial []record.Hash // claims that were counted in part
 }
 
 // What a count holds in memory, measured and rounded up; Params.Hold is asked
@@ -227,6 +236,9 @@ func (n *count) add(c *Claim) error {
 		bytes += valueBytes
 	}
 	t.claims++
+	if c.Partial {
+		n.partial = append(n.partial, c.ID)
+	}
 	keep := len(t.kept) < n.keep
 	if keep {
 		t.kept = append(t.kept, c)

@@ -34,6 +34,9 @@ type Claim struct {
 	Value      ValueHash
 	Agents     []record.AgentID // who signed; distinct, ascending
 	Votes      []Vote           // the newest of each agent; by agent, ascending
+	// Partial: more agents signed the claim, or voted on it, than Agents, or
+	// Votes, holds. Those with the smallest ids are there, and only they count.
+	Partial bool
 	// Origin is what the claim was made from. It is the caller's; no lens looks
 	// at it.
 	Origin any
@@ -102,6 +105,9 @@ type Why struct {
 	// TieBreak names what decided between equal scores: "timestamp" or "id";
 	// absent when the score itself did.
 	TieBreak string `json:"tie_break,omitempty"`
+	// PartialClaims are the claims of which not all agents and votes were
+	// counted, newest first: the support of their values is not exact.
+	PartialClaims []record.Hash `json:"partial_claims,omitempty"`
 }
 
 // RunnerUp is the claim that would have won without the winner (for consensus:

@@ -230,3 +230,34 @@ func TestFilter(t *testing.T) {
 	require.Less(t, n, len(claims))
 	require.Len(t, slices.Collect(Filter{}.Apply(slices.Values(claims))), len(claims))
 }
+
+// Lenses that count support name the claims that they counted in part.
+func TestPartialClaimsAreNamed(t *testing.T) {
+	claims := randomClaims(rand.New(rand.NewPCG(5, 5)), 20)
+	want := map[record.SourceClass][]record.Hash{}
+	var all []record.Hash
+	for i, c := range claims {
+		if c.Partial = i%4 == 0; c.Partial {
+			all = append(all, c.ID)
+			want[c.Class] = append(want[c.Class], c.ID)
+		}
+	}
+	for _, name := range Names() {
+		l, _ := Get(name)
+		a, err := l(slices.Values(claims), Params{})
+		require.NoError(t, err)
+		if name == NameConsensus {
+			require.Equal(t, all, a.Why.PartialClaims)
+		} else {
+			require.Empty(t, a.Why.PartialClaims, "%s counts nobody", name)
+		}
+	}
+	d, err := Skeptic(slices.Values(claims), Params{})
+	require.NoError(t, err)
+	require.Equal(t, all, d.PartialClaims)
+	layers, err := Layered(slices.Values(claims), Params{})
+	require.NoError(t, err)
+	for _, l := range layers {
+		require.Equal(t, want[l.Class], l.Answer.Why.PartialClaims)
+	}
+}

@@ -111,6 +111,10 @@ func (n *Node) secrets() ([]string, error) {
 func (n *Node) startControl() error {
 	identity := n.parts.store.Identity()
 	storage, err := n.env.RaftStorage(n.cfg.WALDir, identity.Incarnation)
+	var damage *control.DamagedError
+	if errors.As(err, &damage) && damage.Members == 0 {
+		damage.Members = len(n.cfg.ClusterJoin)
+	}
 	if err != nil {
 		return err
 	}

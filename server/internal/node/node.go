@@ -130,6 +130,7 @@ var ErrStopped = errors.New("the node was stopped")
 func Start(ctx context.Context, cfg *config.Config, env Environment) (_ *Node, err error) {
 	env = env.withDefaults()
 	n := &Node{cfg: cfg, env: env, log: env.Logger.With("node", cfg.NodeName), registry: newRegistry(), booted: make(chan struct{}), rootKey: make(chan struct{})}
+	n.env.Network = network.Watched(env.Network, newAcceptErrors(cfg, n.log, n.registry).failed)
 	n.ctx, n.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	n.replicate, n.stopReplicate = context.WithCancel(n.ctx)
 	defer func() {

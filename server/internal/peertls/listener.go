@@ -69,8 +69,8 @@ func (l *Listener) accept() {
 			if l.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return
 			}
-			// Out of file descriptors, most likely: they come back.
-			l.t.log.Warn("peer port cannot accept", "error", err)
+			// Out of file descriptors, most likely: they come back. The network
+			// that the node gives to its parts reports it.
 			if !sleep(l.ctx, 100*time.Millisecond) {
 				return
 			}

@@ -3,7 +3,6 @@ package store
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 
@@ -11,16 +10,13 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// ErrTooManyVoices: more agents have signed one claim, or voted on it, than a
-// query may hold.
-var ErrTooManyVoices = errors.New("too many agents have signed one claim or voted on it")
-
 // Claims yields the claims of a subject: by predicate, then newest first
 // (timestamp, then id, descending). An error is the last thing yielded: that of
-// ctx when it ends, ErrTooManyVoices when a claim comes with more than so many
-// agents and votes (0: any number). What was yielded may be kept. The iteration
-// sees the store as it was when it began; a long one holds back goleveldb's
-// garbage.
+// ctx when it ends. A claim holds at most so many agents and so many votes (0:
+// any number), those of the agents with the smallest ids, and is marked partial
+// when there are more: so every node that holds the same yields the same. What
+// was yielded may be kept. The iteration sees the store as it was when it began;
+// a long one holds back goleveldb's garbage.
 func (s *Store) Claims(ctx context.Context, q ClaimQuery, voices int) iter.Seq2[*Claim, error] {
 	return once(s, noClaim, func(v *view) iter.Seq2[*Claim, error] { return v.Claims(ctx, q, voices) })
 }
@@ -47,7 +43,8 @@ func (v *view) Claims(ctx context.Context, q ClaimQuery, voices int) iter.Seq2[*
 				}
 				return true, b.begin(e)
 			}
-			return true, b.add(e)
+			b.add(e)
+			return true, nil
 		})
 		if err == nil && !left {
 			err = give()
@@ -87,29 +84,36 @@ func (b *claimBuilder) begin(e *claimEntry) error {
 	return nil
 }
 
-func (b *claimBuilder) add(e *claimEntry) error {
+func (b *claimBuilder) add(e *claimEntry) {
 	c := b.c
 	if c == nil {
-		return nil
+		return
 	}
 	switch e.tag() {
 	case tagSignature:
+		if b.full(len(c.Agents)) {
+			c.Partial = true
+			return
+		}
 		c.Agents = append(c.Agents, record.AgentID(e.rest()))
 	case tagVote:
 		v := lens.Vote{Agent: record.AgentID(e.rest()), Weight: readFloat(e.value)}
 		v.Timestamp, v.ID = readNewest(e.rest()[32:])
 		late := b.q.AsOf != 0 && v.Timestamp > b.q.AsOf
-		if n := len(c.Votes); !late && (n == 0 || c.Votes[n-1].Agent != v.Agent) {
+		switch n := len(c.Votes); {
+		case late, n > 0 && c.Votes[n-1].Agent == v.Agent:
+		case b.full(n):
+			c.Partial = true
+		default:
 			c.Votes = append(c.Votes, v)
 		}
 	case tagChild:
 		b.children = true
 	}
-	if b.voices > 0 && len(c.Agents)+len(c.Votes) > b.voices {
-		return fmt.Errorf("claim %v: %w: more than %d", c.ID, ErrTooManyVoices, b.voices)
-	}
-	return nil
 }
+
+// full reports whether a claim holds as many agents, or votes, as it may.
+func (b *claimBuilder) full(n int) bool { return b.voices > 0 && n >= b.voices }
 
 // finish returns the claim that was begun, if there is one.
 func (b *claimBuilder) finish() (*Claim, error) {

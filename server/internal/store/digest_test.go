@@ -267,30 +267,67 @@ func TestMemoOfALongLineage(t *testing.T) {
 	require.LessOrEqual(t, len(fresh.memo), 16)
 }
 
-// TestTooManyVoices: a claim that a query may not hold ends it; of an agent's
-// many votes only one is held.
-func TestTooManyVoices(t *testing.T) {
-	s := mustOpen(t, smallOptions(memfs.New(1)))
-	defer s.Close()
-	c := &record.Content{Subject: "s", Predicate: "p", Object: record.Number(1), SourceClass: record.Expert, Timestamp: 1}
-	id := c.ID()
-	mustPut(t, s, NewContent("alpha", id, c))
-	for n := range 5 {
-		mustPut(t, s, NewSignature("alpha", id, record.Signature{Agent: agentOf(n)}))
-		for at := range uint64(5) {
-			mustPut(t, s, NewVote("alpha", &record.Vote{Assertion: id, Agent: agentOf(n), Weight: 1, Timestamp: at}))
+// TestPartialClaims: of a claim with too many agents or votes those with the
+// smallest ids are held, whatever came first, and it is marked; the claims around
+// it are not touched.
+func TestPartialClaims(t *testing.T) {
+	hot := &record.Content{Subject: "s", Predicate: "p", Object: record.Number(1), SourceClass: record.Expert, Timestamp: 2}
+	newer, older := *hot, *hot
+	newer.Timestamp, older.Timestamp = 3, 1
+	id := hot.ID()
+	vote := func(n int, at uint64) Item {
+		return NewVote("alpha", &record.Vote{Assertion: id, Agent: agentOf(n), Weight: 1, Timestamp: at})
+	}
+	for _, order := range [][]int{{0, 1, 2, 3, 4}, {4, 2, 0, 3, 1}} {
+		s := mustOpen(t, smallOptions(memfs.New(1)))
+		defer s.Close()
+		mustPut(t, s, NewContent("alpha", newer.ID(), &newer), NewContent("alpha", id, hot), NewContent("alpha", older.ID(), &older))
+		for _, n := range order {
+			mustPut(t, s, NewSignature("alpha", id, record.Signature{Agent: agentOf(n)}))
+			for at := range uint64(3) {
+				mustPut(t, s, vote(n, at))
+			}
+		}
+		for _, row := range []struct {
+			voices, held int
+			asOf         uint64
+		}{{0, 5, 0}, {5, 5, 0}, {4, 4, 0}, {1, 1, 0}, {2, 2, 2}} {
+			seen, wanted := []uint64(nil), []uint64{3, 2, 1}
+			if row.asOf != 0 {
+				wanted = wanted[1:]
+			}
+			for c, err := range s.Claims(t.Context(), ClaimQuery{Project: "alpha", Subject: "s", AsOf: row.asOf}, row.voices) {
+				require.NoError(t, err)
+				seen = append(seen, c.Timestamp)
+				if c.ID != id {
+					require.False(t, c.Partial)
+					require.Empty(t, c.Agents)
+					continue
+				}
+				require.Equal(t, row.held < 5, c.Partial)
+				require.Len(t, c.Agents, row.held)
+				require.Len(t, c.Votes, row.held)
+				for n, agent := range slices.SortedFunc(slices.Values([]record.AgentID{agentOf(0), agentOf(1), agentOf(2), agentOf(3), agentOf(4)}), record.AgentID.Compare)[:row.held] {
+					require.Equal(t, agent, c.Agents[n])
+					require.Equal(t, agent, c.Votes[n].Agent)
+					require.EqualValues(t, 2, c.Votes[n].Timestamp)
+				}
+			}
+			require.Equal(t, wanted, seen)
+
+			st, err := s.AssertionWithin("alpha", id, row.voices)
+			require.NoError(t, err)
+			require.Equal(t, row.held < 5, st.Partial)
+			require.Len(t, st.Signatures, row.held)
+			require.Len(t, st.Votes, row.held)
+		}
+		// A vote that as_of leaves out makes nothing partial.
+		mustPut(t, s, vote(5, 9))
+		for _, asOf := range []uint64{0, 8} {
+			for c, err := range s.Claims(t.Context(), ClaimQuery{Project: "alpha", Subject: "s", AsOf: asOf}, 5) {
+				require.NoError(t, err)
+				require.Equal(t, c.ID == id && asOf == 0, c.Partial)
+			}
 		}
 	}
-	q := ClaimQuery{Project: "alpha", Subject: "s"}
-	for claim, err := range s.Claims(t.Context(), q, 10) {
-		require.NoError(t, err)
-		require.Len(t, claim.Agents, 5)
-		require.Len(t, claim.Votes, 5)
-	}
-	n := 0
-	for _, err := range s.Claims(t.Context(), q, 9) {
-		require.ErrorIs(t, err, ErrTooManyVoices)
-		n++
-	}
-	require.Equal(t, 1, n)
 }

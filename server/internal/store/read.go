@@ -134,19 +134,25 @@ func readError(key Key, pos wal.Position, err error) error {
 	return fmt.Errorf("read the log at %v: %w", pos, err)
 }
 
-// Assertion returns what is held about an id: ErrNotFound without content,
+// Assertion returns all that is held about an id: ErrNotFound without content,
 // *DamageError for the first part that cannot be read.
 func (s *Store) Assertion(project record.ProjectName, id record.Hash) (*Stored, error) {
+	return s.AssertionWithin(project, id, 0)
+}
+
+// AssertionWithin is Assertion with at most so many signatures and so many votes
+// (0: any number), those of the agents with the smallest ids.
+func (s *Store) AssertionWithin(project record.ProjectName, id record.Hash, voices int) (*Stored, error) {
 	v, err := s.view()
 	if err != nil {
 		return nil, err
 	}
 	defer v.Close()
-	return v.Assertion(project, id)
+	return v.AssertionWithin(project, id, voices)
 }
 
-// Assertion implements Snapshot.
-func (v *view) Assertion(project record.ProjectName, id record.Hash) (*Stored, error) {
+// AssertionWithin implements Snapshot.
+func (v *view) AssertionWithin(project record.ProjectName, id record.Hash, voices int) (*Stored, error) {
 	s := v.s
 	o := owner{id, project}
 	prefix := o.append(nil, spaceID)
@@ -165,6 +171,10 @@ func (v *view) Assertion(project record.ProjectName, id record.Hash) (*Stored, e
 		}
 		if n := len(st.Votes); k.Kind == KindVote && n > 0 && st.Votes[n-1].Agent == k.Agent {
 			continue // an older one
+		}
+		if st.full(k.Kind, voices) {
+			st.Partial = true
+			continue
 		}
 		if err := st.take(s, k, m.value); err != nil {
 			return nil, err
@@ -191,6 +201,11 @@ func (v *view) Assertion(project record.ProjectName, id record.Hash) (*Stored, e
 		}
 	}
 	return st, nil
+}
+
+// full reports whether st holds as many of a kind as it may.
+func (st *Stored) full(kind Kind, voices int) bool {
+	return voices > 0 && (kind == KindSignature && len(st.Signatures) >= voices || kind == KindVote && len(st.Votes) >= voices)
 }
 
 func (st *Stored) take(s *Store, k Key, value []byte) error {

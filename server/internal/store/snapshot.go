@@ -11,11 +11,11 @@ import (
 // digest and the answer to a query that are taken from one snapshot are about
 // the same records.
 type Snapshot interface {
-	// SetDigest, SetKeys, Claims and Assertion are those of Store.
+	// SetDigest, SetKeys, Claims and AssertionWithin are those of Store.
 	SetDigest(ctx context.Context, set Set) (Digest, error)
 	SetKeys(ctx context.Context, set Set) iter.Seq2[SetKey, error]
 	Claims(ctx context.Context, q ClaimQuery, voices int) iter.Seq2[*Claim, error]
-	Assertion(project record.ProjectName, id record.Hash) (*Stored, error)
+	AssertionWithin(project record.ProjectName, id record.Hash, voices int) (*Stored, error)
 	// KeyDigest is what SetDigest adds for a key.
 	KeyDigest(key *Key) Digest
 	// Close lets goleveldb collect what only this snapshot still sees. Nothing

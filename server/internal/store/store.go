@@ -134,6 +134,8 @@ type Stored struct {
 	Content    *record.Content
 	Signatures []record.Signature // by agent
 	Votes      []record.Vote      // the newest of each agent, by agent
+	// Partial: there are more signatures, or votes, than were asked for.
+	Partial bool
 	// Lifecycle is the content's own or that of its newest descendant (see
 	// lens.Claim), found among what is held now. ReplacedBy is that one.
 	Lifecycle  record.Lifecycle

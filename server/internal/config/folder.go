@@ -1,0 +1,42 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+)
+
+// sameFolder reports whether two names denote one folder, or will once it exists:
+// by spelling, through symbolic links, or because one volume is mounted twice.
+func sameFolder(a, b string) bool {
+	infoA, errA := os.Stat(a)
+	infoB, errB := os.Stat(b)
+	if errA == nil && errB == nil {
+		return os.SameFile(infoA, infoB)
+	}
+	return realFolder(a, maxLinks) == realFolder(b, maxLinks)
+}
+
+// maxLinks bounds the links that are followed, as the kernel does.
+const maxLinks = 40
+
+// realFolder is the name of a folder without symbolic links in it. The folder
+// need not exist yet, nor the one that a link points to.
+func realFolder(name string, links int) string {
+	if abs, err := filepath.Abs(name); err == nil {
+		name = abs
+	}
+	if found, err := filepath.EvalSymlinks(name); err == nil {
+		return found
+	}
+	if target, err := os.Readlink(name); err == nil && links > 0 {
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(filepath.Dir(name), target)
+		}
+		return realFolder(target, links-1)
+	}
+	parent := filepath.Dir(name)
+	if parent == name {
+		return name
+	}
+	return filepath.Join(realFolder(parent, links), filepath.Base(name))
+}

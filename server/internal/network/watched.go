@@ -1,0 +1,41 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"net"
+)
+
+// Watched is n with a witness: whenever one of its listeners cannot accept a
+// connection, most often because the process has no file descriptors left, failed
+// is called with the address that was listened on. Closed listeners are no failure.
+// failed may be called by several goroutines at once.
+func Watched(n Network, failed func(addr string, err error)) Network {
+	return &watched{Network: n, failed: failed}
+}
+
+type watched struct {
+	Network
+	failed func(addr string, err error)
+}
+
+func (w *watched) Listen(ctx context.Context, addr string) (net.Listener, error) {
+	l, err := w.Network.Listen(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	return &watchedListener{Listener: l, failed: func(err error) { w.failed(addr, err) }}, nil
+}
+
+type watchedListener struct {
+	net.Listener
+	failed func(error)
+}
+
+func (l *watchedListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil && !errors.Is(err, net.ErrClosed) {
+		l.failed(err)
+	}
+	return conn, err
+}
