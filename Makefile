@@ -3,6 +3,8 @@
 .DEFAULT_GOAL := help
 DEV = go -C ci run ./cmd/dev
 FUZZTIME ?= 1m
+PORT ?= 18180
+export PORT
 
 .PHONY: help up down run check test gate bench fuzz fmt
 
@@ -15,7 +17,7 @@ up: ## A cluster, the image, the release with values/dev.yaml, and real data in 
 down: ## Take away what `make up` made
 	@$(DEV) down
 
-run: ## One server with its data in a temporary folder, no cluster
+run: ## One server with its data in a temporary folder, no cluster (PORT=18180)
 	@./ci/run-server
 
 check: ## Lint, unit tests, simulation, chart tests: no cluster, minutes
