@@ -6,7 +6,7 @@ FUZZTIME ?= 1m
 PORT ?= 18180
 export PORT
 
-.PHONY: help up down run check test gate bench fuzz fmt
+.PHONY: help up down run check test gate bench fuzz fmt docs
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,3 +37,7 @@ fuzz: ## Every fuzz target for FUZZTIME each
 
 fmt: ## Format all Go files
 	@$(DEV) fmt
+
+docs: ## Write the parts of docs/ that are made from the code
+	@go test ./server/internal/config -run TestTheSettingsPage -update
+	@go test ./server/internal/node -run TestTheMetricsPage -update
