@@ -2,7 +2,8 @@
 // would paste them: every block marked sh on a page, in order, in one shell.
 //
 // It promises that a page passes only when each of its commands succeeds, each
-// curl on it reached the server, and the server refused no request.
+// curl on it reached the server, and the server refused no request and no item of
+// a batch.
 package doctest
 
 import (
@@ -40,7 +41,14 @@ type Exchange struct {
 	Method, Path string
 	Status       int
 	agent        string
-	answer       []byte // of a refusal
+	answer       []byte
+}
+
+// partlyRefused is the answer to a batch in which items failed.
+var partlyRefused = regexp.MustCompile(`"failed":[1-9]`)
+
+func (e *Exchange) refused() bool {
+	return e.Status >= http.StatusBadRequest || partlyRefused.Match(e.answer)
 }
 
 // pageTime bounds one page.
@@ -118,7 +126,7 @@ func Run(ctx context.Context, markdown, root, bin, home string, s Server) ([]Exc
 	}
 	curls := 0
 	for _, e := range rec.all {
-		if e.Status >= http.StatusBadRequest {
+		if e.refused() {
 			wrong = append(wrong, fmt.Errorf("%s %s answered %d: %s", e.Method, e.Path, e.Status, e.answer))
 		}
 		if strings.HasPrefix(e.agent, "curl/") {
@@ -158,13 +166,14 @@ func (r *recorder) proxy(server string) (*httptest.Server, error) {
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) { p.SetURL(target) },
 		ModifyResponse: func(resp *http.Response) error {
-			e := Exchange{Method: resp.Request.Method, Path: resp.Request.URL.Path, Status: resp.StatusCode, agent: resp.Request.UserAgent()}
-			if e.Status >= http.StatusBadRequest {
-				var err error
-				if e.answer, err = io.ReadAll(resp.Body); err != nil {
-					return err
-				}
-				resp.Body = io.NopCloser(bytes.NewReader(e.answer))
+			answer, err := io.ReadAll(resp.Body)
+			if err != nil {
+				return fmt.Errorf("read the answer: %w", err)
+			}
+			resp.Body = io.NopCloser(bytes.NewReader(answer))
+			e := Exchange{
+				Method: resp.Request.Method, Path: resp.Request.URL.Path, Status: resp.StatusCode,
+				agent: resp.Request.UserAgent(), answer: answer,
 			}
 			r.mu.Lock()
 			defer r.mu.Unlock()

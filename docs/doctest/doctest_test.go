@@ -3,6 +3,7 @@ package doctest
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -69,7 +70,8 @@ func running(t *testing.T, flags ...string) string {
 // freePorts finds four ports in a row that nobody listens on.
 func freePorts(t *testing.T) int {
 	t.Helper()
-	for base := 31000; base < 39000; base += 4 {
+	for range 1000 {
+		base := 31000 + 4*rand.IntN(2000)
 		free := true
 		for port := base; port < base+4 && free; port++ {
 			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
@@ -112,7 +114,8 @@ func asPage(script string) string { return "# Page\n\n```sh\n" + script + "\n```
 // The checks of this package fail when they should.
 func TestAPageThatDoesNotWorkIsFound(t *testing.T) {
 	server := http.NewServeMux()
-	server.HandleFunc("/good", func(w http.ResponseWriter, _ *http.Request) {})
+	server.HandleFunc("/good", func(http.ResponseWriter, *http.Request) {})
+	server.HandleFunc("/batch", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"created":1,"failed":2}`) })
 	front := httptest.NewServer(server)
 	t.Cleanup(front.Close)
 	for name, row := range map[string]struct{ script, says string }{
@@ -120,6 +123,7 @@ func TestAPageThatDoesNotWorkIsFound(t *testing.T) {
 		"works inside an assignment": {`X=$(curl -sS "$STEMEDB_URL/good"); echo "$X"`, ""},
 		"is refused":                 {`curl -sS "$STEMEDB_URL/bad"`, "answered 404"},
 		"is refused inside a pipe":   {`curl -sS "$STEMEDB_URL/bad" | cat`, "answered 404"},
+		"is refused in part":         {`curl -sS "$STEMEDB_URL/batch"`, "answered 200"},
 		"fails":                      {"false", "a command failed"},
 		"uses a variable not set":    {`curl -sS "$NOWHERE/good"`, "a command failed"},
 		"does not reach the server":  {`curl -sS -V`, "1 times and the server met it 0 times"},
