@@ -53,9 +53,9 @@ func (s *session) flags(fs *pflag.FlagSet) {
 	fs.DurationVar(&s.timeout, "timeout", time.Minute, "how long to try, all attempts together")
 }
 
-// with runs do with a client that signs with key, which may be nil, and says on
-// standard error what the client waits for.
-func (s *session) with(cmd *cobra.Command, key ed25519.PrivateKey, do func(context.Context, *stemedb.Client) error) error {
+// with runs do with a client, and says on standard error what the client waits
+// for.
+func (s *session) with(cmd *cobra.Command, do func(context.Context, *stemedb.Client) error) error {
 	apiKey, err := s.target.apiKey()
 	if err != nil {
 		return err
@@ -64,8 +64,7 @@ func (s *session) with(cmd *cobra.Command, key ed25519.PrivateKey, do func(conte
 	if err != nil {
 		return err
 	}
-	c, err := stemedb.New(s.target.url, apiKey, stemedb.WithAgentKey(key), stemedb.WithTLS(tls),
-		stemedb.WithUserAgent("stemedb/"+versionString()),
+	c, err := stemedb.New(s.target.url, apiKey, stemedb.WithTLS(tls), stemedb.WithUserAgent("stemedb/"+versionString()),
 		stemedb.WithOnRetry(func(r stemedb.Retry) {
 			fmt.Fprintf(cmd.ErrOrStderr(), "attempt %d failed, the next one follows in %s: %v\n", r.Attempt, r.Wait.Round(time.Second/10), r.Err)
 		}))

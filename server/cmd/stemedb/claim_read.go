@@ -44,7 +44,7 @@ func claimGetCommand() *cobra.Command {
 			if err != nil {
 				return fail(exitUsage, "HASH: %q %w", args[0], err)
 			}
-			return on.with(cmd, nil, func(ctx context.Context, c *stemedb.Client) error {
+			return on.with(cmd, func(ctx context.Context, c *stemedb.Client) error {
 				got, err := c.GetIn(ctx, hash, stemedb.Scope(r.scope), stemedb.Consistency(r.consistency))
 				if err != nil {
 					return err
@@ -127,7 +127,7 @@ predicate from them and say why it won.`,
 			if q.SourceClasses, err = parsed("--source-class", classes, record.ParseSourceClass); err != nil {
 				return err
 			}
-			return on.with(cmd, nil, func(ctx context.Context, c *stemedb.Client) error {
+			return on.with(cmd, func(ctx context.Context, c *stemedb.Client) error {
 				if lens != "" {
 					page, err := c.Query(ctx, q, stemedb.Lens(lens))
 					if err != nil {

@@ -202,6 +202,11 @@ func TestClaimCommandsSortWhatTheServerAnswers(t *testing.T) {
 	}, time.Minute, 10*time.Millisecond)
 	require.Equal(t, exitNo, code)
 
+	t.Setenv("STEMEDB_API_KEY", raw)
+	code, _, errOut = command("", "claim", "get", unknown)
+	require.Equal(t, exitNo, code)
+	require.Contains(t, errOut, "no_such_record")
+
 	code, _, errOut = command("", "claim", "get", unknown, "--url", "http://127.0.0.1:1", "--timeout", "50ms")
 	require.Equal(t, exitFailed, code, errOut)
 }

@@ -230,7 +230,7 @@ of the members has it on disk. A claim from --file that is signed already is sen
 				}
 				a.Sign(key)
 			}
-			return on.with(cmd, nil, func(ctx context.Context, c *stemedb.Client) error {
+			return on.with(cmd, func(ctx context.Context, c *stemedb.Client) error {
 				result, err := c.Assert(ctx, a)
 				if err != nil {
 					return err
@@ -284,7 +284,7 @@ counts.`,
 			if show {
 				return printJSON(cmd, &v)
 			}
-			return on.with(cmd, nil, func(ctx context.Context, c *stemedb.Client) error {
+			return on.with(cmd, func(ctx context.Context, c *stemedb.Client) error {
 				result, err := c.Vote(ctx, &v)
 				if err != nil {
 					return err
