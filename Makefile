@@ -3,8 +3,10 @@
 .DEFAULT_GOAL := help
 DEV = go -C ci run ./cmd/dev
 FUZZTIME ?= 1m
+PORT ?= 18180
+export PORT
 
-.PHONY: help up down run check test gate bench fuzz fmt proto
+.PHONY: help up down run check test gate bench fuzz fmt proto docs
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +17,7 @@ up: ## A cluster, the image, the release with values/dev.yaml, and real data in 
 down: ## Take away what `make up` made
 	@$(DEV) down
 
-run: ## One server with its data in a temporary folder, no cluster
+run: ## One server with its data in a temporary folder, no cluster (PORT=18180)
 	@./ci/run-server
 
 check: ## Lint, unit tests, simulation, chart tests: no cluster, minutes
@@ -38,3 +40,7 @@ fmt: ## Format all Go files
 
 proto: ## Generate the Go code of the .proto files (needs protoc)
 	@./ci/proto
+
+docs: ## Write the parts of docs/ that are made from the code
+	@go test ./server/internal/config -run TestTheSettingsPage -update
+	@go test ./server/internal/node -run TestTheMetricsPage -update

@@ -42,9 +42,17 @@ func (c *Client) Get(ctx context.Context, id record.Hash) (*Record, error) {
 
 // GetWith reads one assertion with the given consistency.
 func (c *Client) GetWith(ctx context.Context, id record.Hash, consistency Consistency) (*Record, error) {
+	return c.GetIn(ctx, id, Own, consistency)
+}
+
+// GetIn reads one assertion of the given scope with the given consistency.
+func (c *Client) GetIn(ctx context.Context, id record.Hash, scope Scope, consistency Consistency) (*Record, error) {
 	query := url.Values{}
 	if consistency != Quorum {
 		query.Set("consistency", string(consistency))
+	}
+	if scope != Own {
+		query.Set("scope", string(scope))
 	}
 	var out Record
 	if err := c.get(ctx, "/v1/assertions/"+id.String(), query, &out); err != nil {

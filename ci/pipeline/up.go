@@ -75,7 +75,7 @@ func (p *Pipeline) Up(ctx context.Context) error {
 			return err
 		}
 	}
-	fmt.Printf(next, localURL, keys["stemedb"], filepath.Join(p.State, "bin", "cluster"), namespace)
+	fmt.Printf(next, localURL, keys["stemedb"], filepath.Join(p.State, "bin", "cluster"), namespace, releaseName)
 	return nil
 }
 
@@ -88,6 +88,7 @@ StemeDB runs: three pods behind %[1]s
   curl -s "$STEMEDB_URL/v1/cluster/status"
 
 The cluster itself:  export KUBECONFIG=$(%[3]s kubeconfig); kubectl -n %[4]s get pods -o wide
+An admin's key:      export STEMEDB_ADMIN_KEY=$(kubectl -n %[4]s get secret %[5]s-secrets -o jsonpath='{.data.root-api-key}' | base64 -d)
 Take it all down:    make down
 `
 

@@ -56,6 +56,16 @@ func (t *target) client() (*client, error) {
 	if err != nil {
 		return nil, err
 	}
+	config, err := t.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	transport := &http.Transport{TLSClientConfig: config, Proxy: http.ProxyFromEnvironment}
+	return &client{base: strings.TrimSuffix(t.url, "/"), key: key, http: &http.Client{Transport: transport}}, nil
+}
+
+// tlsConfig says which certificates of the server are accepted.
+func (t *target) tlsConfig() (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: t.insecure} //nolint:gosec // asked for by name
 	if t.caFile != "" {
 		pem, err := os.ReadFile(t.caFile)
@@ -69,8 +79,7 @@ func (t *target) client() (*client, error) {
 			return nil, fail(exitUsage, "--ca-file: %s holds no certificate", t.caFile)
 		}
 	}
-	transport := &http.Transport{TLSClientConfig: config, Proxy: http.ProxyFromEnvironment}
-	return &client{base: strings.TrimSuffix(t.url, "/"), key: key, http: &http.Client{Transport: transport}}, nil
+	return config, nil
 }
 
 // apiKey finds the key: the flag's file, then the variables.

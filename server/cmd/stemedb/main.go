@@ -16,7 +16,7 @@ const (
 	exitOK      = 0
 	exitUsage   = 1 // configuration or command line; nothing was started
 	exitFailed  = 2 // something broke, or could not be reached
-	exitNo      = 3 // the answer is no: not ready, not healthy, a check failed
+	exitNo      = 3 // the answer is no: not ready, not healthy, a check failed, refused
 	exitStopped = 130
 )
 
@@ -66,11 +66,11 @@ Exit codes:
   0    done
   1    the command line or the configuration is wrong; nothing was started
   2    something broke, or could not be reached
-  3    the answer is no: not ready, not healthy, or a check failed
+  3    the answer is no: not ready, not healthy, a check failed, or the server refused
   130  stopped at once by a second signal`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(serveCommand(), keysCommand(), smokeCommand(), clusterCommand(), healthcheckCommand(), versionCommand())
+	root.AddCommand(serveCommand(), keysCommand(), claimCommand(), smokeCommand(), clusterCommand(), healthcheckCommand(), versionCommand())
 	return root
 }

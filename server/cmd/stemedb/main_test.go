@@ -68,7 +68,7 @@ func TestKeys(t *testing.T) {
 func TestHelpNamesEveryCommandAndExitCode(t *testing.T) {
 	code, out, _ := command("", "--help")
 	require.Equal(t, exitOK, code)
-	for _, word := range []string{"serve", "keys", "smoke", "cluster", "healthcheck", "version", "Exit codes", "130"} {
+	for _, word := range []string{"serve", "keys", "claim", "smoke", "cluster", "healthcheck", "version", "Exit codes", "130"} {
 		require.Contains(t, out, word)
 	}
 	code, out, _ = command("", "serve", "--help")

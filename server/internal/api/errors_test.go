@@ -1,10 +1,8 @@
 package api
 
 import (
-	"bytes"
 	"errors"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -490,14 +488,4 @@ func TestBatchThatCannotBeTried(t *testing.T) {
 	require.Equal(t, http.StatusInsufficientStorage, got.Code)
 	require.Equal(t, cluster.CodeReadOnly, problemOf(t, got).Code)
 	require.Equal(t, "3", got.Header().Get("Retry-After"))
-}
-
-// docs/api.md lists every code with its status.
-func TestEveryCodeIsDocumented(t *testing.T) {
-	doc, err := os.ReadFile("../../../docs/api.md")
-	require.NoError(t, err)
-	for code, info := range codeTable {
-		row := "| `" + code + "` | " + strconv.Itoa(info.status)
-		require.True(t, bytes.Contains(doc, []byte(row)), "docs/api.md has no row that begins with %q", row)
-	}
 }

@@ -66,8 +66,8 @@ type codeInfo struct {
 	title  string
 }
 
-// codeTable gives every code its status and title; docs/api.md lists them, and
-// a test holds the two together. A too_large field of a record is 400; a body
+// codeTable gives every code its status and title; docs/errors.md says what to
+// do about each, and a test holds the two together. A too_large field of a record is 400; a body
 // that is too large is 413.
 var codeTable = map[string]codeInfo{
 	record.CodeMalformed:        {400, "The body cannot be decoded"},

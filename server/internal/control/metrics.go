@@ -51,7 +51,7 @@ func (c *Control) registerMetrics() error {
 		}
 		return time.Since(at).Seconds()
 	})
-	gauge("failed", "1 when this copy follows the table no more, else 0.", func() float64 { return flag(c.Err() != nil) })
+	gauge("failed", "1 when this copy no longer follows the table, else 0.", func() float64 { return flag(c.Err() != nil) })
 	gauge("keys", "API keys in the table, revoked ones included.", func() float64 { return float64(len(c.State().Keys)) })
 	var errs []error
 	for _, m := range c.metrics {

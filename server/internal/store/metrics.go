@@ -38,7 +38,7 @@ func (s *Store) register(r prometheus.Registerer) error {
 			}),
 		counter("write_stalls_total", "Writes that goleveldb held up because compaction was behind.",
 			func(st Stats) float64 { return float64(st.WriteDelays) }),
-		counter("write_stall_seconds_total", "How long goleveldb held them up.",
+		counter("write_stall_seconds_total", "How long goleveldb held up writes because compaction was behind.",
 			func(st Stats) float64 { return st.WriteDelay.Seconds() }),
 	} {
 		if err := r.Register(c); err != nil {

@@ -90,7 +90,7 @@ func (m *metrics) register(l *Log) error {
 				}
 				return float64(sum)
 			})),
-		gauge("stemedb_wal_damaged_ranges", "Ranges that were durable and do not check any more.",
+		gauge("stemedb_wal_damaged_ranges", "Ranges that were durable and whose checksum no longer fits.",
 			fromManifest(func(m *manifest) float64 { return float64(len(m.Damaged)) })),
 		gauge("stemedb_wal_missing_ranges", "Ranges lost with a pack, a segment or a volume.",
 			fromManifest(func(m *manifest) float64 { return float64(len(m.Lost)) })),

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	stemedb "github.com/stemedb/stemedb/client"
+	"github.com/stemedb/stemedb/client/agentkey"
+	"github.com/stemedb/stemedb/server/record"
+)
+
+func claimCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "claim",
+		Short: "Sign, send and read claims by hand",
+		Long: `Sign, send and read claims by hand.
+
+A claim is signed by an agent: an Ed25519 key on this machine. The agent key is read from
+the file that --agent-key-file names, else from STEME_PRIVATE_KEY (64 hex digits), else from
+a file in the user's configuration folder. That last file is made when it is first needed;
+only its owner can read it. An agent key is not an API key: the agent key says who made a
+claim, the API key which project it belongs to.
+
+The server is the one that --url or STEMEDB_URL names. With auth on, STEMEDB_API_KEY or
+STEMEDB_API_KEY_FILE gives the API key.`,
+		Example: `  stemedb claim assert --subject code://go/example.com/app/tls --predicate cert_verification \
+    --text off --source-class expert
+  stemedb claim query code://go/example.com/app/tls --lens consensus`,
+	}
+	cmd.AddCommand(claimSignCommand(), claimAssertCommand(), claimVoteCommand(), claimGetCommand(), claimQueryCommand())
+	return cmd
+}
+
+// session is what a claim command that talks to a server needs.
+type session struct {
+	target  target
+	timeout time.Duration
+}
+
+func (s *session) flags(fs *pflag.FlagSet) {
+	s.target.flags(fs, "http://localhost:18181", true)
+	fs.DurationVar(&s.timeout, "timeout", time.Minute, "how long to try, all attempts together")
+}
+
+// with runs do with a client, and says on standard error what the client waits
+// for.
+func (s *session) with(cmd *cobra.Command, do func(context.Context, *stemedb.Client) error) error {
+	apiKey, err := s.target.apiKey()
+	if err != nil {
+		return err
+	}
+	tls, err := s.target.tlsConfig()
+	if err != nil {
+		return err
+	}
+	c, err := stemedb.New(s.target.url, apiKey, stemedb.WithTLS(tls), stemedb.WithUserAgent("stemedb/"+versionString()),
+		stemedb.WithOnRetry(func(r stemedb.Retry) {
+			fmt.Fprintf(cmd.ErrOrStderr(), "attempt %d failed, the next one follows in %s: %v\n", r.Attempt, r.Wait.Round(time.Second/10), r.Err)
+		}))
+	if err != nil {
+		return fail(exitUsage, "%w", err)
+	}
+	defer c.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(cmd.Context(), s.timeout)
+	defer cancel()
+	return sorted(do(ctx, c))
+}
+
+// sorted gives an error of the client its exit code.
+func sorted(err error) error {
+	var wrong *record.FieldError
+	var refused *stemedb.Error
+	var exit *exitError
+	switch {
+	case err == nil || errors.As(err, &exit):
+		return err
+	case errors.As(err, &wrong):
+		return fail(exitUsage, "%w", err)
+	case errors.As(err, &refused) && refused.Status/100 == 4 && refused.Status != http.StatusTooManyRequests:
+		return fail(exitNo, "%w", err)
+	}
+	return fail(exitFailed, "%w", err)
+}
+
+// signer finds the agent key.
+type signer struct{ file string }
+
+func (s *signer) flags(fs *pflag.FlagSet) {
+	fs.StringVar(&s.file, "agent-key-file", "", "file with the agent key (default: stemedb/agent.key in the user's configuration folder)")
+}
+
+// key reads the agent key. The default file is made when it is missing; a file
+// that was named is not, since a mistyped name would make another agent.
+func (s *signer) key(cmd *cobra.Command) (ed25519.PrivateKey, error) {
+	if v := os.Getenv(agentkey.Variable); v != "" && s.file == "" {
+		key, err := agentkey.Parse(v)
+		if err != nil {
+			return nil, fail(exitUsage, "%s %w", agentkey.Variable, err)
+		}
+		return key, nil
+	}
+	if s.file != "" {
+		key, err := agentkey.Load(s.file)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("there is no agent key in %s; correct the name, or make one: (umask 077; openssl rand -hex 32 > %s)", s.file, s.file)
+		}
+		return key, usage(err)
+	}
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return nil, fail(exitUsage, "there is no folder for the agent key (%w); name a file with --agent-key-file, or set %s", err, agentkey.Variable)
+	}
+	file := filepath.Join(dir, "stemedb", "agent.key")
+	key, err := agentkey.Load(file)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, usage(err)
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return nil, fail(exitUsage, "make a folder for the agent key: %w", err)
+	}
+	if key, err = agentkey.Create(file); err != nil {
+		return nil, usage(err)
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "made the agent key %s; the agent is %s\n", file, record.AgentOf(key))
+	return key, nil
+}
+
+// usage gives an error, if there is one, the exit code of a wrong command line.
+func usage(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fail(exitUsage, "%w", err)
+}
+
+// outputFlag is how a command shows its result.
+type outputFlag string
+
+func (o *outputFlag) flags(fs *pflag.FlagSet) {
+	fs.StringVarP((*string)(o), "output", "o", "text", "text or json")
+}
+
+func (o *outputFlag) check() error {
+	if *o != "text" && *o != "json" {
+		return fail(exitUsage, "--output: %q is not an output; use text or json", string(*o))
+	}
+	return nil
+}
+
+// printJSON writes one JSON document on one line.
+func printJSON(cmd *cobra.Command, v any) error {
+	if err := json.NewEncoder(cmd.OutOrStdout()).Encode(v); err != nil {
+		return fail(exitFailed, "print: %w", err)
+	}
+	return nil
+}

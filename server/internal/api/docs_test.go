@@ -1,0 +1,49 @@
+package api
+
+import (
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+var (
+	codeRow     = regexp.MustCompile("(?m)^\\| `(\\w+)` \\| (\\d{3}) \\| (.+) \\|$")
+	codeSection = regexp.MustCompile("(?m)^### `(\\w+)`$")
+	guideParts  = regexp.MustCompile(`(?ms)^- \*\*Means:\*\* \S.*^- \*\*Caller:\*\* \S.*^- \*\*Operator:\*\* \S`)
+)
+
+// docs/errors.md says what to do about every code, and about no others: in a
+// section each where the answer is 503, in a row each where it is not.
+func TestTheErrorsPageKnowsEveryCode(t *testing.T) {
+	raw, err := os.ReadFile("../../../docs/errors.md")
+	require.NoError(t, err)
+	page := string(raw)
+	documented := map[string]int{}
+	for _, row := range codeRow.FindAllStringSubmatch(page, -1) {
+		require.NotContains(t, documented, row[1], "is there twice")
+		documented[row[1]], err = strconv.Atoi(row[2])
+		require.NoError(t, err)
+		require.NotEmpty(t, strings.TrimSpace(row[3]), row[1])
+	}
+	sections := codeSection.FindAllStringSubmatchIndex(page, -1)
+	for i, s := range sections {
+		code, end := page[s[2]:s[3]], len(page)
+		if i+1 < len(sections) {
+			end = sections[i+1][0]
+		}
+		require.NotContains(t, documented, code, "is there twice")
+		documented[code] = 503
+		require.Regexp(t, guideParts, page[s[1]:end], "%s: say what it means, and what caller and operator do", code)
+	}
+	for code, info := range codeTable {
+		require.Contains(t, documented, code, "docs/errors.md does not say what to do; 503 needs a section, other codes a row")
+		require.Equal(t, info.status, documented[code], code)
+	}
+	require.Len(t, documented, len(codeTable), "documented: %v", slices.Sorted(maps.Keys(documented)))
+}

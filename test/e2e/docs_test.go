@@ -1,0 +1,17 @@
+package e2e
+
+import (
+	"testing"
+
+	"github.com/gruntwork-io/terratest/modules/k8s"
+
+	"github.com/stemedb/stemedb/docs/doctest"
+)
+
+// documentation runs what docs/ shows against the release, as a reader would
+// who has a project's key and an administrator's.
+func (r *release) documentation(t *testing.T) {
+	url, done := r.tunnel(t, k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
+	defer done()
+	doctest.Pages(t, "../..", doctest.Server{URL: url, Key: r.key, AdminKey: r.root})
+}
