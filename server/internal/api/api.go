@@ -32,6 +32,8 @@ import (
 type Keys interface {
 	// Confirmed tells whether this node's copy was current in the last 30 s.
 	Confirmed() (ok bool, at time.Time)
+	// Now is the cluster's time; not sure: only this machine's.
+	Now() (at time.Time, sure bool)
 	// GetKey and ListKeys read this node's copy.
 	GetKey(h keys.Hash) (keys.Key, bool)
 	ListKeys() []keys.Key
@@ -89,6 +91,15 @@ const (
 	// on one request.
 	MaxRequestTimeout = time.Minute
 )
+
+// keyTime is the time that keys are judged by: zero when it is not sure.
+func (s *services) keyTime() time.Time {
+	at, sure := s.keys.Now()
+	if !sure {
+		return time.Time{}
+	}
+	return at
+}
 
 // Progress is how far a start has come.
 type Progress struct {

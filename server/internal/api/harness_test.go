@@ -22,6 +22,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
 	"github.com/stemedb/stemedb/server/internal/store"
@@ -205,6 +206,8 @@ type table struct {
 	unconfirmed atomic.Bool
 	leaderGone  atomic.Bool
 	asked       atomic.Int64
+	clock       clock.Shifted
+	timeUnknown atomic.Bool
 }
 
 var errNoLeader = errors.New("no leader")
@@ -214,6 +217,10 @@ func newTable() *table {
 }
 
 func (k *table) Confirmed() (bool, time.Time) { return !k.unconfirmed.Load(), time.Now() }
+
+// Now is the cluster's time as the test sets it; while the time is unknown it is
+// that of the node's own clock.
+func (k *table) Now() (time.Time, bool) { return k.clock.Now(), !k.timeUnknown.Load() }
 
 func (k *table) GetKey(h keys.Hash) (keys.Key, bool) {
 	k.mu.Lock()
@@ -270,6 +277,8 @@ func (k *table) CreateKey(_ context.Context, fresh keys.Key) (keys.Key, bool, er
 	if key, ok := k.keys[fresh.Hash]; ok {
 		held = &key
 	}
+	at, _ := k.Now()
+	fresh.CreatedAt = at.Unix()
 	after, created, err := keys.Register(held, fresh)
 	if err == nil {
 		k.keys[fresh.Hash] = after
@@ -282,13 +291,17 @@ func (k *table) PatchKey(_ context.Context, h keys.Hash, p keys.Patch) (keys.Key
 }
 
 func (k *table) RevokeKey(_ context.Context, h keys.Hash) (keys.Key, error) {
-	return k.change(h, func(key keys.Key) (keys.Key, error) { return key.RevokedNow(time.Now().Unix()), nil })
+	return k.change(h, func(key keys.Key) (keys.Key, error) { return key.RevokedNow(k.clock.Now().Unix()), nil })
 }
 
 func (k *table) RotateKey(_ context.Context, h, successor keys.Hash, grace int64) (old, fresh keys.Key, err error) {
+	now, sure := k.Now()
+	if grace > 0 && !sure {
+		return old, fresh, keys.ErrNoTime
+	}
 	old, err = k.change(h, func(key keys.Key) (keys.Key, error) {
 		var after keys.Key
-		after, fresh, err = key.Rotate(successor, time.Now().Unix(), grace)
+		after, fresh, err = key.Rotate(successor, now.Unix(), grace)
 		return after, err
 	})
 	if err == nil {

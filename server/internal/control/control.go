@@ -12,6 +12,9 @@
 //   - Confirmed tells whether this copy was current at some moment of the last
 //     30 s. Whoever trusts the copy only then never trusts a key that was
 //     revoked 30 s before.
+//   - Times that decide are the table's: the median of the members' clocks, which
+//     no single clock moves. Without a majority of clocks that agree, whatever
+//     depends on the time is refused. See clocks.go.
 //   - A change of members closes only when everyone who is to count in reads
 //     holds whatever was acknowledged before; otherwise it stays open, visibly.
 //   - A node never answers in the name of an incarnation that it is not.
@@ -32,6 +35,7 @@ import (
 	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/peertls"
 )
 
@@ -60,6 +64,7 @@ type RaftStorage interface {
 type Timings struct {
 	ConfirmEvery   time.Duration // 2 s: how often the leader is asked
 	ConfirmedFor   time.Duration // 30 s: how long an answer counts
+	ClockBound     time.Duration // 5 s: how far clocks may be apart and still agree
 	FormEvery      time.Duration // 1 s: between rounds of questions while forming or joining
 	DriveEvery     time.Duration // 500 ms: between steps of the leader's work on members
 	CallTimeout    time.Duration // 3 s: bounds one call of a peer
@@ -88,6 +93,7 @@ type Config struct {
 	Peers        *peertls.Transport
 	RaftListener net.Listener
 	Data         Data
+	Clock        clock.Clock // this machine's; nil means clock.Wall
 	Logger       *slog.Logger
 	Registerer   prometheus.Registerer // nil: no metrics
 	Timings      Timings
@@ -97,6 +103,7 @@ func (t Timings) withDefaults() Timings {
 	return Timings{
 		ConfirmEvery:   cmp.Or(t.ConfirmEvery, 2*time.Second),
 		ConfirmedFor:   cmp.Or(t.ConfirmedFor, 30*time.Second),
+		ClockBound:     cmp.Or(t.ClockBound, 5*time.Second),
 		FormEvery:      cmp.Or(t.FormEvery, time.Second),
 		DriveEvery:     cmp.Or(t.DriveEvery, 500*time.Millisecond),
 		CallTimeout:    cmp.Or(t.CallTimeout, 3*time.Second),
@@ -111,10 +118,11 @@ func (t Timings) withDefaults() Timings {
 // Control is one node's part in the control table. Its methods may be called by
 // several goroutines at once.
 type Control struct {
-	cfg   Config
-	id    string // name/incarnation
-	log   *slog.Logger
-	table *table
+	cfg    Config
+	id     string // name/incarnation
+	log    *slog.Logger
+	table  *table
+	clocks *clocks
 
 	// started is set once raft is there: peers may call before Start is done.
 	started   atomic.Bool
@@ -132,8 +140,10 @@ type Control struct {
 	mu        sync.Mutex // guards what is below; never held across a wait
 	phase     string
 	confirmed time.Time // when the newest successful question was asked
-	waitsFor  []string
-	nextRound *round
+	// confirmedMoment is the same moment on this node's clocks.
+	confirmedMoment moment
+	waitsFor        []string
+	nextRound       *round
 
 	driver  driver // used by the leader's goroutine only
 	ctx     context.Context
@@ -161,6 +171,7 @@ func New(cfg Config) (*Control, error) {
 		leaderCh: make(chan bool, 8), poke: make(chan struct{}, 1), nextRound: newRound(),
 	}
 	c.table = newTable(&c.changed)
+	c.clocks = newClocks(cfg.Clock, cfg.Timings)
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}

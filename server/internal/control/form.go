@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -89,7 +88,7 @@ func (c *Control) beMember(ctx context.Context, state *State) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.CallTimeout)
 	defer cancel()
-	if _, err := c.propose(ctx, &admit{Member: self, At: time.Now().Unix()}); err != nil {
+	if _, err := c.propose(ctx, &admit{Member: self}); err != nil {
 		c.log.Debug("told its addresses", "error", err)
 	}
 	return false

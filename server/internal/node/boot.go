@@ -74,7 +74,7 @@ func (n *Node) openPeers() (err error) {
 	n.parts.peers, err = peertls.New(peertls.Config{
 		Network: n.env.Network, Name: n.cfg.NodeName, Secrets: secrets,
 		CertFile: n.cfg.PeerTLSCertPath, KeyFile: n.cfg.PeerTLSKeyPath, CAFile: n.cfg.PeerTLSCAPath,
-		Logger: n.log, Registerer: n.registry,
+		Clock: n.env.Clock, Logger: n.log, Registerer: n.registry,
 	})
 	if err != nil {
 		return err
@@ -114,6 +114,7 @@ func (n *Node) startControl() error {
 		Name: n.cfg.NodeName, Incarnation: identity.Incarnation, ClusterID: identity.Cluster,
 		PeerAddr: n.advertise(n.cfg.ReplicationAddr), APIAddr: n.advertise(n.cfg.BindAddr), Join: n.join(),
 		Storage: storage, Peers: n.parts.peers, RaftListener: n.parts.port.Raft(), Data: progress,
+		Clock:  n.env.Clock,
 		Logger: n.log, Registerer: n.registry, Timings: n.env.Tuning.Control,
 	})
 	if err != nil {

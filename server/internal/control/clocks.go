@@ -1,0 +1,267 @@
+package control
+
+import (
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/clock"
+	"github.com/stemedb/stemedb/server/internal/control/controlpb"
+)
+
+// The table's time. Machines disagree on the time of day, and any of them may be
+// wrong, the leader's too. So the table has a time that no single clock decides:
+// the median of the members' wall clocks. While a majority of them are right to
+// within some bound, the median is.
+//
+// It is worked out by the leader and learnt by the others when they confirm
+// their copies, on top of steady clocks: each process counts time since its
+// start by the monotonic clock, which runs evenly and cannot be set. A clock
+// that is set anew therefore changes what one member reports about itself and
+// nothing else, and between two answers the table's time runs on evenly.
+//
+//	member                                leader
+//	  own wall − the leader's steady  →     one report for each member
+//	                                  ←     its steady clock; median of the reports
+//
+// A member places the leader's steady clock in the middle of the call's round
+// trip, so each way adds half a round trip at most to the error.
+type clocks struct {
+	wall  clock.Clock
+	bound time.Duration // Timings.ClockBound
+	fresh time.Duration // how long a report and an answer count
+	start time.Time     // of the steady clock
+
+	mu sync.Mutex // guards what is below
+	// term is that of the leader who answered last, and leaderAhead its steady
+	// clock less this one's.
+	term        uint64
+	leaderAhead time.Duration
+	reported    bool // this node's clock to that leader
+	table       tableTime
+	skews       map[string]time.Duration // member id: its wall clock less the table's time
+
+	// What members reported to this node as the leader of reportTerm.
+	reportTerm uint64
+	reports    map[string]report
+
+	apart  time.Time // since when clocks are apart; zero: they are not
+	warned time.Time // when the log said so last
+}
+
+// tableTime is the table's time as an offset from this node's steady clock.
+type tableTime struct {
+	known bool
+	agree bool // a majority of the members' clocks are within the bound of it
+	ahead int64
+	at    moment // when it was asked for
+}
+
+// report is a member's wall clock less the leader's steady clock.
+type report struct {
+	ahead int64
+	at    moment
+}
+
+// moment is one look at both clocks of this node.
+type moment struct {
+	steady time.Duration
+	wall   int64 // unix nanoseconds
+}
+
+// ahead changes only when the wall clock is set, or when the machine was
+// suspended: then its monotonic clock stood still, and its wall clock did not.
+func (m moment) ahead() int64 { return m.wall - int64(m.steady) }
+
+func newClocks(wall clock.Clock, t Timings) *clocks {
+	if wall == nil {
+		wall = clock.Wall()
+	}
+	return &clocks{wall: wall, bound: t.ClockBound, fresh: t.ConfirmedFor, start: time.Now(), reports: map[string]report{}}
+}
+
+func (c *clocks) look() moment {
+	return moment{steady: time.Since(c.start), wall: c.wall.Now().UnixNano()}
+}
+
+// within tells whether less than d has passed since a moment, as far as that can
+// be told: not after a suspension, of which the wall clock knows, and therefore
+// not after the wall clock was set either. The two look alike from inside.
+func (c *clocks) within(d time.Duration, since, now moment) bool {
+	jump := time.Duration(now.ahead() - since.ahead())
+	return jump.Abs() <= c.bound && now.steady-since.steady+max(jump, 0) < d
+}
+
+// report fills a question to the leader with what this node's wall clock shows.
+func (c *clocks) report(asked moment, r *controlpb.ConfirmRequest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r.ClockTerm, r.ClockAhead = c.term, asked.ahead()-int64(c.leaderAhead)
+	c.reported = true
+}
+
+// unreported: the leader does not know this node's clock yet. The next question
+// tells it, and is worth asking soon.
+func (c *clocks) unreported() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.term != 0 && !c.reported
+}
+
+// learn takes in the leader's answer to a question.
+func (c *clocks) learn(asked moment, r *controlpb.ConfirmResponse) {
+	heard := c.look()
+	middle := asked.steady + (heard.steady-asked.steady)/2
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.term != r.Term {
+		c.reported = false
+	}
+	c.term, c.leaderAhead = r.Term, time.Duration(r.SteadyClock)-middle
+	c.table = tableTime{known: true, agree: r.ClocksAgree, ahead: int64(c.leaderAhead) + r.TableAhead, at: asked}
+	c.skews = map[string]time.Duration{}
+	for id, skew := range r.ClockSkew {
+		c.skews[id] = time.Duration(skew)
+	}
+}
+
+// take notes a member's report. One about another leader's steady clock is void.
+func (c *clocks) take(id string, term uint64, r *controlpb.ConfirmRequest) {
+	if term == 0 || r.ClockTerm != term {
+		return
+	}
+	now := c.look()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lead(term)
+	c.reports[id] = report{ahead: r.ClockAhead, at: now}
+}
+
+// lead begins a term of this node's leadership: reports are about a steady clock,
+// and the members measure it anew for each term.
+func (c *clocks) lead(term uint64) {
+	if c.reportTerm != term {
+		c.reportTerm, c.reports = term, map[string]report{}
+	}
+}
+
+// answer fills the leader's answer; self and members are ids. It counts for this
+// node too.
+func (c *clocks) answer(term uint64, self string, members []string, r *controlpb.ConfirmResponse) {
+	now := c.look()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lead(term)
+	c.reports[self] = report{ahead: now.ahead(), at: now}
+	for id, reported := range c.reports {
+		if now.steady-reported.at.steady >= c.fresh {
+			delete(c.reports, id)
+		}
+	}
+	if judged, complete := c.judge(now, members); complete || judged.agree || !c.decides(c.table, now) {
+		c.table = judged
+	}
+	c.term, c.leaderAhead, c.reported = term, 0, true
+	r.SteadyClock, r.TableAhead, r.ClocksAgree = int64(now.steady), c.table.ahead, c.table.agree
+	r.ClockSkew = map[string]int64{}
+	c.skews = map[string]time.Duration{}
+	for id, reported := range c.reports {
+		c.skews[id] = time.Duration(reported.ahead - c.table.ahead)
+		r.ClockSkew[id] = int64(c.skews[id])
+	}
+}
+
+// judge takes the median of the members' clocks. While not all of them have
+// reported and those that have do not settle it, the time that is known from
+// before goes on: a new leader has it from the one before.
+func (c *clocks) judge(now moment, members []string) (t tableTime, complete bool) {
+	var shown []int64
+	for _, id := range members {
+		if r, ok := c.reports[id]; ok {
+			shown = append(shown, r.ahead)
+		}
+	}
+	complete = len(shown) == len(members)
+	if len(shown) == 0 {
+		shown = append(shown, now.ahead()) // this node leads and is no member: it is being replaced
+	}
+	slices.Sort(shown)
+	t = tableTime{known: true, ahead: shown[(len(shown)-1)/2], at: now}
+	near := 0
+	for _, ahead := range shown {
+		if time.Duration(ahead-t.ahead).Abs() <= c.bound {
+			near++
+		}
+	}
+	t.agree = near >= Majority(len(members))
+	return t, complete
+}
+
+func (c *clocks) decides(t tableTime, now moment) bool {
+	return t.known && t.agree && c.within(c.fresh, t.at, now)
+}
+
+// now is the table's time, or this machine's when the table's is not sure.
+func (c *clocks) now() (at time.Time, sure bool) {
+	now := c.look()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.decides(c.table, now) {
+		return time.Unix(0, now.wall), false
+	}
+	return time.Unix(0, int64(now.steady)+c.table.ahead), true
+}
+
+// skew is this machine's clock less the table's time.
+func (c *clocks) skew() (d time.Duration, known bool) {
+	now := c.look()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Duration(now.ahead() - c.table.ahead), c.table.known
+}
+
+// skewOf is what the leader said last about a member's clock.
+func (c *clocks) skewOf(id string) (d time.Duration, known bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d, known = c.skews[id]
+	return d, known
+}
+
+const (
+	// clockWarnAfter lets a start and a change of leader pass, in which few
+	// members have reported yet.
+	clockWarnAfter = 10 * time.Second
+	// clockWarnEvery keeps a clock that stays wrong from filling the log.
+	clockWarnEvery = time.Minute
+)
+
+// warn says in the log that clocks are apart, and when they no longer are.
+func (c *clocks) warn(log *slog.Logger) {
+	skew, known := c.skew()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case !known:
+		return
+	case skew.Abs() <= c.bound && c.table.agree:
+		if !c.warned.IsZero() {
+			log.Info("the clocks agree again", "skew", skew)
+		}
+		c.apart, c.warned = time.Time{}, time.Time{}
+		return
+	case c.apart.IsZero():
+		c.apart = time.Now()
+	}
+	if time.Since(c.apart) < clockWarnAfter || (!c.warned.IsZero() && time.Since(c.warned) < clockWarnEvery) {
+		return
+	}
+	c.warned = time.Now()
+	if !c.table.agree {
+		log.Warn("no majority of the members' clocks agree on the time; keys with an expiry and keys in their grace are refused until the clocks are set",
+			"bound", c.bound, "skews", c.skews)
+		return
+	}
+	log.Warn("this machine's clock is apart from the cluster's time; decisions go by the cluster's, and the machine's clock has to be set", "skew", skew, "bound", c.bound)
+}
