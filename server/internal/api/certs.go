@@ -34,7 +34,7 @@ type Certificates struct {
 }
 
 // LoadCertificates reads certificate chain and key (PEM) for the first time;
-// then they must fit. wall tells whether another member's certificate is valid.
+// then they must fit. wall decides whether another member's certificate is valid.
 func LoadCertificates(certPath, keyPath string, wall clock.Clock, log *slog.Logger) (*Certificates, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)

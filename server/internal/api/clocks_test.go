@@ -41,7 +41,7 @@ func TestKeysAreJudgedByTheClustersTime(t *testing.T) {
 		require.Equal(t, []any{row.status, row.graced}, []any{status, code}, "%v", row.cluster)
 	}
 
-	// So are the times in requests and in what is shown.
+	// So are the times in requests, and the status of a key that is shown.
 	w.table.clock.Set(time.Hour)
 	body := `{"project":"alpha","role":"read_only","expires_at":` + strconv.FormatInt(now+1800, 10) + `}`
 	require.Equal(t, "expires_at", problemOf(t, w.as(keys.Admin, "POST", "/v1/admin/api-keys", body)).Field)
@@ -52,8 +52,8 @@ func TestKeysAreJudgedByTheClustersTime(t *testing.T) {
 	require.Equal(t, http.StatusCreated, w.as(keys.Admin, "POST", "/v1/admin/api-keys", body).Code)
 }
 
-// While the time is not known, what needs it answers 503, which a gateway tries
-// elsewhere, and everything else works.
+// While the time is not known, requests that need it get 503, which a gateway
+// tries elsewhere, and everything else works.
 func TestWhatNeedsTheTimeIsRefusedWhileItIsNotKnown(t *testing.T) {
 	w := newWorld(t, nil)
 	c := newContract(t)

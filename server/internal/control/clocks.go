@@ -17,9 +17,9 @@ import (
 //
 // It is worked out by the leader and learnt by the others when they confirm
 // their copies, on top of steady clocks: each process counts time since its
-// start by the monotonic clock, which runs evenly and cannot be set. A clock
-// that is set anew therefore changes what one member reports about itself and
-// nothing else, and between two answers the table's time runs on evenly.
+// start by the monotonic clock, which runs evenly and cannot be set. Setting
+// a machine's clock therefore changes one member's report and nothing else, and
+// between two answers the table's time runs on evenly.
 //
 //	member                                leader
 //	  own wall − the leader's steady  →     one report for each member
@@ -33,7 +33,7 @@ type clocks struct {
 	fresh time.Duration // how long a report and an answer count
 	start time.Time     // of the steady clock
 
-	mu sync.Mutex // guards what is below
+	mu sync.Mutex // guards the fields below
 	// term is that of the leader who answered last, and leaderAhead its steady
 	// clock less this one's.
 	term        uint64
@@ -42,7 +42,7 @@ type clocks struct {
 	table       tableTime
 	skews       map[string]time.Duration // member id: its wall clock less the table's time
 
-	// What members reported to this node as the leader of reportTerm.
+	// reports are those of the members to this node as the leader of reportTerm.
 	reportTerm uint64
 	reports    map[string]report
 
@@ -85,15 +85,15 @@ func (c *clocks) look() moment {
 	return moment{steady: time.Since(c.start), wall: c.wall.Now().UnixNano()}
 }
 
-// within tells whether less than d has passed since a moment, as far as that can
-// be told: not after a suspension, of which the wall clock knows, and therefore
-// not after the wall clock was set either. The two look alike from inside.
+// within reports whether less than d has surely passed since a moment. After a
+// suspension, which only the wall clock shows, nothing is sure, nor after the
+// wall clock was set: the two look alike from inside.
 func (c *clocks) within(d time.Duration, since, now moment) bool {
 	jump := time.Duration(now.ahead() - since.ahead())
 	return jump.Abs() <= c.bound && now.steady-since.steady+max(jump, 0) < d
 }
 
-// report fills a question to the leader with what this node's wall clock shows.
+// report puts this node's wall clock into a question to the leader.
 func (c *clocks) report(asked moment, r *controlpb.ConfirmRequest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -221,7 +221,7 @@ func (c *clocks) skew() (d time.Duration, known bool) {
 	return time.Duration(now.ahead() - c.table.ahead), c.table.known
 }
 
-// skewOf is what the leader said last about a member's clock.
+// skewOf is the skew of a member's clock by the leader's last answer.
 func (c *clocks) skewOf(id string) (d time.Duration, known bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -111,12 +111,12 @@ func TestKeysEndOnTimeWhicheverClockIsWrong(t *testing.T) {
 			expiring := key("expires " + name)
 			expiring.ExpiresAt = now + 60
 			made := map[string]keys.Key{}
-			for what, k := range map[string]keys.Key{"expires": expiring, "grace": key("grace " + name), "no grace": key("no grace " + name)} {
+			for kind, k := range map[string]keys.Key{"expires": expiring, "grace": key("grace " + name), "no grace": key("no grace " + name)} {
 				k.CreatedAt = 12345 // the leader's business
 				created, _, err := n.control.CreateKey(t.Context(), k)
 				require.NoError(t, err)
 				require.InDelta(t, now, created.CreatedAt, 2, "created through %s", name)
-				made[what] = created
+				made[kind] = created
 			}
 			_, _, err := n.control.RotateKey(t.Context(), made["grace"].Hash, keys.HashOf("s1"+name), 60)
 			require.NoError(t, err)
@@ -203,8 +203,8 @@ func TestTheTimeOutlivesTheLeader(t *testing.T) {
 	})
 }
 
-// Where no majority of clocks agree, nobody knows the time: what depends on it is
-// refused, and nothing else is.
+// Where no majority of clocks agree, nobody knows the time: requests that depend
+// on it are refused, and no others.
 func TestWithoutAMajorityOfClocksWhatNeedsTheTimeIsRefused(t *testing.T) {
 	for name, shift := range map[string]map[string]time.Duration{
 		"three apart":              {"a": time.Hour, "b": -time.Hour},

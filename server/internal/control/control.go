@@ -13,8 +13,8 @@
 //     30 s. Whoever trusts the copy only then never trusts a key that was
 //     revoked 30 s before.
 //   - Times that decide are the table's: the median of the members' clocks, which
-//     no single clock moves. Without a majority of clocks that agree, whatever
-//     depends on the time is refused. See clocks.go.
+//     no single clock moves. While no majority of them agrees, decisions that
+//     depend on the time are refused. See clocks.go.
 //   - A change of members closes only when everyone who is to count in reads
 //     holds whatever was acknowledged before; otherwise it stays open, visibly.
 //   - A node never answers in the name of an incarnation that it is not.

@@ -17,8 +17,8 @@ import (
 )
 
 // For every number of members, every choice of a minority and every direction in
-// which its clocks are wrong, the table's time is within what the right clocks
-// show, and known as such.
+// which its clocks are wrong, the table's time is between the right clocks, and
+// they are known to agree.
 func TestAMinorityOfClocksNeverMovesTheTable(t *testing.T) {
 	const second = int64(time.Second)
 	for n := 1; n <= 7; n++ {

@@ -98,7 +98,7 @@ func (k Key) Patched(p Patch) (Key, error) {
 }
 
 // RevokedNow returns the key revoked at that unix second. Revoking twice keeps
-// the first time and is no error. A clock that stands at the epoch or before it
+// the first time and is no error. A clock at the epoch or before it
 // revokes as well as any other.
 func (k Key) RevokedNow(now int64) Key {
 	if k.RevokedAt != 0 {

@@ -150,9 +150,9 @@ const (
 	Undecided Reason = "undecided"
 )
 
-// Check tells whether the key works at that time and, if not, why. The zero
-// time means that the time is not known; a key without a time limit does not
-// need it.
+// Check says why the key does not work at that time; Usable when it does. The
+// zero time means that the time is not known, which a key without a time limit
+// does not need.
 func (k *Key) Check(now time.Time) Reason {
 	switch {
 	case k.RevokedAt != 0:

@@ -90,8 +90,8 @@ func TestNoClockBringsAnEndedKeyBack(t *testing.T) {
 	}
 }
 
-// Without the time, what has no time limit is decided all the same, and nothing
-// else is.
+// Without the time, only keys without a time limit, and keys that have ended, are
+// decided.
 func TestCheckWithoutTheTime(t *testing.T) {
 	for _, row := range []struct {
 		name string

@@ -44,8 +44,8 @@ type Config struct {
 	ReloadEvery time.Duration
 	// HandshakeTimeout bounds a handshake on either side, 5 s when 0.
 	HandshakeTimeout time.Duration
-	// Clock tells whether certificates out of files are valid yet or still;
-	// clock.Wall when nil.
+	// Clock decides whether certificates out of files are valid; nil means
+	// clock.Wall.
 	Clock      clock.Clock
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
