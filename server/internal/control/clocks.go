@@ -119,7 +119,7 @@ func (c *clocks) learn(asked moment, r *controlpb.ConfirmResponse) {
 		c.reported = false
 	}
 	c.term, c.leaderAhead = r.Term, time.Duration(r.SteadyClock)-middle
-	c.table = tableTime{known: true, agree: r.ClocksAgree, ahead: int64(c.leaderAhead) + r.TableAhead, at: asked}
+	c.adopt(tableTime{known: true, agree: r.ClocksAgree, ahead: int64(c.leaderAhead) + r.TableAhead, at: asked}, heard)
 	c.skews = map[string]time.Duration{}
 	for id, skew := range r.ClockSkew {
 		c.skews[id] = time.Duration(skew)
@@ -159,9 +159,7 @@ func (c *clocks) answer(term uint64, self string, members []string, r *controlpb
 			delete(c.reports, id)
 		}
 	}
-	if judged, complete := c.judge(now, members); complete || judged.agree || !c.decides(c.table, now) {
-		c.table = judged
-	}
+	c.adopt(c.judge(now, members), now)
 	c.term, c.leaderAhead, c.reported = term, 0, true
 	r.SteadyClock, r.TableAhead, r.ClocksAgree = int64(now.steady), c.table.ahead, c.table.agree
 	r.ClockSkew = map[string]int64{}
@@ -172,22 +170,28 @@ func (c *clocks) answer(term uint64, self string, members []string, r *controlpb
 	}
 }
 
-// judge takes the median of the members' clocks. While not all of them have
-// reported and those that have do not settle it, the time that is known from
-// before goes on: a new leader has it from the one before.
-func (c *clocks) judge(now moment, members []string) (t tableTime, complete bool) {
+// adopt takes a time over. One on which the clocks do not agree does not replace
+// one that still decides: a new leader, to which few have reported, goes on with
+// the time that it has from the one before.
+func (c *clocks) adopt(t tableTime, now moment) {
+	if t.agree || !c.decides(c.table, now) {
+		c.table = t
+	}
+}
+
+// judge takes the median of the members' clocks, as far as they have reported.
+func (c *clocks) judge(now moment, members []string) tableTime {
 	var shown []int64
 	for _, id := range members {
 		if r, ok := c.reports[id]; ok {
 			shown = append(shown, r.ahead)
 		}
 	}
-	complete = len(shown) == len(members)
 	if len(shown) == 0 {
 		shown = append(shown, now.ahead()) // this node leads and is no member: it is being replaced
 	}
 	slices.Sort(shown)
-	t = tableTime{known: true, ahead: shown[(len(shown)-1)/2], at: now}
+	t := tableTime{known: true, ahead: shown[(len(shown)-1)/2], at: now}
 	near := 0
 	for _, ahead := range shown {
 		if time.Duration(ahead-t.ahead).Abs() <= c.bound {
@@ -195,7 +199,7 @@ func (c *clocks) judge(now moment, members []string) (t tableTime, complete bool
 		}
 	}
 	t.agree = near >= Majority(len(members))
-	return t, complete
+	return t
 }
 
 func (c *clocks) decides(t tableTime, now moment) bool {

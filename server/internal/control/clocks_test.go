@@ -228,7 +228,7 @@ func TestWithoutAMajorityOfClocksWhatNeedsTheTimeIsRefused(t *testing.T) {
 						w.node[who].kill()
 					}
 				}
-				time.Sleep(70 * time.Second) // the report of a member that is down and the time from before last 30 s each
+				time.Sleep(100 * time.Second) // a report and the time from before, at the leader and here, last 30 s each
 				for who, n := range w.node {
 					if n.control == nil {
 						continue
