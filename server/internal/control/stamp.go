@@ -34,12 +34,12 @@ func (c *rotateKey) stamp(at int64, sure bool) error {
 func (c *Control) stamped(b []byte) ([]byte, error) {
 	cmd, err := decodeCommand(b, max(c.State().Format, 1))
 	t, ok := cmd.(timed)
-	if err != nil || !ok {
-		return b, nil
+	if ok && err == nil {
+		at, sure := c.Now()
+		if err := t.stamp(at.Unix(), sure); err != nil {
+			return nil, err
+		}
+		return encodeCommand(t)
 	}
-	at, sure := c.Now()
-	if err := t.stamp(at.Unix(), sure); err != nil {
-		return nil, err
-	}
-	return encodeCommand(t)
+	return b, nil
 }
