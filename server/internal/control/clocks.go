@@ -85,12 +85,13 @@ func (c *clocks) look() moment {
 	return moment{steady: time.Since(c.start), wall: c.wall.Now().UnixNano()}
 }
 
-// within reports whether less than d has surely passed since a moment. After a
-// suspension, which only the wall clock shows, nothing is sure, nor after the
-// wall clock was set: the two look alike from inside.
-func (c *clocks) within(d time.Duration, since, now moment) bool {
+// slept is for how long the machine was suspended since a moment, so that the
+// monotonic clock missed it. It is not sure after a long sleep, which only the
+// wall clock shows, and therefore not after the wall clock was set either: the two
+// look alike from inside.
+func (c *clocks) slept(since, now moment) (d time.Duration, sure bool) {
 	jump := time.Duration(now.ahead() - since.ahead())
-	return jump.Abs() <= c.bound && now.steady-since.steady+max(jump, 0) < d
+	return max(jump, 0), jump.Abs() <= c.bound
 }
 
 // report puts this node's wall clock into a question to the leader.
@@ -203,7 +204,8 @@ func (c *clocks) judge(now moment, members []string) tableTime {
 }
 
 func (c *clocks) decides(t tableTime, now moment) bool {
-	return t.known && t.agree && c.within(c.fresh, t.at, now)
+	slept, sure := c.slept(t.at, now)
+	return t.known && t.agree && sure && now.steady-t.at.steady+slept < c.fresh
 }
 
 // now is the table's time, or this machine's when the table's is not sure.

@@ -293,12 +293,14 @@ func TestAMachineThatSleptIsUnconfirmed(t *testing.T) {
 		w.settled(3)
 		n := w.node["a"]
 		w.net.Isolate(host("a"))
+		_, at := n.control.Confirmed()
 		n.clock.Set(4 * time.Second)
+		_, earlier := n.control.Confirmed()
+		require.Equal(t, 4*time.Second, at.Sub(earlier))
 		time.Sleep(25 * time.Second)
 		for confirmed, _ := n.control.Confirmed(); confirmed; confirmed, _ = n.control.Confirmed() {
 			time.Sleep(10 * time.Millisecond)
 		}
-		_, at := n.control.Confirmed()
 		require.Less(t, time.Since(at), 27*time.Second)
 	})
 }

@@ -171,7 +171,9 @@ func (c *Control) Confirmed() (ok bool, at time.Time) {
 	if at.IsZero() || c.table.err() != nil {
 		return false, at
 	}
-	return c.clocks.within(c.cfg.Timings.ConfirmedFor, moment, c.clocks.look()), at
+	slept, sure := c.clocks.slept(moment, c.clocks.look())
+	at = at.Add(-slept)
+	return sure && time.Since(at) < c.cfg.Timings.ConfirmedFor, at
 }
 
 // Now is the table's time, to within the bound in docs/decisions/0008. When it
