@@ -114,6 +114,7 @@ type ClusterStatus struct {
 	Change      string   `json:"change"` // of members, while one is open
 	WriteQuorum bool     `json:"write_quorum"`
 	ReadQuorum  bool     `json:"read_quorum"`
+	TimeSure    bool     `json:"time_sure"` // a majority of the members' clocks agree
 	ClusterID   string   `json:"cluster_id"`
 	Node        string   `json:"node"`
 	Leader      string   `json:"leader"`
@@ -137,8 +138,11 @@ type Member struct {
 	Connected   bool      `json:"connected"`
 	LagBytes    int64     `json:"lag_bytes"` // -1: not heard of
 	LastHeard   time.Time `json:"last_heard"`
-	PeerAddr    string    `json:"peer_addr"`
-	APIAddr     string    `json:"api_addr"`
+	// ClockSkew is the member's clock less the cluster's time, in seconds; nil:
+	// not known.
+	ClockSkew *float64 `json:"clock_skew_seconds"`
+	PeerAddr  string   `json:"peer_addr"`
+	APIAddr   string   `json:"api_addr"`
 }
 
 // ClusterStatus asks a node how it sees the cluster. The counts are filled in

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -28,12 +29,14 @@ type clusterStatus struct {
 	WaitsFor    []string `json:"waits_for"`
 	WriteQuorum bool     `json:"write_quorum"`
 	ReadQuorum  bool     `json:"read_quorum"`
+	TimeSure    bool     `json:"time_sure"`
 	Members     []struct {
-		Name        string `json:"name"`
-		Incarnation string `json:"incarnation"`
-		Alive       bool   `json:"alive"`
-		Whole       bool   `json:"whole"`
-		LagBytes    int64  `json:"lag_bytes"`
+		Name        string   `json:"name"`
+		Incarnation string   `json:"incarnation"`
+		Alive       bool     `json:"alive"`
+		Whole       bool     `json:"whole"`
+		LagBytes    int64    `json:"lag_bytes"`
+		ClockSkew   *float64 `json:"clock_skew_seconds"`
 	} `json:"members"`
 	MemberCount int `json:"member_count"`
 	AliveCount  int `json:"alive_count"`
@@ -75,6 +78,9 @@ func (s *clusterStatus) trouble() string {
 	if !s.ReadQuorum {
 		parts = append(parts, "too few whole members are alive for reads")
 	}
+	if !s.TimeSure {
+		parts = append(parts, "no majority of the members' clocks agree on the time")
+	}
 	if s.Change != "" {
 		parts = append(parts, "a change of members is open ("+s.Change+")")
 	}
@@ -97,7 +103,8 @@ func clusterStatusCommand() *cobra.Command {
 		Long: `Show the members of a cluster, who is alive and who is whole. With an API key
 (STEMEDB_API_KEY or STEMEDB_API_KEY_FILE) members are listed, without one counted.
 
-Exits with 3 unless every member is alive and whole and no change is open.`,
+Exits with 3 unless every member is alive and whole, a majority of the members'
+clocks agree and no change is open.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := t.client()
@@ -159,9 +166,13 @@ func printStatus(out io.Writer, s *clusterStatus) error {
 		fmt.Fprintf(w, "not ready\t%s\n", s.Reason)
 	}
 	if s.Detail == "full" {
-		fmt.Fprintf(w, "\nMEMBER\tALIVE\tWHOLE\tBEHIND (BYTES)\tINCARNATION\n")
+		fmt.Fprintf(w, "\nMEMBER\tALIVE\tWHOLE\tBEHIND (BYTES)\tCLOCK OFF BY\tINCARNATION\n")
 		for _, m := range s.Members {
-			fmt.Fprintf(w, "%s\t%t\t%t\t%d\t%s\n", m.Name, m.Alive, m.Whole, m.LagBytes, m.Incarnation)
+			skew := "unknown"
+			if m.ClockSkew != nil {
+				skew = strconv.FormatFloat(*m.ClockSkew, 'f', 3, 64) + " s"
+			}
+			fmt.Fprintf(w, "%s\t%t\t%t\t%d\t%s\t%s\n", m.Name, m.Alive, m.Whole, m.LagBytes, skew, m.Incarnation)
 		}
 	}
 	return w.Flush()

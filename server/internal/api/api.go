@@ -36,6 +36,8 @@ type Keys interface {
 	// ConfirmedUntil is the end of the 30 s for which this node's copy is
 	// trusted since it was last known to be current; zero: it is not trusted.
 	ConfirmedUntil() time.Time
+	// Now is the cluster's time; not sure: only this machine's.
+	Now() (at time.Time, sure bool)
 	// GetKey and ListKeys read this node's copy.
 	GetKey(h keys.Hash) (keys.Key, bool)
 	ListKeys() []keys.Key
@@ -93,6 +95,15 @@ const (
 	// on one request.
 	MaxRequestTimeout = time.Minute
 )
+
+// keyTime is the time that keys are judged by: zero when it is not sure.
+func (s *services) keyTime() time.Time {
+	at, sure := s.keys.Now()
+	if !sure {
+		return time.Time{}
+	}
+	return at
+}
 
 // Progress is how far a start has come.
 type Progress struct {

@@ -91,7 +91,7 @@ func (c *call) identify(by time.Time) error {
 		return problem(codeKeyInvalid, headerName, "no project has this key", "check that the key belongs to this StemeDB")
 	}
 	c.key = key
-	if err := usable(&c.key, time.Now()); err != nil {
+	if err := usable(&c.key, c.svc.keyTime()); err != nil {
 		return err
 	}
 	c.caller = caller{project: key.Project, role: key.Role, key: &c.key, known: true}
@@ -106,6 +106,8 @@ func usable(k *keys.Key, now time.Time) error {
 	switch k.Check(now) {
 	case keys.Usable:
 		return nil
+	case keys.Undecided:
+		return problem(cluster.CodeClocksApart, headerName, "the key has an expiry or is in its grace, and this node does not know the time: no majority of the members' clocks agree", "send the request again, or through another node; an administrator sees the clocks in GET /v1/cluster/status").retry(retryAfterLeaderVote)
 	case keys.Revoked:
 		return problem(codeKeyRevoked, headerName, "the key was revoked", remedyAskAdministator)
 	case keys.Rotated:

@@ -11,6 +11,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/stemedb/stemedb/server/internal/clock"
 )
 
 // certificateEvery is how often the certificate's files are looked at.
@@ -21,6 +23,7 @@ const certificateEvery = 5 * time.Second
 // not fit together, change nothing but the log.
 type Certificates struct {
 	certPath, keyPath string
+	clock             clock.Clock
 	log               *slog.Logger
 
 	mu       sync.Mutex
@@ -31,12 +34,12 @@ type Certificates struct {
 }
 
 // LoadCertificates reads certificate chain and key (PEM) for the first time;
-// then they must fit.
-func LoadCertificates(certPath, keyPath string, log *slog.Logger) (*Certificates, error) {
+// then they must fit. wall decides whether another member's certificate is valid.
+func LoadCertificates(certPath, keyPath string, wall clock.Clock, log *slog.Logger) (*Certificates, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	c := &Certificates{certPath: certPath, keyPath: keyPath, log: log}
+	c := &Certificates{certPath: certPath, keyPath: keyPath, clock: wall, log: log}
 	return c, c.load()
 }
 
@@ -128,12 +131,12 @@ func (c *Certificates) PeerConfig() *tls.Config {
 		NextProtos:         []string{"http/1.1"},
 		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection checks more
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			return verifyPeer(c.get(), cs.PeerCertificates)
+			return verifyPeer(c.get(), cs.PeerCertificates, c.clock.Now())
 		},
 	}
 }
 
-func verifyPeer(own *tls.Certificate, chain []*x509.Certificate) error {
+func verifyPeer(own *tls.Certificate, chain []*x509.Certificate, now time.Time) error {
 	if len(chain) == 0 {
 		return errors.New("the peer presented no certificate")
 	}
@@ -156,7 +159,7 @@ func verifyPeer(own *tls.Certificate, chain []*x509.Certificate) error {
 	for _, cert := range chain[1:] {
 		between.AddCert(cert)
 	}
-	if _, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between}); err != nil {
+	if _, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now}); err != nil {
 		return fmt.Errorf("the peer's certificate is not this node's, nor of its issuer: %w", err)
 	}
 	return nil

@@ -22,6 +22,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
 	"github.com/stemedb/stemedb/server/internal/store"
@@ -214,6 +215,8 @@ type table struct {
 	asked       atomic.Int64
 	changes     atomic.Int64  // that were proposed
 	left        time.Duration // that the last one had
+	clock       clock.Shifted
+	timeUnknown atomic.Bool
 }
 
 var errNoLeader = errors.New("no leader")
@@ -236,6 +239,10 @@ func (k *table) propose(ctx context.Context) {
 		k.left = time.Until(deadline)
 	}
 }
+
+// Now is the cluster's time as the test sets it; while the time is unknown it is
+// that of the node's own clock.
+func (k *table) Now() (time.Time, bool) { return k.clock.Now(), !k.timeUnknown.Load() }
 
 func (k *table) GetKey(h keys.Hash) (keys.Key, bool) {
 	k.mu.Lock()
@@ -293,6 +300,8 @@ func (k *table) CreateKey(ctx context.Context, fresh keys.Key) (keys.Key, bool, 
 	if key, ok := k.keys[fresh.Hash]; ok {
 		held = &key
 	}
+	at, _ := k.Now()
+	fresh.CreatedAt = at.Unix()
 	after, created, err := keys.Register(held, fresh)
 	if err == nil {
 		k.keys[fresh.Hash] = after
@@ -307,14 +316,18 @@ func (k *table) PatchKey(ctx context.Context, h keys.Hash, p keys.Patch) (keys.K
 
 func (k *table) RevokeKey(ctx context.Context, h keys.Hash) (keys.Key, error) {
 	k.propose(ctx)
-	return k.change(h, func(key keys.Key) (keys.Key, error) { return key.RevokedNow(time.Now().Unix()), nil })
+	return k.change(h, func(key keys.Key) (keys.Key, error) { return key.RevokedNow(k.clock.Now().Unix()), nil })
 }
 
 func (k *table) RotateKey(ctx context.Context, h, successor keys.Hash, grace int64) (old, fresh keys.Key, err error) {
 	k.propose(ctx)
+	now, sure := k.Now()
+	if grace > 0 && !sure {
+		return old, fresh, keys.ErrNoTime
+	}
 	old, err = k.change(h, func(key keys.Key) (keys.Key, error) {
 		var after keys.Key
-		after, fresh, err = key.Rotate(successor, time.Now().Unix(), grace)
+		after, fresh, err = key.Rotate(successor, now.Unix(), grace)
 		return after, err
 	})
 	if err == nil {

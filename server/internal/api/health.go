@@ -102,6 +102,7 @@ type reducedStatus struct {
 	Change     string `json:"change,omitempty"`
 	WriteOK    bool   `json:"write_quorum"`
 	ReadOK     bool   `json:"read_quorum"`
+	TimeSure   bool   `json:"time_sure"`
 }
 
 type fullStatus struct {
@@ -120,7 +121,7 @@ func (c *call) clusterStatus() error {
 	reduced := reducedStatus{
 		Detail: "reduced", Because: why, Generation: status.Generation, Members: len(status.Members),
 		Leader: status.Leader != "", Ready: status.Ready, Change: status.Change,
-		WriteOK: status.WriteQuorum, ReadOK: status.ReadQuorum,
+		WriteOK: status.WriteQuorum, ReadOK: status.ReadQuorum, TimeSure: status.TimeSure,
 	}
 	for _, m := range status.Members {
 		if m.Alive {

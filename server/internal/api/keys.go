@@ -11,6 +11,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
 	"github.com/stemedb/stemedb/server/record"
 )
@@ -40,13 +41,15 @@ type keyBody struct {
 	Version    uint64 `json:"version"`
 }
 
-func showKey(k *keys.Key, raw string) keyBody {
+// showKey shows a key as it is by this node's best knowledge of the time.
+func (c *call) showKey(k *keys.Key, raw string) keyBody {
 	b := keyBody{
 		Hash: k.Hash.String(), Key: raw, Project: k.Project, Role: string(k.Role), Label: k.Label,
 		Status: "active", Root: k.Root, Enabled: k.Enabled, CreatedAt: k.CreatedAt, ExpiresAt: k.ExpiresAt,
 		RevokedAt: k.RevokedAt, GraceUntil: k.GraceUntil, Version: k.Version,
 	}
-	if why := k.Check(time.Now()); why != keys.Usable {
+	now, _ := c.svc.keys.Now()
+	if why := k.Check(now); why != keys.Usable {
 		b.Status = string(why)
 	}
 	if k.RotatedTo != nil {
@@ -77,7 +80,7 @@ func (c *call) createKey() error {
 	if err := c.decode(&req); err != nil {
 		return err
 	}
-	key, err := req.key(time.Now())
+	key, err := req.key(c.svc.keyTime())
 	if err != nil {
 		return err
 	}
@@ -97,7 +100,7 @@ func (c *call) createKey() error {
 		status = http.StatusCreated
 		c.header("Location", "/v1/admin/api-keys/"+after.Hash.String())
 	}
-	return c.json(status, showKey(&after, raw))
+	return c.json(status, c.showKey(&after, raw))
 }
 
 // mint makes a raw key for the environment, live when none is named.
@@ -111,9 +114,9 @@ func mint(environment string) (string, error) {
 	return keys.Generate(environment, nil)
 }
 
-// key checks the request's fields.
+// key checks the request's fields. now is zero when the time is not known.
 func (req *createRequest) key(now time.Time) (keys.Key, error) {
-	k := keys.Key{Project: req.Project, Label: req.Label, ExpiresAt: req.ExpiresAt, Enabled: true, CreatedAt: now.Unix()}
+	k := keys.Key{Project: req.Project, Label: req.Label, ExpiresAt: req.ExpiresAt, Enabled: true}
 	if k.Project == "" {
 		return k, problem(record.CodeMissing, "project", "the project is missing", "name the project that the key is for")
 	}
@@ -179,6 +182,8 @@ func checkExpiry(at int64, now time.Time) error {
 		return nil
 	case at < 0 || at > record.MaxTimestamp:
 		return problem(record.CodeOutOfRange, "expires_at", fmt.Sprintf("%d is not a time in unix seconds", at), "give unix seconds, not milliseconds; 0 means never")
+	case now.IsZero():
+		return problem(cluster.CodeClocksApart, "expires_at", "the members' clocks disagree, so no expiry can be set", "set the members' clocks (GET /v1/cluster/status shows them), or leave the expiry out").retry(retryAfterLeaderVote)
 	case at <= now.Unix():
 		return problem(record.CodeOutOfRange, "expires_at", "the time has passed", "give a time in the future; to stop a key use DELETE")
 	}
@@ -217,7 +222,7 @@ func (c *call) listKeys() error {
 			page.Cursor = c.writeCursor(all[i-1].Hash[:])
 			break
 		}
-		page.Keys = append(page.Keys, showKey(&all[i], ""))
+		page.Keys = append(page.Keys, c.showKey(&all[i], ""))
 	}
 	return c.json(http.StatusOK, page)
 }
@@ -243,7 +248,7 @@ func (c *call) getKey() error {
 	if !held {
 		return keyProblem(keys.ErrNotFound)
 	}
-	return c.json(http.StatusOK, showKey(&k, ""))
+	return c.json(http.StatusOK, c.showKey(&k, ""))
 }
 
 type patchRequest struct {
@@ -263,7 +268,7 @@ func (c *call) patchKey() error {
 	if err := c.decode(&req); err != nil {
 		return err
 	}
-	patch, err := req.patch(time.Now())
+	patch, err := req.patch(c.svc.keyTime())
 	if err != nil {
 		return err
 	}
@@ -278,7 +283,7 @@ func (c *call) patchKey() error {
 	if err != nil {
 		return keysFailed(err)
 	}
-	return c.json(http.StatusOK, showKey(&k, ""))
+	return c.json(http.StatusOK, c.showKey(&k, ""))
 }
 
 func (req *patchRequest) patch(now time.Time) (keys.Patch, error) {
@@ -353,7 +358,7 @@ func (c *call) rotateKey() error {
 		return keysFailed(err)
 	}
 	c.header("Location", "/v1/admin/api-keys/"+fresh.Hash.String())
-	return c.json(http.StatusCreated, showKey(&fresh, raw))
+	return c.json(http.StatusCreated, c.showKey(&fresh, raw))
 }
 
 func (req *rotateRequest) grace() (time.Duration, error) {

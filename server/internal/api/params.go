@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/stemedb/stemedb/server/internal/cluster"
@@ -125,7 +124,8 @@ func (c *call) claimQuery(needPredicate bool) (q claimQuery, err error) {
 		return q, err
 	}
 	if q.params.Now = q.asOf; q.asOf == 0 {
-		q.params.Now = uint64(time.Now().Unix())
+		now, _ := c.svc.keys.Now()
+		q.params.Now = uint64(max(now.Unix(), 0))
 	}
 	return q, nil
 }

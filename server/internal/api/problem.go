@@ -131,6 +131,7 @@ var codeTable = map[string]codeInfo{
 	cluster.CodePeersUnreachable: {503, "Too few members answered"},
 	cluster.CodeCatchingUp:       {503, "The node is catching up"},
 	cluster.CodeDamaged:          {503, "The record cannot be read now"},
+	cluster.CodeClocksApart:      {503, "The members' clocks disagree"},
 	cluster.CodeClosed:           {503, "The node is shutting down"},
 	cluster.CodeReadOnly:         {507, "The node's disk is full"},
 }
@@ -267,6 +268,8 @@ func keyProblem(err error) *Problem {
 		return problem(codeRevokedForGood, "hash", "the key with this hash is revoked", "mint or register a new key")
 	case errors.Is(err, keys.ErrVersion):
 		return problem(codeVersionConflict, "version", "the key has changed since the version that you sent", "read the key again and decide with its present version")
+	case errors.Is(err, keys.ErrNoTime):
+		return problem(cluster.CodeClocksApart, "grace", "the members' clocks disagree, so no grace can be set", "set the members' clocks (GET /v1/cluster/status shows them), or rotate with the grace 0s, which ends the old key at once").retry(retryAfterLeaderVote)
 	case errors.Is(err, keys.ErrRotated):
 		return problem(codeAlreadyRotated, "hash", "the key was rotated before", "rotate its successor, named by rotated_to")
 	}

@@ -27,6 +27,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
 	"github.com/stemedb/stemedb/server/record"
@@ -411,7 +412,7 @@ func TestTLSReload(t *testing.T) {
 	certs.Reload()
 	require.EqualValues(t, 7, serial())
 
-	_, err = LoadCertificates(certs.certPath, certs.keyPath, nil)
+	_, err = LoadCertificates(certs.certPath, certs.keyPath, clock.Wall(), nil)
 	require.Error(t, err, "at the start they must be there")
 }
 
@@ -422,13 +423,13 @@ func TestPeersCertificate(t *testing.T) {
 		return certs.get()
 	}
 	own := load("db.example", 3)
-	require.NoError(t, verifyPeer(own, []*x509.Certificate{own.Leaf}))
-	require.Error(t, verifyPeer(own, nil))
-	require.Error(t, verifyPeer(own, []*x509.Certificate{load("db.example", 4).Leaf}), "the same name, self-signed by somebody else")
-	require.Error(t, verifyPeer(own, []*x509.Certificate{load("other.example", 4).Leaf}))
+	require.NoError(t, verifyPeer(own, []*x509.Certificate{own.Leaf}, time.Now()))
+	require.Error(t, verifyPeer(own, nil, time.Now()))
+	require.Error(t, verifyPeer(own, []*x509.Certificate{load("db.example", 4).Leaf}, time.Now()), "the same name, self-signed by somebody else")
+	require.Error(t, verifyPeer(own, []*x509.Certificate{load("other.example", 4).Leaf}, time.Now()))
 }
 
 func loadPair(t testing.TB, dir, name string, serial int64) (*Certificates, error) {
 	certPath, keyPath := pair(t, dir, name, serial)
-	return LoadCertificates(certPath, keyPath, nil)
+	return LoadCertificates(certPath, keyPath, clock.Wall(), nil)
 }

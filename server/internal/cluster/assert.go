@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/record"
@@ -21,7 +20,7 @@ func (c *Cluster) Assert(ctx context.Context, project string, as []*record.Asser
 	for i, a := range as {
 		err := a.Validate()
 		if err == nil {
-			err = checkTime(a.Timestamp, latest)
+			err = latest.check(a.Timestamp)
 		}
 		if err != nil {
 			results[i].ID, results[i].Err = a.ID(), err
@@ -39,7 +38,7 @@ func (c *Cluster) Vote(ctx context.Context, project string, v *record.Vote) Writ
 	b := writeBatch{results: results, spans: make([]span, 1)}
 	err := v.Validate()
 	if err == nil {
-		err = checkTime(v.Timestamp, c.latestTime())
+		err = c.latestTime().check(v.Timestamp)
 	}
 	if err != nil {
 		return WriteResult{ID: v.ID(), Err: err}
@@ -161,21 +160,32 @@ func (b *writeBatch) fail(err error) {
 	}
 }
 
-// latestTime is the latest time that a record may be signed with here and now.
-func (c *Cluster) latestTime() uint64 {
-	return uint64(max(time.Now().Add(c.timings.FutureMargin).Unix(), 0))
+// latest is the latest time that a record may be signed with now.
+type latest struct {
+	at   uint64
+	sure bool // by the cluster's time, not only by this machine's
 }
 
-// checkTime refuses times far ahead of this node's clock. Only the node that
-// accepts a record applies this; replication and catch-up never do.
-func checkTime(signed, latest uint64) error {
-	if signed <= latest {
+func (c *Cluster) latestTime() latest {
+	at, sure := c.control.Now()
+	return latest{at: uint64(max(at.Add(c.timings.FutureMargin).Unix(), 0)), sure: sure}
+}
+
+// check refuses times far ahead of the cluster's time. While that is not known,
+// this machine's clock lets records in and turns none away for good: it may be
+// slow, and another member may know better. Only the node that accepts a record
+// applies this; replication and catch-up never do.
+func (l latest) check(signed uint64) error {
+	switch {
+	case signed <= l.at:
 		return nil
+	case !l.sure:
+		return unavailable(CodeClocksApart, fmt.Sprintf("the record's time is %d s later than this node's clock allows, and the cluster's time is not known", signed-l.at), nil)
 	}
 	return &record.FieldError{
 		Field:   "timestamp",
 		Code:    record.CodeOutOfRange,
-		Problem: fmt.Sprintf("is %d s later than this server's clock allows", signed-latest),
-		Remedy:  "set the clock of the machine that signs; times may lie in the past, not in the future",
+		Problem: fmt.Sprintf("is %d s later than the cluster's time allows", signed-l.at),
+		Remedy:  "set the clock of the machine that signs; times may be in the past, not in the future",
 	}
 }

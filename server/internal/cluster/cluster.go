@@ -57,6 +57,8 @@ type Control interface {
 	Watch() <-chan struct{}
 	Leader() (name string, ok bool)
 	ChangeWaitsFor() []string
+	Now() (at time.Time, sure bool)
+	ClockSkew(memberID string) (d time.Duration, known bool)
 	ReportNotWhole(ctx context.Context) error
 	WithdrawLoss(ctx context.Context) error
 	WaitGeneration(ctx context.Context, generation uint64) error
@@ -90,7 +92,7 @@ type Timings struct {
 	StartWait    time.Duration // 10 s: how long a start waits for members that do not answer
 	ScrubEvery   time.Duration // 30 min: between rounds of comparison with one peer; negative: never
 	ScrubSettle  time.Duration // 30 s: a difference that is gone after so long was only a delay
-	FutureMargin time.Duration // 5 min: how far a signed time may lie ahead of this node's clock
+	FutureMargin time.Duration // 5 min: how far a signed time may be ahead of the cluster's
 }
 
 // Limits bound memory and load; zero values mean the defaults named here.

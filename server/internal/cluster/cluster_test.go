@@ -85,6 +85,48 @@ func TestBadRecordsDoNotSpoilTheOthers(t *testing.T) {
 	})
 }
 
+// A record's time is judged by the cluster's. While that is not known, the node's
+// own clock turns nothing away for good: another member may know better.
+func TestRecordsAreJudgedByTheClustersTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := threeNodes(t)
+		a := w.nodes["a"]
+		signed := 0
+		assert := func(ahead time.Duration) (failed, voteFailed error) {
+			signed++
+			as := claims("s", signed, 1)
+			as[0].Timestamp = uint64(time.Now().Add(ahead).Unix())
+			as[0].Signatures = nil
+			as[0].Sign(agent)
+			v := &record.Vote{Assertion: as[0].ID(), Weight: 1, Timestamp: as[0].Timestamp}
+			record.SignVote(agent, v)
+			return a.cluster.Assert(context.Background(), "p", as)[0].Err, a.cluster.Vote(context.Background(), "p", v).Err
+		}
+		for _, cluster := range []time.Duration{0, time.Hour, -time.Hour} {
+			a.control.clock.Set(cluster)
+			for _, unsure := range []bool{false, true} {
+				a.control.unsure.Store(unsure)
+				err, voteErr := assert(cluster + 4*time.Minute)
+				require.NoError(t, err)
+				require.NoError(t, voteErr)
+				err, voteErr = assert(cluster + 6*time.Minute)
+				for _, err := range []error{err, voteErr} {
+					var field *record.FieldError
+					var later *UnavailableError
+					if unsure {
+						require.ErrorAs(t, err, &later)
+						require.Equal(t, CodeClocksApart, later.Code)
+						require.True(t, later.Elsewhere)
+						continue
+					}
+					require.ErrorAs(t, err, &field)
+					require.Equal(t, "timestamp", field.Field)
+				}
+			}
+		}
+	})
+}
+
 func TestVoteIsReplicated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)

@@ -35,6 +35,9 @@ const (
 	// CodeDamaged: the record is held but unreadable, here and at the peers
 	// that could be asked.
 	CodeDamaged = "damaged_record"
+	// CodeClocksApart: the members' clocks disagree, so this node cannot judge
+	// a time.
+	CodeClocksApart = "clocks_apart"
 	// CodeClosed: the node is shutting down.
 	CodeClosed = "shutting_down"
 )
@@ -76,7 +79,7 @@ const CodeInvalidSignature = "invalid_signature"
 func unavailable(code, message string, cause error) *UnavailableError {
 	e := &UnavailableError{Code: code, Message: message, RetryAfter: time.Second, Err: cause}
 	switch code {
-	case CodeReadOnly, CodeStorageFailed, CodeUnconfirmed, CodeNotMember, CodeNotWhole, CodeOverloaded, CodeCatchingUp, CodeDamaged, CodeClosed, CodePeersUnreachable, CodeNoQuorum:
+	case CodeReadOnly, CodeStorageFailed, CodeUnconfirmed, CodeNotMember, CodeNotWhole, CodeOverloaded, CodeCatchingUp, CodeDamaged, CodeClosed, CodePeersUnreachable, CodeNoQuorum, CodeClocksApart:
 		e.Elsewhere = true
 	}
 	if code == CodeReadOnly || code == CodeStorageFailed || code == CodeTooFewWhole {

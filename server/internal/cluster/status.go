@@ -35,6 +35,7 @@ func (c *Cluster) Status() Status {
 		}
 	}
 	s.ReadQuorum = state.Formed() && need <= 0
+	_, s.TimeSure = c.control.Now()
 	return s
 }
 
@@ -42,6 +43,10 @@ func (c *Cluster) memberStatus(m control.Member) MemberStatus {
 	status := MemberStatus{
 		Name: m.Name, Incarnation: m.Incarnation, PeerAddr: m.PeerAddr, APIAddr: m.APIAddr,
 		Alive: c.alive(m.Name), Whole: m.Whole, LagBytes: -1,
+	}
+	if skew, known := c.control.ClockSkew(m.ID()); known {
+		seconds := skew.Seconds()
+		status.ClockSkew = &seconds
 	}
 	if m.ID() == c.id {
 		status.Self, status.Alive, status.Connected, status.LagBytes = true, true, true, 0

@@ -32,7 +32,14 @@ func TestStatus(t *testing.T) {
 			require.True(t, m.Alive && m.Whole && m.Connected, m.Name)
 			require.Zero(t, m.LagBytes, m.Name)
 			require.Equal(t, m.Name == "a", m.Self)
+			require.Equal(t, -90.0, *m.ClockSkew, m.Name)
 		}
+		require.True(t, s.TimeSure)
+		a.control.unsure.Store(true)
+		s = a.cluster.Status()
+		require.False(t, s.TimeSure)
+		require.Nil(t, s.Members[0].ClockSkew)
+		a.control.unsure.Store(false)
 
 		w.nodes["c"].crash(memfs.LoseAll)
 		dead["c"] = true

@@ -52,6 +52,9 @@ type Status struct {
 	// WriteQuorum and ReadQuorum tell whether enough members are alive.
 	WriteQuorum bool `json:"write_quorum"`
 	ReadQuorum  bool `json:"read_quorum"`
+	// TimeSure: a majority of the members' clocks agree on the time, and this
+	// node knows it.
+	TimeSure bool `json:"time_sure"`
 }
 
 // MemberStatus is one member as seen from this node.
@@ -68,6 +71,9 @@ type MemberStatus struct {
 	LagBytes int64 `json:"lag_bytes"`
 	// LastHeard is when its log was heard of last; zero when never.
 	LastHeard time.Time `json:"last_heard,omitzero"`
-	PeerAddr  string    `json:"peer_addr,omitempty"`
-	APIAddr   string    `json:"api_addr,omitempty"`
+	// ClockSkew is the member's clock less the cluster's time, in seconds; nil
+	// when it is not known.
+	ClockSkew *float64 `json:"clock_skew_seconds,omitempty"`
+	PeerAddr  string   `json:"peer_addr,omitempty"`
+	APIAddr   string   `json:"api_addr,omitempty"`
 }

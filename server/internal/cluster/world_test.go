@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 	"github.com/stemedb/stemedb/server/internal/network/memnet"
@@ -253,6 +255,8 @@ type table struct {
 	conns    map[string]*grpc.ClientConn
 	lagging  bool // does not follow
 	reported int
+	clock    clock.Shifted
+	unsure   atomic.Bool
 }
 
 func newTable(n *node) *table {
@@ -277,6 +281,12 @@ func (c *table) Watch() <-chan struct{} {
 
 func (c *table) Leader() (string, bool)   { return "a", true }
 func (c *table) ChangeWaitsFor() []string { return nil }
+
+// Now is the cluster's time as the test sets it; unsure, it is only that of the
+// node's own clock.
+func (c *table) Now() (time.Time, bool) { return c.clock.Now(), !c.unsure.Load() }
+
+func (c *table) ClockSkew(string) (time.Duration, bool) { return -90 * time.Second, !c.unsure.Load() }
 
 func (c *table) follow() {
 	c.mu.Lock()

@@ -403,7 +403,7 @@ func (c *Control) startRefill(state *State, progress map[string]*controlpb.Progr
 		if m.Whole || progress[m.ID()] == nil {
 			continue
 		}
-		_, err := c.decide(&refill{Member: m.ID(), At: time.Now().Unix()})
+		_, err := c.decide(&refill{Member: m.ID()})
 		if errors.Is(err, errOutdated) || errors.Is(err, errBusy) {
 			return nil
 		}

@@ -242,6 +242,7 @@ func refusals() []refusal {
 		{"revoked", keys.ErrRevoked},
 		{"version", keys.ErrVersion},
 		{"rotated", keys.ErrRotated},
+		{"no_time", keys.ErrNoTime},
 		{"unformed", errUnformed},
 		{"busy", errBusy},
 		{"not_member", errNotMember},

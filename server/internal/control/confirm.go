@@ -47,12 +47,13 @@ func (c *Control) runConfirm() {
 		if err != nil {
 			c.log.Debug("this copy of the control table was not confirmed", "error", err)
 		}
+		c.clocks.warn(c.log)
 		if !c.sleep(roundsApart) {
 			c.endRound(ErrClosed)
 			return
 		}
 		next := c.cfg.Timings.ConfirmEvery
-		if err != nil {
+		if err != nil || c.clocks.unreported() {
 			next = min(next, retryEvery)
 		}
 		timer.Reset(max(0, next-roundsApart))
@@ -98,7 +99,7 @@ func (c *Control) confirm() error {
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.Timings.CallTimeout)
 	defer cancel()
-	asked := time.Now()
+	asked, moment := time.Now(), c.clocks.look()
 	answer, err := c.askLeader(ctx)
 	if err != nil {
 		return err
@@ -109,7 +110,7 @@ func (c *Control) confirm() error {
 	c.mu.Lock()
 	first := c.confirmed.IsZero()
 	if asked.After(c.confirmed) {
-		c.confirmed = asked
+		c.confirmed, c.confirmedMoment = asked, moment
 	}
 	c.waitsFor = answer.ChangeWaitsFor
 	c.mu.Unlock()
@@ -127,7 +128,14 @@ func (c *Control) askLeader(ctx context.Context) (*controlpb.ConfirmResponse, er
 	if err != nil {
 		return nil, err
 	}
-	return leader.Confirm(ctx, &controlpb.ConfirmRequest{Generation: c.State().Generation})
+	request := &controlpb.ConfirmRequest{Generation: c.State().Generation}
+	asked := c.clocks.look()
+	c.clocks.report(asked, request)
+	answer, err := leader.Confirm(ctx, request)
+	if err == nil {
+		c.clocks.learn(asked, answer)
+	}
+	return answer, err
 }
 
 // confirmAsLeader answers the question. The index is taken first and the
@@ -146,20 +154,48 @@ func (c *Control) confirmAsLeader() (*controlpb.ConfirmResponse, error) {
 	if c.readyTerm.Load() != term || c.raft.CurrentTerm() != term {
 		return nil, ErrNoLeader
 	}
-	return &controlpb.ConfirmResponse{Index: index, Term: term, ChangeWaitsFor: c.driverReport()}, nil
+	answer := &controlpb.ConfirmResponse{Index: index, Term: term, ChangeWaitsFor: c.driverReport()}
+	c.clocks.answer(term, c.id, memberIDs(c.State().Members), answer)
+	return answer, nil
+}
+
+func memberIDs(members []Member) []string {
+	ids := make([]string, len(members))
+	for i, m := range members {
+		ids[i] = m.ID()
+	}
+	return ids
 }
 
 // Confirmed tells whether this copy holds everything that was acknowledged at
 // some moment within the last 30 s, and which moment that is. Keys are checked
-// only against a confirmed copy.
+// only against a confirmed copy. A machine that was suspended, or whose clock was
+// set, since then does not know how long ago that moment was.
 func (c *Control) Confirmed() (ok bool, at time.Time) {
 	c.mu.Lock()
 	at = c.confirmed
+	moment := c.confirmedMoment
 	c.mu.Unlock()
 	if at.IsZero() || c.table.err() != nil {
 		return false, at
 	}
-	return time.Since(at) < c.cfg.Timings.ConfirmedFor, at
+	slept, sure := c.clocks.slept(moment, c.clocks.look())
+	at = at.Add(-slept)
+	return sure && time.Since(at) < c.cfg.Timings.ConfirmedFor, at
+}
+
+// Now is the table's time, to within the bound in docs/decisions/0008. When it
+// is not sure, because no answer of the leader's is fresh or because no majority
+// of the members' clocks agree, it is this machine's time, which decides nothing
+// that members have to agree on.
+func (c *Control) Now() (at time.Time, sure bool) { return c.clocks.now() }
+
+// ClockSkew is a member's clock less the table's time, as far as it is known.
+func (c *Control) ClockSkew(memberID string) (d time.Duration, known bool) {
+	if memberID == c.id {
+		return c.clocks.skew()
+	}
+	return c.clocks.skewOf(memberID)
 }
 
 // MayDecide returns nil once this copy was confirmed since the start, and the

@@ -15,6 +15,9 @@
 //   - A copy decides nothing before it was confirmed once since the start, and
 //     that start registered (MayDecide): until then the copy may be older than
 //     the one that the node went by before, and the node's volumes may be.
+//   - Times that decide are the table's: the median of the members' clocks, which
+//     no single clock moves. While no majority of them agrees, decisions that
+//     depend on the time are refused. See clocks.go.
 //   - A change of members closes only when everyone who is to count in reads
 //     holds whatever was acknowledged or shown before; otherwise it stays open,
 //     visibly. It can be cancelled, and one whose subject does not answer is
@@ -40,6 +43,7 @@ import (
 	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/peertls"
 )
 
@@ -75,6 +79,7 @@ type RaftStorage interface {
 type Timings struct {
 	ConfirmEvery   time.Duration // 2 s: how often the leader is asked
 	ConfirmedFor   time.Duration // 30 s: how long an answer counts
+	ClockBound     time.Duration // 5 s: how far clocks may be apart and still agree
 	FormEvery      time.Duration // 1 s: between rounds of questions while forming or joining
 	DriveEvery     time.Duration // 500 ms: between steps of the leader's work on members
 	CallTimeout    time.Duration // 3 s: bounds one call of a peer
@@ -105,6 +110,7 @@ type Config struct {
 	Peers        *peertls.Transport
 	RaftListener net.Listener
 	Data         Data
+	Clock        clock.Clock // this machine's; nil means clock.Wall
 	Logger       *slog.Logger
 	Registerer   prometheus.Registerer // nil: no metrics
 	Timings      Timings
@@ -114,6 +120,7 @@ func (t Timings) withDefaults() Timings {
 	return Timings{
 		ConfirmEvery:   cmp.Or(t.ConfirmEvery, 2*time.Second),
 		ConfirmedFor:   cmp.Or(t.ConfirmedFor, 30*time.Second),
+		ClockBound:     cmp.Or(t.ClockBound, 5*time.Second),
 		FormEvery:      cmp.Or(t.FormEvery, time.Second),
 		DriveEvery:     cmp.Or(t.DriveEvery, 500*time.Millisecond),
 		CallTimeout:    cmp.Or(t.CallTimeout, 3*time.Second),
@@ -129,10 +136,11 @@ func (t Timings) withDefaults() Timings {
 // Control is one node's part in the control table. Its methods may be called by
 // several goroutines at once.
 type Control struct {
-	cfg   Config
-	id    string // name/incarnation
-	log   *slog.Logger
-	table *table
+	cfg    Config
+	id     string // name/incarnation
+	log    *slog.Logger
+	table  *table
+	clocks *clocks
 
 	// started is set once raft is there: peers may call before Start is done.
 	started   atomic.Bool
@@ -154,8 +162,10 @@ type Control struct {
 	mu        sync.Mutex // guards what is below; never held across a wait
 	phase     string
 	confirmed time.Time // when the newest successful question was asked
-	waitsFor  []string
-	nextRound *round
+	// confirmedMoment is the same moment on this node's clocks.
+	confirmedMoment moment
+	waitsFor        []string
+	nextRound       *round
 
 	driver  driver // used by the leader's goroutine only
 	ctx     context.Context
@@ -183,6 +193,7 @@ func New(cfg Config) (*Control, error) {
 		leaderCh: make(chan bool, 8), poke: make(chan struct{}, 1), nextRound: newRound(),
 	}
 	c.table = newTable(&c.changed)
+	c.clocks = newClocks(cfg.Clock, cfg.Timings)
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}

@@ -96,7 +96,7 @@ func (c *Control) beMember(ctx context.Context, state *State) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.CallTimeout)
 	defer cancel()
-	if _, err := c.propose(ctx, &admit{Member: self, At: time.Now().Unix()}); err != nil {
+	if _, err := c.propose(ctx, &admit{Member: self}); err != nil {
 		c.log.Debug("could not have its addresses changed", "error", err)
 	}
 	return false

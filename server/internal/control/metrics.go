@@ -51,6 +51,20 @@ func (c *Control) registerMetrics() error {
 		}
 		return time.Since(at).Seconds()
 	})
+	c.metrics = append(c.metrics, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "stemedb_clock_skew_seconds",
+		Help: "This machine's clock less the cluster's time, which is the median of the members' clocks; NaN before it is known.",
+	}, func() float64 {
+		skew, known := c.clocks.skew()
+		if !known {
+			return math.NaN()
+		}
+		return skew.Seconds()
+	}))
+	gauge("time_sure", "1 when the cluster's time is known and a majority of the members' clocks agree on it, else 0.", func() float64 {
+		_, sure := c.Now()
+		return flag(sure)
+	})
 	gauge("failed", "1 when this copy no longer follows the table, else 0.", func() float64 { return flag(c.Err() != nil) })
 	gauge("keys", "API keys in the table, revoked ones included.", func() float64 { return float64(len(c.State().Keys)) })
 	var errs []error
@@ -72,13 +86,14 @@ func (c *Control) unregisterMetrics() {
 	}
 }
 
-// changeAge trusts the clock of the node that proposed the change.
+// changeAge is in the table's time, as OpenedAt is.
 func (c *Control) changeAge() float64 {
 	s := c.State()
 	if s.Change == nil {
 		return 0
 	}
-	return max(0, time.Since(time.Unix(s.Change.OpenedAt, 0)).Seconds())
+	now, _ := c.Now()
+	return max(0, now.Sub(time.Unix(s.Change.OpenedAt, 0)).Seconds())
 }
 
 func flag(b bool) float64 {

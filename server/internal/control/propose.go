@@ -70,9 +70,13 @@ func (c *Control) proposeOnce(ctx context.Context, b []byte) (*result, uint64, e
 	return answer, response.Index, nil
 }
 
-// commit hands the command to Raft. A leader that loses its majority gives up
-// within its lease, so this takes bounded time.
+// commit stamps the command and hands it to Raft. A leader that loses its
+// majority gives up within its lease, so this takes bounded time.
 func (c *Control) commit(b []byte) (*result, uint64, error) {
+	b, err := c.stamped(b)
+	if err != nil {
+		return refuse(err), 0, nil
+	}
 	future := c.raft.Apply(b, c.cfg.Timings.CallTimeout)
 	if err := future.Error(); err != nil {
 		return nil, 0, fmt.Errorf("commit a command: %w", err)
@@ -165,7 +169,7 @@ func (c *Control) PatchKey(ctx context.Context, h keys.Hash, p keys.Patch) (keys
 // RevokeKey ends a key for good; again is no error. Errors: keys.ErrNotFound,
 // ErrNoLeader.
 func (c *Control) RevokeKey(ctx context.Context, h keys.Hash) (keys.Key, error) {
-	return c.keyChange(ctx, "revoke a key", &revokeKey{Hash: h, At: time.Now().Unix()})
+	return c.keyChange(ctx, "revoke a key", &revokeKey{Hash: h})
 }
 
 func (c *Control) keyChange(ctx context.Context, what string, cmd command) (keys.Key, error) {
@@ -177,8 +181,9 @@ func (c *Control) keyChange(ctx context.Context, what string, cmd command) (keys
 }
 
 // RotateKey registers a successor; the old key lives for grace more seconds
-// (0..keys.MaxGrace). Errors: keys.ErrNotFound, ErrRevoked, ErrRotated,
-// ErrExists for a successor that is taken, ErrNoLeader.
+// (0..keys.MaxGrace), without grace it ends at once. Errors: keys.ErrNotFound,
+// ErrRevoked, ErrRotated, ErrExists for a successor that is taken, ErrNoTime for
+// a grace while the members' clocks disagree, ErrNoLeader.
 func (c *Control) RotateKey(ctx context.Context, old, successor keys.Hash, grace int64) (oldKey, fresh keys.Key, err error) {
 	if grace < 0 || grace > keys.MaxGrace {
 		return keys.Key{}, keys.Key{}, fmt.Errorf("rotate a key: a grace of %d s is not in 0..%d", grace, keys.MaxGrace)
@@ -187,7 +192,7 @@ func (c *Control) RotateKey(ctx context.Context, old, successor keys.Hash, grace
 	if err != nil {
 		return keys.Key{}, keys.Key{}, err
 	}
-	answer, err := c.propose(ctx, &rotateKey{Op: op, Hash: old, Successor: successor, At: time.Now().Unix(), Grace: grace})
+	answer, err := c.propose(ctx, &rotateKey{Op: op, Hash: old, Successor: successor, Grace: grace})
 	if err != nil {
 		return keys.Key{}, keys.Key{}, fmt.Errorf("rotate a key: %w", err)
 	}
@@ -199,7 +204,7 @@ func (c *Control) RotateKey(ctx context.Context, old, successor keys.Hash, grace
 // revoked: revoked is true then, and the node runs on.
 func (c *Control) EnsureRootKey(ctx context.Context, h keys.Hash) (revoked bool, err error) {
 	_, _, err = c.CreateKey(ctx, keys.Key{
-		Hash: h, Project: keys.SharedProject, Role: keys.Admin, Label: "root", Root: true, Enabled: true, CreatedAt: time.Now().Unix(),
+		Hash: h, Project: keys.SharedProject, Role: keys.Admin, Label: "root", Root: true, Enabled: true,
 	})
 	switch {
 	case errors.Is(err, keys.ErrRevoked):

@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"errors"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -52,7 +51,7 @@ func (s *service) Join(ctx context.Context, r *controlpb.JoinRequest) (*controlp
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.CallTimeout)
 	defer cancel()
 	m := Member{Name: r.Name, Incarnation: r.Incarnation, PeerAddr: r.PeerAddr, APIAddr: r.ApiAddr}
-	if _, err := c.propose(ctx, &admit{Member: m, At: time.Now().Unix()}); err != nil {
+	if _, err := c.propose(ctx, &admit{Member: m}); err != nil {
 		return &controlpb.JoinResponse{Reason: err.Error(), ClusterId: c.State().ClusterID}, nil
 	}
 	return &controlpb.JoinResponse{Accepted: true, ClusterId: c.State().ClusterID}, nil
@@ -75,7 +74,8 @@ func (s *service) Forward(_ context.Context, r *controlpb.ForwardRequest) (*cont
 }
 
 // Confirm implements controlpb.ControlServer.
-func (s *service) Confirm(context.Context, *controlpb.ConfirmRequest) (*controlpb.ConfirmResponse, error) {
+func (s *service) Confirm(ctx context.Context, r *controlpb.ConfirmRequest) (*controlpb.ConfirmResponse, error) {
+	s.c.clocks.take(CallerID(ctx), s.c.readyTerm.Load(), r)
 	answer, err := s.c.confirmAsLeader()
 	if err != nil {
 		code := codes.Internal

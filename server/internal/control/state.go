@@ -63,7 +63,7 @@ type Change struct {
 	// Generation is the one since which Old and New are what they are. Log
 	// ends noted at an older generation prove nothing about this change.
 	Generation uint64 `cbor:"generation"`
-	// OpenedAt is in unix seconds, by the clock of who proposed the change.
+	// OpenedAt is in unix seconds of the table's time.
 	OpenedAt int64 `cbor:"opened_at"`
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 
+	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/control/raftmem"
 	"github.com/stemedb/stemedb/server/internal/network/memnet"
@@ -52,6 +53,7 @@ type node struct {
 	disk        *raftmem.Disk
 	data        *data
 	timings     control.Timings
+	clock       clock.Shifted // the machine's: it survives the process
 
 	proc     *memnet.Proc
 	peers    *peertls.Transport
@@ -204,7 +206,7 @@ func (n *node) tryStart() error {
 		Name: n.name, Incarnation: n.incarnation, ClusterID: n.clusterID,
 		PeerAddr: peerAddr(n.name), APIAddr: host(n.name) + ":18180", Join: n.join,
 		Storage: n.disk.Open(), Peers: n.peers, RaftListener: n.listener.Raft(), Data: n.data,
-		Logger: logger, Registerer: n.reg, Timings: n.timings,
+		Clock: &n.clock, Logger: logger, Registerer: n.reg, Timings: n.timings,
 	})
 	if err != nil {
 		n.listener.Close()

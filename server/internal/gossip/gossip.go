@@ -3,8 +3,9 @@
 // network.Network, encrypted with keys derived from the cluster secret.
 //
 // Promised: a dead node is noticed within seconds, a node that comes back is
-// noticed wherever its address is now, and a cluster that was down as a whole
-// finds itself again. Nothing here blocks because a peer is gone.
+// noticed wherever its address is now and whatever its clock shows, and a
+// cluster that was down as a whole finds itself again. Nothing here blocks
+// because a peer is gone.
 package gossip
 
 import (
@@ -19,7 +20,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -31,30 +31,6 @@ import (
 
 	"github.com/stemedb/stemedb/server/internal/network"
 )
-
-// State is what gossip believes about a node.
-type State string
-
-// The states. A node that stopped answering is Dead after a few seconds; one
-// that said goodbye has Left.
-const (
-	Alive State = "alive"
-	Dead  State = "dead"
-	Left  State = "left"
-)
-
-// Node is one node as gossip knows it.
-type Node struct {
-	Name        string
-	Incarnation string
-	// APIAddr is where the node serves its HTTP API, host:port.
-	APIAddr string
-	// Ready is what the node said last about being able to serve.
-	Ready bool
-	State State
-	// Since is when State or Ready changed, by the local clock.
-	Since time.Time
-}
 
 // Config describes this node and where the others may be.
 type Config struct {
@@ -83,9 +59,9 @@ const probeInterval = time.Second
 // Gossip is a running participant. Its methods may be called by several
 // goroutines at once.
 type Gossip struct {
-	cfg  Config
-	log  *slog.Logger
-	boot int64 // when this process started, in unix nanoseconds
+	cfg   Config
+	log   *slog.Logger
+	start string // this start of the process: memberlist's name of it
 
 	ready   chan struct{} // poked when what this node says has changed
 	ctx     context.Context
@@ -98,7 +74,8 @@ type Gossip struct {
 
 	mu      sync.Mutex // guards what is below; never held across a wait
 	self    meta
-	nodes   map[string]*seen // by name
+	starts  starts
+	heard   uint64 // the highest of seen
 	changed chan struct{}
 }
 
@@ -108,17 +85,7 @@ type meta struct {
 	Incarnation string `cbor:"2,keyasint"`
 	APIAddr     string `cbor:"3,keyasint"`
 	Ready       bool   `cbor:"4,keyasint"`
-	// Boot orders the starts of one node: what an earlier process of it is
-	// believed to be does not count.
-	Boot    int64 `cbor:"5,keyasint"`
-	Leaving bool  `cbor:"6,keyasint"`
-}
-
-// seen is the newest start of a node.
-type seen struct {
-	Node
-	boot int64
-	addr string // gossip address, ip:port
+	Leaving     bool   `cbor:"5,keyasint"`
 }
 
 // Start begins to gossip. It returns at once; nodes are found in the background.
@@ -128,15 +95,15 @@ func Start(cfg Config) (*Gossip, error) {
 		return nil, errors.New("gossip: name, incarnation, secret and network are needed")
 	}
 	cfg.JoinEvery = cmp.Or(cfg.JoinEvery, 5*time.Second)
-	g := &Gossip{cfg: cfg, log: cfg.Logger, boot: time.Now().UnixNano(), ready: make(chan struct{}, 1), hurry: make(chan struct{}), nodes: map[string]*seen{}}
+	g := &Gossip{cfg: cfg, log: cfg.Logger, start: nameStart(cfg.Name), ready: make(chan struct{}, 1), hurry: make(chan struct{}), starts: starts{}}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
-	g.self = meta{Name: cfg.Name, Incarnation: cfg.Incarnation, APIAddr: cfg.APIAddr, Boot: g.boot}
+	g.self = meta{Name: cfg.Name, Incarnation: cfg.Incarnation, APIAddr: cfg.APIAddr}
 	if b, err := cbor.Marshal(g.self); err != nil || len(b) > memberlist.MetaMaxSize {
 		return nil, fmt.Errorf("gossip: name, incarnation and API address are %d bytes together, at most %d fit (%w)", len(b), memberlist.MetaMaxSize, err)
 	}
-	g.note(g.self, "", Alive)
+	g.note(g.start, g.self, "", Alive)
 	keyring, err := keyring(cfg.Secrets)
 	if err != nil {
 		return nil, err
@@ -200,9 +167,7 @@ func (g *Gossip) run(t *transport, keys *memberlist.Keyring) {
 
 func (g *Gossip) config(t *transport, keys *memberlist.Keyring) *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
-	// Each start is a node of its own: another address under an old name would
-	// be taken for a conflict as long as the old one is not known to be dead.
-	c.Name = g.cfg.Name + "#" + strconv.FormatInt(g.boot, 16)
+	c.Name = g.start
 	c.Transport = t
 	c.BindPort, c.AdvertisePort = int(t.port), int(t.port)
 	c.ProbeInterval = probeInterval
@@ -337,82 +302,10 @@ func (g *Gossip) SetReady(ready bool) {
 	if same {
 		return
 	}
-	g.note(self, "", Alive)
+	g.note(g.start, self, "", Alive)
 	select {
 	case g.ready <- struct{}{}:
 	default: // poked already
-	}
-}
-
-// Members lists every node that is or was seen, this one included, by name: one
-// entry a name, of its newest start.
-func (g *Gossip) Members() []Node {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	nodes := make([]Node, 0, len(g.nodes))
-	for _, s := range g.nodes {
-		nodes = append(nodes, s.Node)
-	}
-	slices.SortFunc(nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
-	return nodes
-}
-
-// Alive tells whether the node of that name is believed to be alive.
-func (g *Gossip) Alive(name string) bool {
-	n, ok := g.Get(name)
-	return ok && n.State == Alive
-}
-
-// Get returns what is known of the node of that name.
-func (g *Gossip) Get(name string) (Node, bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if s := g.nodes[name]; s != nil {
-		return s.Node, true
-	}
-	return Node{}, false
-}
-
-// Watch returns a channel that is closed at the next change of Members. Take it
-// before looking, then nothing is missed.
-func (g *Gossip) Watch() <-chan struct{} {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.changed == nil {
-		g.changed = make(chan struct{})
-	}
-	return g.changed
-}
-
-func (g *Gossip) knows(addr string) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, s := range g.nodes {
-		if s.addr == addr && s.State == Alive {
-			return true
-		}
-	}
-	return false
-}
-
-// note takes in what was heard of a start of a node.
-func (g *Gossip) note(m meta, addr string, state State) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	held := g.nodes[m.Name]
-	if held != nil && held.boot > m.Boot {
-		return // of a process that is gone, whatever became of it
-	}
-	next := &seen{boot: m.Boot, addr: addr, Node: Node{
-		Name: m.Name, Incarnation: m.Incarnation, APIAddr: m.APIAddr, Ready: m.Ready && state == Alive, State: state, Since: time.Now(),
-	}}
-	if held != nil && held.boot == m.Boot && held.State == state && held.Ready == next.Ready {
-		next.Since = held.Since
-	}
-	g.nodes[m.Name] = next
-	if g.changed != nil {
-		close(g.changed)
-		g.changed = nil
 	}
 }
 
@@ -444,7 +337,7 @@ func (e events) take(n *memberlist.Node, state State) {
 	if m.Leaving && state == Dead {
 		state = Left
 	}
-	e.g.note(m, n.Address(), state)
+	e.g.note(n.Name, m, n.Address(), state)
 }
 
 // delegate says what this node tells about itself.

@@ -132,6 +132,41 @@ func TestDeathReturnAndGoodbye(t *testing.T) {
 	})
 }
 
+// A node that is killed and started at once at its old address, again and again,
+// stays alive for the others, and one that gets the address of a node that is
+// gone is not taken for it.
+func TestRestartsAtOneAddressAndAddressesUsedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		for _, name := range []string{"a", "b", "c"} {
+			w.start(name)
+		}
+		w.seeAll(15 * time.Second)
+		for _, pause := range []time.Duration{0, time.Second, 3 * time.Second, 20 * time.Second} {
+			w.kill("b")
+			time.Sleep(pause) // alive, suspected, dead
+			w.start("b")
+			w.see(15*time.Second, "b", gossip.Alive)
+			for range 60 {
+				time.Sleep(time.Second)
+				require.True(t, w.run["a"].Alive("b"), "after a pause of %v", pause)
+				require.True(t, w.run["c"].Alive("b"), "after a pause of %v", pause)
+			}
+		}
+
+		w.kill("b")
+		w.kill("c")
+		w.net.Host("b").Exchange(w.net.Host("c"))
+		w.start("c")
+		w.see(20*time.Second, "c", gossip.Alive)
+		time.Sleep(20 * time.Second)
+		require.False(t, w.run["a"].Alive("b"), "c answers at the address, b is gone")
+		w.start("b")
+		w.seeAll(20 * time.Second)
+	})
+}
+
 func TestReadiness(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b")

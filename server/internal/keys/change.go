@@ -31,6 +31,8 @@ var (
 	ErrVersion = errors.New("the key has changed since it was read")
 	// ErrRotated: the key was rotated already; its successor can be rotated.
 	ErrRotated = errors.New("the key was rotated before")
+	// ErrNoTime: the change sets a time limit and the time is not known.
+	ErrNoTime = errors.New("no majority of the members' clocks agree on the time")
 )
 
 // ValidateLabel refuses what could not be shown in a table or a log line.
@@ -96,18 +98,20 @@ func (k Key) Patched(p Patch) (Key, error) {
 }
 
 // RevokedNow returns the key revoked at that unix second. Revoking twice keeps
-// the first time and is no error.
+// the first time and is no error. A clock at the epoch or before it
+// revokes as well as any other.
 func (k Key) RevokedNow(now int64) Key {
 	if k.RevokedAt != 0 {
 		return k
 	}
-	k.RevokedAt = now
+	k.RevokedAt = max(now, 1)
 	k.Version++
 	return k
 }
 
 // Rotate hands the key's project, role, label and expiry to a successor with
-// the hash. The old key works for grace more seconds (0..MaxGrace).
+// the hash. The old key works for grace more seconds (0..MaxGrace); without
+// grace it has ended, whatever the time is.
 func (k Key) Rotate(successor Hash, now, grace int64) (old, fresh Key, err error) {
 	switch {
 	case k.RevokedAt != 0:
@@ -120,7 +124,9 @@ func (k Key) Rotate(successor Hash, now, grace int64) (old, fresh Key, err error
 		CreatedAt: now, ExpiresAt: k.ExpiresAt, Enabled: k.Enabled, Version: 1,
 	}
 	k.RotatedTo = &successor
-	k.GraceUntil = now + grace
+	if k.GraceUntil = 0; grace > 0 {
+		k.GraceUntil = max(now+grace, 1)
+	}
 	k.Version++
 	return k, fresh, nil
 }

@@ -3,6 +3,10 @@
 // control table applies the transitions of this package in the order in which
 // Raft commits them, and every node checks requests against the outcome.
 //
+// Promised: a revocation and a rotation without grace are states, which hold
+// whatever any clock shows; an expiry and a grace are judged by the time that is
+// given, and not at all when the time is not known.
+//
 // A raw key (steme_live_ or steme_test_ and 48 hex digits) is shown once, when
 // it is minted. Everything else speaks of its BLAKE3-256 hash.
 package keys
@@ -103,9 +107,9 @@ func ValidateRaw(raw string) error {
 // WellFormed tells cheaply whether the text can be a raw key at all.
 func WellFormed(raw string) bool { return len(raw) == rawLen && ValidateRaw(raw) == nil }
 
-// Key is one API key as the control table holds it. Times are unix seconds and
-// are chosen by whoever proposes a change, never by whoever applies it, so that
-// every copy of the table is the same.
+// Key is one API key as the control table holds it. Times are unix seconds of
+// the table's time. The leader stamps a change before it commits it, so every
+// copy of the table is the same and no other member's clock matters.
 type Key struct {
 	Hash    Hash   `json:"hash"`
 	Project string `json:"project"`
@@ -122,7 +126,9 @@ type Key struct {
 	// RevokedAt, once set, is never cleared: a revoked key stays in the table
 	// so that registering its hash again cannot bring it back.
 	RevokedAt int64 `json:"revoked_at,omitempty"`
-	// RotatedTo names the successor; the key itself works until GraceUntil.
+	// RotatedTo names the successor; the key itself works until GraceUntil. A
+	// GraceUntil of 0 is a rotation without grace: the key ended with it, and no
+	// clock has a say in that.
 	RotatedTo  *Hash `json:"rotated_to,omitempty"`
 	GraceUntil int64 `json:"grace_until,omitempty"`
 
@@ -140,14 +146,24 @@ const (
 	Expired  Reason = "expired"
 	Revoked  Reason = "revoked"
 	Rotated  Reason = "rotated"
+	// Undecided: the key has a time limit and the time is not known.
+	Undecided Reason = "undecided"
 )
 
-// Check tells whether the key works at that time and, if not, why.
+// Check says why the key does not work at that time; Usable when it does. The
+// zero time means that the time is not known, which a key without a time limit
+// does not need.
 func (k *Key) Check(now time.Time) Reason {
-	at := now.Unix()
 	switch {
 	case k.RevokedAt != 0:
 		return Revoked
+	case k.RotatedTo != nil && k.GraceUntil == 0:
+		return Rotated
+	}
+	limited := k.RotatedTo != nil || k.ExpiresAt != 0
+	switch at := now.Unix(); {
+	case limited && now.IsZero() && k.Enabled:
+		return Undecided
 	case k.RotatedTo != nil && at >= k.GraceUntil:
 		return Rotated
 	case k.ExpiresAt != 0 && at >= k.ExpiresAt:

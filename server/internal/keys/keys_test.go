@@ -71,6 +71,45 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// A rotation without grace and a revocation end a key on every member, whatever
+// the clocks of the member that took the request and of the one that checks show.
+func TestNoClockBringsAnEndedKeyBack(t *testing.T) {
+	k := Key{Enabled: true, Version: 1}
+	clocks := []int64{-3600, 0, 1, 1_000_000, 1_000_000 - 3600, 1_000_000 + 3600}
+	for _, taken := range clocks {
+		old, fresh, err := k.Rotate(Hash{1}, taken, 0)
+		require.NoError(t, err)
+		revoked := k.RevokedNow(taken)
+		for _, checked := range clocks {
+			require.Equal(t, Rotated, old.Check(time.Unix(checked, 0)), "taken at %d, checked at %d", taken, checked)
+			require.Equal(t, Revoked, revoked.Check(time.Unix(checked, 0)), "taken at %d, checked at %d", taken, checked)
+			require.Equal(t, Usable, fresh.Check(time.Unix(checked, 0)))
+		}
+		require.Equal(t, Rotated, old.Check(time.Time{}))
+		require.Equal(t, Revoked, revoked.Check(time.Time{}))
+	}
+}
+
+// Without the time, only keys without a time limit, and keys that have ended, are
+// decided.
+func TestCheckWithoutTheTime(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		key  Key
+		want Reason
+	}{
+		{"no limit", Key{Enabled: true}, Usable},
+		{"off", Key{}, Disabled},
+		{"off, with an expiry", Key{ExpiresAt: 9}, Disabled},
+		{"an expiry", Key{Enabled: true, ExpiresAt: 1 << 40}, Undecided},
+		{"a grace", Key{Enabled: true, RotatedTo: &Hash{}, GraceUntil: 1 << 40}, Undecided},
+		{"revoked in its grace", Key{Enabled: true, RevokedAt: 5, RotatedTo: &Hash{}, GraceUntil: 1 << 40}, Revoked},
+		{"rotated without grace, with an expiry", Key{Enabled: true, RotatedTo: &Hash{}, ExpiresAt: 1 << 40}, Rotated},
+	} {
+		require.Equal(t, row.want, row.key.Check(time.Time{}), row.name)
+	}
+}
+
 func TestRegister(t *testing.T) {
 	fresh := Key{Hash: Hash{1}, Project: "a", Role: ReadOnly, Enabled: true}
 	after, created, err := Register(nil, fresh)

@@ -79,7 +79,7 @@ func (n *Node) openPeers() (err error) {
 	n.parts.peers, err = peertls.New(peertls.Config{
 		Network: n.env.Network, Name: n.cfg.NodeName, Secrets: secrets,
 		CertFile: n.cfg.PeerTLSCertPath, KeyFile: n.cfg.PeerTLSKeyPath, CAFile: n.cfg.PeerTLSCAPath,
-		Logger: n.log, Registerer: n.registry,
+		Clock: n.env.Clock, Logger: n.log, Registerer: n.registry,
 	})
 	if err != nil {
 		return err
@@ -124,6 +124,7 @@ func (n *Node) startControl() error {
 		PeerAddr: n.advertise(n.cfg.ReplicationAddr), APIAddr: n.advertise(n.cfg.BindAddr),
 		GossipAddr: n.advertise(n.cfg.GossipAddr), Join: n.join(),
 		Storage: storage, Peers: n.parts.peers, RaftListener: n.parts.port.Raft(), Data: progress,
+		Clock:  n.env.Clock,
 		Logger: n.log, Registerer: n.registry, Timings: n.env.Tuning.Control,
 	})
 	if err != nil {

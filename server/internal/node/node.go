@@ -1,8 +1,8 @@
 // Package node assembles one server out of its parts: the store on two
 // volumes, the control table, liveness, replication, the API and the gateway.
 //
-// A node takes its files, its network and its Raft storage from outside (see
-// Environment) and nothing else, and keeps no package state: so several of them
+// A node takes its files, its network, its clock and its Raft storage from
+// outside (see Environment) and nothing else, and keeps no package state: so several of them
 // run in one process, and whole clusters under virtual time (package sim).
 //
 // The order of a start is visible from outside: the API answers from the first
@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/stemedb/stemedb/server/internal/api"
+	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/config"
 	"github.com/stemedb/stemedb/server/internal/control"
@@ -37,10 +38,11 @@ import (
 )
 
 // Environment is everything that a node takes from outside. The zero value is
-// this machine: its files, its network, Raft's log in the WAL folder.
+// this machine: its files, its network, its clock, Raft's log in the WAL folder.
 type Environment struct {
 	FS      vfs.FS
 	Network network.Network
+	Clock   clock.Clock
 	// RaftStorage opens Raft's log, votes and snapshots of one incarnation.
 	RaftStorage func(walDir, incarnation string) (control.RaftStorage, error)
 	Rand        io.Reader
@@ -68,6 +70,9 @@ func (e Environment) withDefaults() Environment {
 	}
 	if e.Network == nil {
 		e.Network = network.OS()
+	}
+	if e.Clock == nil {
+		e.Clock = clock.Wall()
 	}
 	if e.RaftStorage == nil {
 		e.RaftStorage = raftInWALFolder
@@ -175,7 +180,7 @@ func (n *Node) listen(ctx context.Context) (err error) {
 		open = append(open, l)
 	}
 	if n.cfg.TLS() {
-		if n.certs, err = api.LoadCertificates(n.cfg.TLSCertPath, n.cfg.TLSKeyPath, n.log); err != nil {
+		if n.certs, err = api.LoadCertificates(n.cfg.TLSCertPath, n.cfg.TLSKeyPath, n.env.Clock, n.log); err != nil {
 			return err
 		}
 		n.workers.Go(func() { n.certs.Watch(n.ctx) })

@@ -154,7 +154,7 @@ func equalPEM(a, b [3][]byte) bool {
 // verify checks the chain that a peer presented. It is the only check: the
 // standard one is switched off because it wants a host name, which derived
 // leaves do not carry.
-func (id *identity) verify(cs tls.ConnectionState, host string, usage x509.ExtKeyUsage) error {
+func (id *identity) verify(cs tls.ConnectionState, host string, usage x509.ExtKeyUsage, now time.Time) error {
 	if len(cs.PeerCertificates) == 0 {
 		return fmt.Errorf("%w: it presented no certificate", ErrNotMember)
 	}
@@ -162,6 +162,7 @@ func (id *identity) verify(cs tls.ConnectionState, host string, usage x509.ExtKe
 		Roots:         id.cas,
 		Intermediates: x509.NewCertPool(),
 		KeyUsages:     []x509.ExtKeyUsage{usage},
+		CurrentTime:   now,
 	}
 	if id.hostnames {
 		options.DNSName = host

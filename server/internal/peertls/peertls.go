@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/network"
 )
 
@@ -43,8 +44,11 @@ type Config struct {
 	ReloadEvery time.Duration
 	// HandshakeTimeout bounds a handshake on either side, 5 s when 0.
 	HandshakeTimeout time.Duration
-	Logger           *slog.Logger
-	Registerer       prometheus.Registerer // nil: no metrics
+	// Clock decides whether certificates out of files are valid; nil means
+	// clock.Wall.
+	Clock      clock.Clock
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer // nil: no metrics
 }
 
 // ErrNotMember is wrapped in errors of handshakes that failed because the other

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/network/memnet"
 	"github.com/stemedb/stemedb/server/internal/peertls"
 )
@@ -225,7 +226,8 @@ func TestOperatorsFiles(t *testing.T) {
 		l := listen(t, server)
 		defer l.Close()
 		cfg = ca.write(t, dirC, 11, "c")
-		cfg.Network, cfg.Name = n.Host("c").Start(), "c"
+		var clientClock clock.Shifted
+		cfg.Network, cfg.Name, cfg.Clock = n.Host("c").Start(), "c", &clientClock
 		client := transport(t, cfg)
 		defer client.Close()
 		serial := func() (int64, error) {
@@ -242,6 +244,14 @@ func TestOperatorsFiles(t *testing.T) {
 		got, err := serial()
 		require.NoError(t, err)
 		require.Equal(t, int64(10), got)
+
+		// By a clock that is wrong, a certificate is not valid yet, or no longer.
+		for _, by := range []time.Duration{-2 * time.Hour, 2 * time.Hour} {
+			clientClock.Set(by)
+			_, err = serial()
+			require.ErrorIs(t, err, peertls.ErrNotMember)
+		}
+		clientClock.Set(0)
 
 		// A half-written pair stays unused, the whole one is taken.
 		require.NoError(t, os.WriteFile(filepath.Join(dirS, "tls.crt"), []byte("half"), 0o600))

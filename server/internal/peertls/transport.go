@@ -17,6 +17,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+
+	"github.com/stemedb/stemedb/server/internal/clock"
 )
 
 // Transport dials and accepts connections of members. It is safe for use by
@@ -50,6 +52,9 @@ func New(cfg Config) (*Transport, error) {
 	}
 	if cfg.ReloadEvery == 0 {
 		cfg.ReloadEvery = 10 * time.Second
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = clock.Wall()
 	}
 	m, err := newMetrics(cfg.Registerer)
 	if err != nil {
@@ -143,7 +148,7 @@ func (t *Transport) Dial(ctx context.Context, addr, proto string) (net.Conn, err
 		SessionTicketsDisabled: true,
 		InsecureSkipVerify:     true, //nolint:gosec // VerifyConnection is the check
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			return id.verify(cs, host, x509.ExtKeyUsageServerAuth)
+			return id.verify(cs, host, x509.ExtKeyUsageServerAuth, t.cfg.Clock.Now())
 		},
 	})
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.HandshakeTimeout)
@@ -173,7 +178,7 @@ func (t *Transport) serverConfig() *tls.Config {
 			// A client's certificate names no host that could be checked.
 			clients := *id
 			clients.hostnames = false
-			return clients.verify(cs, "", x509.ExtKeyUsageClientAuth)
+			return clients.verify(cs, "", x509.ExtKeyUsageClientAuth, t.cfg.Clock.Now())
 		},
 	}
 }

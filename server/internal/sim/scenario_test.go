@@ -173,3 +173,30 @@ func (m *machine) rollBack(dir string, files map[string][]byte) {
 	}
 	require.NoError(m.w.t, m.disk.SyncDir(dir))
 }
+
+// A node whose clock is wrong, the leader's included, takes fresh records like any
+// other, and refuses those from the future like any other.
+func TestANodeWithAWrongClockJudgesRecordsLikeTheOthers(t *testing.T) {
+	for _, by := range []time.Duration{-time.Hour, time.Hour} {
+		scenario(t, 3, control.Timings{}, func(w *world) {
+			leader, others := w.leader()
+			for _, wrong := range []*machine{others[0], leader} {
+				wrong.clock.Set(by)
+				time.Sleep(10 * time.Second)
+				for _, m := range w.machines {
+					require.NoError(w.t, m.node.Ready())
+					require.NoError(w.t, m.put(claim("fresh/"+m.name, w.t.Name()+wrong.name)))
+					late := claim("late/"+m.name, wrong.name)
+					late.Timestamp += 600
+					late.Signatures = nil
+					late.Sign(scenarioSigner)
+					var field *record.FieldError
+					require.ErrorAs(w.t, m.put(late), &field, "%s while the clock of %s is wrong by %v", m.name, wrong.name, by)
+					require.Equal(w.t, "timestamp", field.Field)
+				}
+				wrong.clock.Set(0)
+				time.Sleep(10 * time.Second)
+			}
+		})
+	}
+}

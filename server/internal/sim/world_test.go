@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/config"
 	"github.com/stemedb/stemedb/server/internal/control"
@@ -48,7 +49,8 @@ type machine struct {
 	// advertised is the host name that the node gives to the others; empty means name.
 	advertised string
 
-	raft map[string]*raftmem.Disk // by incarnation: it lies on the WAL volume
+	raft  map[string]*raftmem.Disk // by incarnation: it lies on the WAL volume
+	clock clock.Shifted            // what it shows survives the process
 
 	proc *memnet.Proc
 	node *node.Node // nil while it is down
@@ -97,7 +99,7 @@ func (m *machine) start() {
 		ShutdownGrace: time.Second,
 	}
 	n, err := node.Start(context.Background(), cfg, node.Environment{
-		FS: m.disk, Network: m.proc, RaftStorage: m.openRaft, Logger: m.w.logger(),
+		FS: m.disk, Network: m.proc, Clock: &m.clock, RaftStorage: m.openRaft, Logger: m.w.logger(),
 		Tuning: node.Tuning{
 			// Small segments, so that they are sealed and recycled; what is put
 			// at once has to fit into one, as it does at the real sizes.

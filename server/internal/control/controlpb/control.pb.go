@@ -444,8 +444,13 @@ func (x *ForwardResponse) GetResult() []byte {
 }
 
 type ConfirmRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The caller's wall clock less the leader's steady clock, in nanoseconds, as
+	// measured by the last answer of the leader of clock_term; see clocks.go.
+	// clock_term is 0 before the first answer.
+	ClockAhead    int64  `protobuf:"varint,2,opt,name=clock_ahead,json=clockAhead,proto3" json:"clock_ahead,omitempty"`
+	ClockTerm     uint64 `protobuf:"varint,3,opt,name=clock_term,json=clockTerm,proto3" json:"clock_term,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -487,6 +492,20 @@ func (x *ConfirmRequest) GetGeneration() uint64 {
 	return 0
 }
 
+func (x *ConfirmRequest) GetClockAhead() int64 {
+	if x != nil {
+		return x.ClockAhead
+	}
+	return 0
+}
+
+func (x *ConfirmRequest) GetClockTerm() uint64 {
+	if x != nil {
+		return x.ClockTerm
+	}
+	return 0
+}
+
 type ConfirmResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest command that was committed before the leader was confirmed.
@@ -494,8 +513,16 @@ type ConfirmResponse struct {
 	Term  uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
 	// How the open change is getting on, empty when none is open.
 	ChangeWaitsFor []string `protobuf:"bytes,3,rep,name=change_waits_for,json=changeWaitsFor,proto3" json:"change_waits_for,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The leader's steady clock in nanoseconds, read while it answered.
+	SteadyClock int64 `protobuf:"varint,4,opt,name=steady_clock,json=steadyClock,proto3" json:"steady_clock,omitempty"`
+	// The table's time less that clock, in nanoseconds.
+	TableAhead int64 `protobuf:"varint,5,opt,name=table_ahead,json=tableAhead,proto3" json:"table_ahead,omitempty"`
+	// A majority of the members' clocks agree on the table's time.
+	ClocksAgree bool `protobuf:"varint,6,opt,name=clocks_agree,json=clocksAgree,proto3" json:"clocks_agree,omitempty"`
+	// Member id: its clock less the table's time, in nanoseconds.
+	ClockSkew     map[string]int64 `protobuf:"bytes,7,rep,name=clock_skew,json=clockSkew,proto3" json:"clock_skew,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"zigzag64,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConfirmResponse) Reset() {
@@ -545,6 +572,34 @@ func (x *ConfirmResponse) GetTerm() uint64 {
 func (x *ConfirmResponse) GetChangeWaitsFor() []string {
 	if x != nil {
 		return x.ChangeWaitsFor
+	}
+	return nil
+}
+
+func (x *ConfirmResponse) GetSteadyClock() int64 {
+	if x != nil {
+		return x.SteadyClock
+	}
+	return 0
+}
+
+func (x *ConfirmResponse) GetTableAhead() int64 {
+	if x != nil {
+		return x.TableAhead
+	}
+	return 0
+}
+
+func (x *ConfirmResponse) GetClocksAgree() bool {
+	if x != nil {
+		return x.ClocksAgree
+	}
+	return false
+}
+
+func (x *ConfirmResponse) GetClockSkew() map[string]int64 {
+	if x != nil {
+		return x.ClockSkew
 	}
 	return nil
 }
@@ -796,15 +851,28 @@ const file_control_proto_rawDesc = "" +
 	"\acommand\x18\x01 \x01(\fR\acommand\"?\n" +
 	"\x0fForwardResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
-	"\x06result\x18\x02 \x01(\fR\x06result\"0\n" +
+	"\x06result\x18\x02 \x01(\fR\x06result\"p\n" +
 	"\x0eConfirmRequest\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
-	"generation\"e\n" +
+	"generation\x12\x1f\n" +
+	"\vclock_ahead\x18\x02 \x01(\x03R\n" +
+	"clockAhead\x12\x1d\n" +
+	"\n" +
+	"clock_term\x18\x03 \x01(\x04R\tclockTerm\"\xdd\x02\n" +
 	"\x0fConfirmResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12(\n" +
-	"\x10change_waits_for\x18\x03 \x03(\tR\x0echangeWaitsFor\"\x11\n" +
+	"\x10change_waits_for\x18\x03 \x03(\tR\x0echangeWaitsFor\x12!\n" +
+	"\fsteady_clock\x18\x04 \x01(\x03R\vsteadyClock\x12\x1f\n" +
+	"\vtable_ahead\x18\x05 \x01(\x03R\n" +
+	"tableAhead\x12!\n" +
+	"\fclocks_agree\x18\x06 \x01(\bR\vclocksAgree\x12Q\n" +
+	"\n" +
+	"clock_skew\x18\a \x03(\v22.stemedb.control.v1.ConfirmResponse.ClockSkewEntryR\tclockSkew\x1a<\n" +
+	"\x0eClockSkewEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x12R\x05value:\x028\x01\"\x11\n" +
 	"\x0fProgressRequest\"\xf6\x01\n" +
 	"\x10ProgressResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x17\n" +
@@ -843,7 +911,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_control_proto_goTypes = []any{
 	(*HelloRequest)(nil),     // 0: stemedb.control.v1.HelloRequest
 	(*HelloResponse)(nil),    // 1: stemedb.control.v1.HelloResponse
@@ -857,25 +925,27 @@ var file_control_proto_goTypes = []any{
 	(*ProgressResponse)(nil), // 9: stemedb.control.v1.ProgressResponse
 	(*StaleGeneration)(nil),  // 10: stemedb.control.v1.StaleGeneration
 	(*WrongMember)(nil),      // 11: stemedb.control.v1.WrongMember
-	nil,                      // 12: stemedb.control.v1.ProgressResponse.CursorsEntry
+	nil,                      // 12: stemedb.control.v1.ConfirmResponse.ClockSkewEntry
+	nil,                      // 13: stemedb.control.v1.ProgressResponse.CursorsEntry
 }
 var file_control_proto_depIdxs = []int32{
-	12, // 0: stemedb.control.v1.ProgressResponse.cursors:type_name -> stemedb.control.v1.ProgressResponse.CursorsEntry
-	0,  // 1: stemedb.control.v1.Control.Hello:input_type -> stemedb.control.v1.HelloRequest
-	2,  // 2: stemedb.control.v1.Control.Join:input_type -> stemedb.control.v1.JoinRequest
-	4,  // 3: stemedb.control.v1.Control.Forward:input_type -> stemedb.control.v1.ForwardRequest
-	6,  // 4: stemedb.control.v1.Control.Confirm:input_type -> stemedb.control.v1.ConfirmRequest
-	8,  // 5: stemedb.control.v1.Control.Progress:input_type -> stemedb.control.v1.ProgressRequest
-	1,  // 6: stemedb.control.v1.Control.Hello:output_type -> stemedb.control.v1.HelloResponse
-	3,  // 7: stemedb.control.v1.Control.Join:output_type -> stemedb.control.v1.JoinResponse
-	5,  // 8: stemedb.control.v1.Control.Forward:output_type -> stemedb.control.v1.ForwardResponse
-	7,  // 9: stemedb.control.v1.Control.Confirm:output_type -> stemedb.control.v1.ConfirmResponse
-	9,  // 10: stemedb.control.v1.Control.Progress:output_type -> stemedb.control.v1.ProgressResponse
-	6,  // [6:11] is the sub-list for method output_type
-	1,  // [1:6] is the sub-list for method input_type
-	1,  // [1:1] is the sub-list for extension type_name
-	1,  // [1:1] is the sub-list for extension extendee
-	0,  // [0:1] is the sub-list for field type_name
+	12, // 0: stemedb.control.v1.ConfirmResponse.clock_skew:type_name -> stemedb.control.v1.ConfirmResponse.ClockSkewEntry
+	13, // 1: stemedb.control.v1.ProgressResponse.cursors:type_name -> stemedb.control.v1.ProgressResponse.CursorsEntry
+	0,  // 2: stemedb.control.v1.Control.Hello:input_type -> stemedb.control.v1.HelloRequest
+	2,  // 3: stemedb.control.v1.Control.Join:input_type -> stemedb.control.v1.JoinRequest
+	4,  // 4: stemedb.control.v1.Control.Forward:input_type -> stemedb.control.v1.ForwardRequest
+	6,  // 5: stemedb.control.v1.Control.Confirm:input_type -> stemedb.control.v1.ConfirmRequest
+	8,  // 6: stemedb.control.v1.Control.Progress:input_type -> stemedb.control.v1.ProgressRequest
+	1,  // 7: stemedb.control.v1.Control.Hello:output_type -> stemedb.control.v1.HelloResponse
+	3,  // 8: stemedb.control.v1.Control.Join:output_type -> stemedb.control.v1.JoinResponse
+	5,  // 9: stemedb.control.v1.Control.Forward:output_type -> stemedb.control.v1.ForwardResponse
+	7,  // 10: stemedb.control.v1.Control.Confirm:output_type -> stemedb.control.v1.ConfirmResponse
+	9,  // 11: stemedb.control.v1.Control.Progress:output_type -> stemedb.control.v1.ProgressResponse
+	7,  // [7:12] is the sub-list for method output_type
+	2,  // [2:7] is the sub-list for method input_type
+	2,  // [2:2] is the sub-list for extension type_name
+	2,  // [2:2] is the sub-list for extension extendee
+	0,  // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -889,7 +959,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -302,11 +302,27 @@ func (h *Host) IP() string {
 func (h *Host) Move() {
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
+	h.end()
+	h.net.assignIP(h)
+}
+
+// Exchange makes two hosts take each other's address, as happens when addresses
+// are used again. Their processes are killed.
+func (h *Host) Exchange(with *Host) {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	h.end()
+	with.end()
+	h.ip, with.ip = with.ip, h.ip
+	h.net.byIP[h.ip], h.net.byIP[with.ip] = h, with
+}
+
+// end kills the process that runs, if any.
+func (h *Host) end() {
 	if h.proc != nil {
 		h.proc.kill()
 		h.proc.resetPeers()
 	}
-	h.net.assignIP(h)
 }
 
 // Start returns the network for a new process on the host. A process that ran
@@ -320,10 +336,7 @@ func (h *Host) Start() *Proc {
 		n.breakOld()
 		h.off = false
 	}
-	if h.proc != nil {
-		h.proc.kill()
-		h.proc.resetPeers()
-	}
+	h.end()
 	h.proc = &Proc{host: h, listeners: map[uint16]*listener{}, packets: map[uint16]*packetConn{}, nextPort: 32768, dead: make(chan struct{})}
 	h.started = true
 	n.disturb()

@@ -1,0 +1,174 @@
+package gossip
+
+import (
+	"cmp"
+	"crypto/rand"
+	"slices"
+	"strings"
+	"time"
+)
+
+// State is what gossip believes about a node.
+type State string
+
+// The states. A node that stopped answering is Dead after a few seconds; one
+// that said goodbye has Left.
+const (
+	Alive State = "alive"
+	Dead  State = "dead"
+	Left  State = "left"
+)
+
+// Node is one node as gossip knows it.
+type Node struct {
+	Name        string
+	Incarnation string
+	// APIAddr is where the node serves its HTTP API, host:port.
+	APIAddr string
+	// Ready is what the node said last about being able to serve.
+	Ready bool
+	State State
+	// Since is when State or Ready changed, by the local clock.
+	Since time.Time
+}
+
+// seen is one start of a node.
+type seen struct {
+	Node
+	addr string // gossip address, ip:port
+	// heard counts up: a start with a higher one was met alive here later.
+	heard uint64
+}
+
+// starts holds the starts of nodes, by memberlist's names of them.
+//
+// To memberlist each start of a process is a member of its own with a random
+// name, and memberlist orders the news of one start. Starts of the same
+// node need no order among each other, which would have to come from a clock or
+// a volume: a node is alive as long as any of its starts is. An earlier start
+// that is still taken for alive, because it was killed a moment ago or because
+// old news arrives late, fails its next probe, and its end says nothing about
+// the start that runs now.
+type starts map[string]*seen
+
+// nameStart draws memberlist's name of a start. A name that was used before at
+// another address would be taken for a conflict.
+func nameStart(node string) string { return node + "#" + strings.ToLower(rand.Text()) }
+
+// of returns the start that stands for the node: one that is alive, and among
+// equals the one that was met last.
+func (s starts) of(node string) *seen {
+	var best *seen
+	for _, one := range s {
+		if one.Name == node && (best == nil || one.outranks(best)) {
+			best = one
+		}
+	}
+	return best
+}
+
+func (s *seen) outranks(other *seen) bool {
+	if alive := s.State == Alive; alive != (other.State == Alive) {
+		return alive
+	}
+	return s.heard > other.heard
+}
+
+// prune forgets the starts of a node that have ended, except the one met last.
+func (s starts) prune(node string) {
+	var last uint64
+	for _, one := range s {
+		if one.Name == node {
+			last = max(last, one.heard)
+		}
+	}
+	for name, one := range s {
+		if one.Name == node && one.State != Alive && one.heard < last {
+			delete(s, name)
+		}
+	}
+}
+
+// note takes in news of a start of a node.
+func (g *Gossip) note(start string, m meta, addr string, state State) {
+	if m.Name == g.cfg.Name && start != g.start {
+		return // an earlier start of this very node
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	next := &seen{addr: addr, Node: Node{
+		Name: m.Name, Incarnation: m.Incarnation, APIAddr: m.APIAddr, Ready: m.Ready && state == Alive, State: state, Since: time.Now(),
+	}}
+	held := g.starts[start]
+	if held != nil {
+		next.heard = held.heard
+		if held.State == state && held.Ready == next.Ready {
+			next.Since = held.Since
+		}
+	}
+	if state == Alive && (held == nil || held.State != Alive) {
+		g.heard++
+		next.heard = g.heard
+	}
+	g.starts[start] = next
+	g.starts.prune(m.Name)
+	if g.changed != nil {
+		close(g.changed)
+		g.changed = nil
+	}
+}
+
+// Members lists every node that is or was seen, this one included, by name.
+func (g *Gossip) Members() []Node {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	names := map[string]bool{}
+	var nodes []Node
+	for _, s := range g.starts {
+		if !names[s.Name] {
+			names[s.Name] = true
+			nodes = append(nodes, g.starts.of(s.Name).Node)
+		}
+	}
+	slices.SortFunc(nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
+	return nodes
+}
+
+// Alive tells whether the node of that name is believed to be alive.
+func (g *Gossip) Alive(name string) bool {
+	n, ok := g.Get(name)
+	return ok && n.State == Alive
+}
+
+// Get returns what is known of the node of that name.
+func (g *Gossip) Get(name string) (Node, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s := g.starts.of(name); s != nil {
+		return s.Node, true
+	}
+	return Node{}, false
+}
+
+// Watch returns a channel that is closed at the next change of Members. Take it
+// before looking, then nothing is missed.
+func (g *Gossip) Watch() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.changed == nil {
+		g.changed = make(chan struct{})
+	}
+	return g.changed
+}
+
+// knows tells whether a start that is believed to be alive is at the address.
+func (g *Gossip) knows(addr string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range g.starts {
+		if s.addr == addr && s.State == Alive {
+			return true
+		}
+	}
+	return false
+}
