@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -88,8 +89,73 @@ func (s *clusterStatus) trouble() string {
 }
 
 func clusterCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "cluster", Short: "Look at a cluster"}
-	cmd.AddCommand(clusterStatusCommand())
+	cmd := &cobra.Command{Use: "cluster", Short: "Look at a cluster, and decide about its members"}
+	cmd.AddCommand(clusterStatusCommand(), acceptLossCommand(), cancelChangeCommand())
+	return cmd
+}
+
+func acceptLossCommand() *cobra.Command {
+	return decision("accept-loss NAME", cobra.ExactArgs(1), "Give up the records that a member lost",
+		`Give up the records that a member lost and that no other member holds. The member
+counts as whole afterwards: reads no longer wait for those records, and nothing
+says that they were there. Use it when no copy is left: a cluster of one, or a
+majority whose volumes are gone. For a member that holds everything it does
+nothing. Needs an API key with the role admin, and --yes.`,
+		"the records that the member lost are given up for good",
+		func(args []string) (method, path string) {
+			return http.MethodPost, "/v1/admin/members/" + url.PathEscape(args[0]) + "/accept-loss"
+		})
+}
+
+func cancelChangeCommand() *cobra.Command {
+	return decision("cancel-change [ID]", cobra.MaximumNArgs(1), "Cancel the open change of members",
+		`Cancel the open change of members, as if it had not been opened: a join whose node
+never comes back keeps writes waiting for one member more. Nothing acknowledged is
+lost, and a node that comes back asks again. With ID (change_id of the status)
+another change is left alone. Needs an API key with the role admin, and --yes.`,
+		"the open change of members is given up",
+		func(args []string) (method, path string) {
+			path = "/v1/admin/change"
+			if len(args) > 0 {
+				path += "?id=" + url.QueryEscape(args[0])
+			}
+			return http.MethodDelete, path
+		})
+}
+
+// decision is a command that asks the server for something that --yes has to
+// confirm.
+func decision(use string, args cobra.PositionalArgs, short, long, what string, request func(args []string) (method, path string)) *cobra.Command {
+	var t target
+	var yes bool
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use: use, Short: short, Long: long, Args: args,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !yes {
+				return fail(exitUsage, "--yes is missing: %s", what)
+			}
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			method, path := request(args)
+			a, err := c.do(ctx, method, path, nil)
+			if err != nil {
+				return fail(exitFailed, "ask %s: %w", t.url, err)
+			}
+			if a.status != http.StatusNoContent {
+				return fail(exitFailed, "ask %s: %w", t.url, a.refused())
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "done")
+			return nil
+		},
+	}
+	t.flags(cmd.Flags(), "http://localhost:18181", true)
+	cmd.Flags().BoolVar(&yes, "yes", false, "confirm it")
+	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for the answer")
 	return cmd
 }
 

@@ -21,6 +21,12 @@ type Backend interface {
 	Subjects(ctx context.Context, project, prefix, after string, limit int, consistency cluster.Consistency) ([]string, error)
 	Ready() error
 	Status() cluster.Status
+	// Incomplete says why answers may lack records; empty: they do not.
+	Incomplete() string
+	// AcceptLoss and CancelChange are operators' decisions; errors are those of
+	// package control.
+	AcceptLoss(ctx context.Context, member string) error
+	CancelChange(ctx context.Context, change uint64) error
 	// Peers lists the other members, the likeliest to serve first. The slice
 	// is the caller's.
 	Peers() []Peer

@@ -19,6 +19,7 @@ import (
 	"github.com/julienschmidt/httprouter"
 
 	"github.com/stemedb/stemedb/server/internal/cluster"
+	"github.com/stemedb/stemedb/server/internal/keys"
 	"github.com/stemedb/stemedb/server/record"
 )
 
@@ -139,6 +140,10 @@ func (c *call) guarded() (err error) {
 	return c.execute()
 }
 
+// headerIncomplete is on answers of a node that lost records which no other
+// member can give back: its value says so, for people.
+const headerIncomplete = "X-Stemedb-Incomplete"
+
 func (c *call) execute() error {
 	if err := c.checkHeader(); err != nil {
 		return err
@@ -162,6 +167,11 @@ func (c *call) execute() error {
 	c.liftReadDeadline()
 	if err := c.route.handle(c); err != nil {
 		return err
+	}
+	if c.svc != nil && c.route.class == keys.Read {
+		if why := c.svc.backend.Incomplete(); why != "" {
+			c.header(headerIncomplete, why)
+		}
 	}
 	return c.authorizeAnswer()
 }

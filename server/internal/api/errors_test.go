@@ -320,7 +320,7 @@ func holdKey(change func(*keys.Key)) func(*world) {
 
 // exchanges has a request for each route that is answered with 2xx.
 func exchanges(t testing.TB, rt *route) errorCase {
-	path := strings.ReplaceAll(rt.pattern, ":hash", unknownHash)
+	path := strings.NewReplacer(":hash", unknownHash, ":name", "n0").Replace(rt.pattern)
 	c := errorCase{method: rt.method, path: path, role: keys.Admin}
 	switch rt.pattern {
 	case "/v1/query", "/v1/skeptic", "/v1/layered":

@@ -24,6 +24,7 @@ import (
 
 	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/cluster"
+	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/keys"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
@@ -34,13 +35,16 @@ import (
 // signature checks, without replication. fail, when set, is what every call
 // answers instead.
 type solo struct {
-	store    *store.Store
-	verifier *record.Verifier
-	fail     atomic.Pointer[error]
-	slow     atomic.Int64 // nanoseconds that a write takes longer
-	calls    atomic.Int64
-	others   []Peer
-	panics   atomic.Bool
+	// incomplete and change are answered until an operator decides.
+	incomplete string
+	change     uint64
+	store      *store.Store
+	verifier   *record.Verifier
+	fail       atomic.Pointer[error]
+	slow       atomic.Int64 // nanoseconds that a write takes longer
+	calls      atomic.Int64
+	others     []Peer
+	panics     atomic.Bool
 
 	voices  int                   // as cluster.Limits.Voices
 	asked   []cluster.Consistency // of Claims, one after the other
@@ -192,9 +196,27 @@ func (b *solo) Ready() error {
 	return nil
 }
 
+func (b *solo) Incomplete() string { return b.incomplete }
+
+func (b *solo) AcceptLoss(_ context.Context, member string) error {
+	if member != "n0" {
+		return control.ErrNoSuchMember
+	}
+	b.incomplete = ""
+	return nil
+}
+
+func (b *solo) CancelChange(_ context.Context, change uint64) error {
+	if change != b.change {
+		return control.ErrNoSuchChange
+	}
+	b.change = 0
+	return nil
+}
+
 func (b *solo) Status() cluster.Status {
 	return cluster.Status{
-		ClusterID: "c1", Generation: 3, Node: "n0", Leader: "n0", Ready: b.Ready() == nil, WriteQuorum: true, ReadQuorum: true,
+		ClusterID: "c1", Generation: 3, Node: "n0", Leader: "n0", Ready: b.Ready() == nil, ChangeID: b.change, WriteQuorum: true, ReadQuorum: true,
 		Members: []cluster.MemberStatus{
 			{Name: "n0", Incarnation: "a", Self: true, Alive: true, Whole: true},
 			{Name: "n1", Incarnation: "b", Alive: true, LagBytes: -1, APIAddr: "n1:18180"},

@@ -42,6 +42,8 @@ type healthBody struct {
 	Version string `json:"version,omitempty"`
 	Auth    bool   `json:"auth"`
 	Uptime  int64  `json:"uptime_seconds"`
+	// Reasons says why the status is degraded.
+	Reasons []cluster.Trouble `json:"reasons,omitempty"`
 }
 
 // health is a summary: 200 when the node can serve, else the reason.
@@ -49,10 +51,14 @@ func (c *call) health() error {
 	if p := c.api.notReady(); p != nil {
 		return p
 	}
-	return c.json(http.StatusOK, healthBody{
+	body := healthBody{
 		Status: "ok", Node: c.api.opts.Node, Version: c.api.opts.Version, Auth: c.api.opts.Auth,
-		Uptime: int64(time.Since(c.api.began).Seconds()),
-	})
+		Uptime: int64(time.Since(c.api.began).Seconds()), Reasons: c.svc.backend.Status().Troubles,
+	}
+	if len(body.Reasons) > 0 {
+		body.Status = "degraded"
+	}
+	return c.json(http.StatusOK, body)
 }
 
 type statusBody struct {

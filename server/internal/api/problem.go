@@ -30,6 +30,8 @@ const (
 	codeNoRoute           = "no_such_route"
 	codeNoRecord          = "no_such_record"
 	codeNoKey             = "no_such_key"
+	codeNoSuchMember      = "no_such_member"
+	codeNoSuchChange      = "no_such_change"
 	codeMethodNotAllowed  = "method_not_allowed"
 	codeBodyTimeout       = "body_timeout"
 	codeKeyExists         = "key_exists"
@@ -99,6 +101,8 @@ var codeTable = map[string]codeInfo{
 	codeNoRoute:          {404, "There is no such route"},
 	codeNoRecord:         {404, "There is no such record in this project"},
 	codeNoKey:            {404, "There is no such key"},
+	codeNoSuchMember:     {404, "The cluster has no such member"},
+	codeNoSuchChange:     {404, "There is no such change of members"},
 	codeMethodNotAllowed: {405, "The route has no such method"},
 	codeBodyTimeout:      {408, "The body did not arrive in time"},
 	codeKeyExists:        {409, "The key is registered with other fields"},

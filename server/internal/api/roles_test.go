@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -66,7 +67,7 @@ func matrixRows() (rows []string) {
 			}
 			marks = append(marks, mark)
 		}
-		path := strings.ReplaceAll(rt.pattern, ":hash", "{hash}")
+		path := regexp.MustCompile(`:(\w+)`).ReplaceAllString(rt.pattern, "{$1}")
 		rows = append(rows, fmt.Sprintf("| %s `%s` | %s |", rt.method, path, strings.Join(marks, " | ")))
 	}
 	return rows

@@ -72,6 +72,9 @@ func routes() []route {
 		{method: "DELETE", pattern: "/v1/admin/api-keys/:hash", class: keys.Administer, handle: (*call).revokeKey},
 		{method: "POST", pattern: "/v1/admin/api-keys/:hash/rotate", class: keys.Administer, handle: (*call).rotateKey, media: admin, limit: maxAdminBody, retry: never},
 
+		{method: "POST", pattern: "/v1/admin/members/:name/accept-loss", class: keys.Administer, handle: (*call).acceptLoss},
+		{method: "DELETE", pattern: "/v1/admin/change", class: keys.Administer, handle: (*call).cancelChange, params: []string{"id"}},
+
 		{method: "GET", pattern: "/metrics", class: keys.Public, handle: (*call).metrics, early: true, here: true},
 		{method: "GET", pattern: "/openapi.json", class: keys.Public, handle: (*call).openapi, early: true, here: true},
 	}

@@ -433,3 +433,28 @@ func loadPair(t testing.TB, dir, name string, serial int64) (*Certificates, erro
 	certPath, keyPath := pair(t, dir, name, serial)
 	return LoadCertificates(certPath, keyPath, clock.Wall(), nil)
 }
+
+// A node that lost records which nobody can give back answers from the rest, and
+// says so with every read until an operator has accepted the loss.
+func TestAnswersOfAnIncompleteNodeSaySo(t *testing.T) {
+	w := newWorld(t, nil)
+	w.backend.incomplete = "records are lost"
+	got := w.as(keys.ReadOnly, "GET", "/v1/subjects", "")
+	require.Equal(t, 200, got.Code)
+	require.Equal(t, "records are lost", got.Header().Get("X-Stemedb-Incomplete"))
+	require.Empty(t, w.as(keys.ReadOnly, "GET", "/v1/whoami", "").Header().Get("X-Stemedb-Incomplete"))
+	require.Equal(t, 204, w.as(keys.Admin, "POST", "/v1/admin/members/n0/accept-loss", "").Code)
+	require.Empty(t, w.as(keys.ReadOnly, "GET", "/v1/subjects", "").Header().Get("X-Stemedb-Incomplete"))
+}
+
+// A change is cancelled by its number, so that another one is left alone.
+func TestChangeIsCancelledByItsNumber(t *testing.T) {
+	w := newWorld(t, nil)
+	w.backend.change = 7
+	require.Equal(t, 404, w.as(keys.Admin, "DELETE", "/v1/admin/change?id=6", "").Code)
+	require.Equal(t, 400, w.as(keys.Admin, "DELETE", "/v1/admin/change?id=x", "").Code)
+	require.EqualValues(t, 7, w.backend.change)
+	require.Equal(t, 204, w.as(keys.Admin, "DELETE", "/v1/admin/change?id=7", "").Code)
+	require.Zero(t, w.backend.change)
+	require.Equal(t, 204, w.as(keys.Admin, "DELETE", "/v1/admin/change", "").Code, "none is open")
+}

@@ -45,9 +45,13 @@ type Status struct {
 	Ready      bool           `json:"ready"`
 	Reason     string         `json:"reason,omitempty"` // why it is not ready
 	Members    []MemberStatus `json:"members"`
+	// Troubles lists conditions of this node that an operator should end, although
+	// it serves.
+	Troubles []Trouble `json:"troubles,omitempty"`
 	// Change is the kind of the open change of members, WaitsFor what it
 	// waits for, as far as the leader told.
 	Change   string   `json:"change,omitempty"`
+	ChangeID uint64   `json:"change_id,omitempty"`
 	WaitsFor []string `json:"waits_for,omitempty"`
 	// WriteQuorum and ReadQuorum tell whether enough members are alive.
 	WriteQuorum bool `json:"write_quorum"`
@@ -55,6 +59,12 @@ type Status struct {
 	// TimeSure: a majority of the members' clocks agree on the time, and this
 	// node knows it.
 	TimeSure bool `json:"time_sure"`
+}
+
+// Trouble is one condition of a node: Code is one of the Code constants.
+type Trouble struct {
+	Code   string `json:"code"`
+	Detail string `json:"detail"`
 }
 
 // MemberStatus is one member as seen from this node.

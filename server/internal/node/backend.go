@@ -52,6 +52,15 @@ func (b *backend) Ready() error {
 	}
 }
 
+// AcceptLoss and CancelChange are the control table's.
+func (b *backend) AcceptLoss(ctx context.Context, member string) error {
+	return b.node.parts.control.AcceptLoss(ctx, member)
+}
+
+func (b *backend) CancelChange(ctx context.Context, change uint64) error {
+	return b.node.parts.control.CancelChange(ctx, change)
+}
+
 // Status is the cluster's, with the readiness of the whole node.
 func (b *backend) Status() cluster.Status {
 	s := b.Cluster.Status()
