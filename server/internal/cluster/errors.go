@@ -17,6 +17,9 @@ const (
 	CodeReadOnly = "read_only"
 	// CodeStorageFailed: this node's log or index failed.
 	CodeStorageFailed = "storage_failed"
+	// CodeControlFailed: this node's copy of the control table failed or is not
+	// trusted; the node mends it by itself.
+	CodeControlFailed = "control_failed"
 	// CodeNotMember: this node is not, or not any more, a member.
 	CodeNotMember = "not_a_member"
 	// CodeNotWhole: this node lost records and is being refilled.
@@ -73,7 +76,7 @@ const CodeInvalidSignature = "invalid_signature"
 func unavailable(code, message string, cause error) *UnavailableError {
 	e := &UnavailableError{Code: code, Message: message, RetryAfter: time.Second, Err: cause}
 	switch code {
-	case CodeReadOnly, CodeStorageFailed, CodeNotMember, CodeNotWhole, CodeOverloaded, CodeCatchingUp, CodeDamaged, CodeClosed, CodePeersUnreachable, CodeNoQuorum:
+	case CodeReadOnly, CodeStorageFailed, CodeControlFailed, CodeNotMember, CodeNotWhole, CodeOverloaded, CodeCatchingUp, CodeDamaged, CodeClosed, CodePeersUnreachable, CodeNoQuorum:
 		e.Elsewhere = true
 	}
 	if code == CodeReadOnly || code == CodeStorageFailed || code == CodeTooFewWhole {

@@ -183,6 +183,9 @@ func (c *Cluster) Ready() error {
 	if h := c.store.Health(); h.State == store.StateFailed || h.State == store.StateIndexFailed {
 		return unavailable(CodeStorageFailed, "this node's storage failed; it must be started again", h.Err)
 	}
+	if err := c.control.Err(); err != nil {
+		return unavailable(CodeControlFailed, "this node's copy of the control table cannot be used", err)
+	}
 	state := c.control.State()
 	if err := c.wholeNow(state); err != nil {
 		return err

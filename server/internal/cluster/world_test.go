@@ -277,6 +277,7 @@ func (c *table) Watch() <-chan struct{} {
 
 func (c *table) Leader() (string, bool)   { return "a", true }
 func (c *table) ChangeWaitsFor() []string { return nil }
+func (c *table) Err() error               { return nil }
 
 func (c *table) follow() {
 	c.mu.Lock()

@@ -102,6 +102,9 @@ func (c *Control) confirm() error {
 	if !c.await(ctx, answer.Index) {
 		return fmt.Errorf("this copy is at %d, the leader at %d", c.State().Index, answer.Index)
 	}
+	if err := c.compare(answer); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if asked.After(c.confirmed) {
@@ -113,32 +116,40 @@ func (c *Control) confirm() error {
 
 func (c *Control) askLeader(ctx context.Context) (*controlpb.ConfirmResponse, error) {
 	if c.leading() {
-		return c.confirmAsLeader()
+		return c.confirmAsLeader("", dated{})
 	}
 	leader, err := c.leaderClient()
 	if err != nil {
 		return nil, err
 	}
-	return leader.Confirm(ctx, &controlpb.ConfirmRequest{Generation: c.State().Generation})
+	s := c.State()
+	return leader.Confirm(ctx, &controlpb.ConfirmRequest{Generation: s.Generation, Index: s.Index, Digest: s.digest[:]})
 }
 
 // confirmAsLeader answers the question. The index is taken first and the
 // majority asked after, in a term in which everything of earlier terms was
 // applied before: so no change that was acknowledged before the question came
-// is newer than the index.
-func (c *Control) confirmAsLeader() (*controlpb.ConfirmResponse, error) {
+// is newer than the index. asker's table had the digest at; see judge.
+func (c *Control) confirmAsLeader(asker string, at dated) (*controlpb.ConfirmResponse, error) {
 	term := c.readyTerm.Load()
 	if !c.leading() {
 		return nil, ErrNoLeader
 	}
-	index := c.State().Index
-	if err := c.raft.VerifyLeader().Error(); err != nil {
+	state := c.State()
+	if err := c.raft.Load().VerifyLeader().Error(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoLeader, err)
 	}
-	if c.readyTerm.Load() != term || c.raft.CurrentTerm() != term {
+	if c.readyTerm.Load() != term || c.raft.Load().CurrentTerm() != term {
 		return nil, ErrNoLeader
 	}
-	return &controlpb.ConfirmResponse{Index: index, Term: term, ChangeWaitsFor: c.driverReport()}, nil
+	differs, doubt, err := c.judge(term, asker, at)
+	if err != nil {
+		return nil, err
+	}
+	return &controlpb.ConfirmResponse{
+		Index: state.Index, Term: term, ChangeWaitsFor: c.driverReport(),
+		Digest: state.digest[:], Differs: differs, Doubt: doubt,
+	}, nil
 }
 
 // Confirmed tells whether this copy holds everything that was acknowledged at
@@ -148,7 +159,7 @@ func (c *Control) Confirmed() (ok bool, at time.Time) {
 	c.mu.Lock()
 	at = c.confirmed
 	c.mu.Unlock()
-	if at.IsZero() || c.table.err() != nil {
+	if at.IsZero() || c.Err() != nil {
 		return false, at
 	}
 	return time.Since(at) < c.cfg.Timings.ConfirmedFor, at

@@ -15,6 +15,10 @@
 //   - A change of members closes only when everyone who is to count in reads
 //     holds whatever was acknowledged before; otherwise it stays open, visibly.
 //   - A node never answers in the name of an incarnation that it is not.
+//   - A copy is trusted only while its digest is that of the leader and of a
+//     majority; one that is damaged, differs or whose storage fails says so in
+//     Err and is replaced without anyone's help as soon as a leader can be
+//     reached and the storage works.
 package control
 
 import (
@@ -53,6 +57,8 @@ type RaftStorage interface {
 	Logs() raft.LogStore
 	Stable() raft.StableStore
 	Snapshots() raft.SnapshotStore
+	// DropSnapshot removes a snapshot that is damaged.
+	DropSnapshot(id string) error
 	Close() error
 }
 
@@ -68,6 +74,9 @@ type Timings struct {
 	SnapshotEvery  time.Duration // 2 min
 	SnapshotAfter  uint64        // 1024 commands
 	ShutdownBudget time.Duration // 5 s for the transfer of leadership
+	RestartAfter   time.Duration // 1 s: before the first restart of a failed part; later ones wait twice as long each
+	RestartMax     time.Duration // 1 min: the longest of those pauses
+	AuditEvery     time.Duration // 2 min: how often the table in memory is held against its digest
 }
 
 // Config is one node's part in the control table.
@@ -82,8 +91,9 @@ type Config struct {
 	// Join lists host:port of the first members' peer ports, the founder
 	// first. Empty: a single node, which forms a cluster alone.
 	Join []string
-	// Storage is closed by Close.
-	Storage RaftStorage
+	// Storage opens Raft's storage: once in New, and again after each failure,
+	// when the one before is closed.
+	Storage func() (RaftStorage, error)
 	// Peers dials other nodes; RaftListener accepts their Raft connections.
 	Peers        *peertls.Transport
 	RaftListener net.Listener
@@ -105,6 +115,9 @@ func (t Timings) withDefaults() Timings {
 		SnapshotEvery:  cmp.Or(t.SnapshotEvery, 2*time.Minute),
 		SnapshotAfter:  cmp.Or(t.SnapshotAfter, 1024),
 		ShutdownBudget: cmp.Or(t.ShutdownBudget, 5*time.Second),
+		RestartAfter:   cmp.Or(t.RestartAfter, time.Second),
+		RestartMax:     cmp.Or(t.RestartMax, time.Minute),
+		AuditEvery:     cmp.Or(t.AuditEvery, 2*time.Minute),
 	}
 }
 
@@ -117,11 +130,16 @@ type Control struct {
 	table *table
 
 	// started is set once raft is there: peers may call before Start is done.
-	started   atomic.Bool
-	raft      *raft.Raft
-	transport *raft.NetworkTransport
-	layer     *streamLayer
-	leaderCh  chan bool
+	// raft is the newest instance, which may have failed.
+	started  atomic.Bool
+	raft     atomic.Pointer[raft.Raft]
+	layer    *streamLayer
+	leaderCh chan bool
+	partMu   sync.Mutex // guards part
+	part     *part      // nil while there is none; keepRaft's
+	hadState atomic.Bool
+	doubt    atomic.Pointer[error] // this copy differs from another one
+	jury     jury
 	// readyTerm is the term in which this node is the leader and has applied
 	// everything that was committed in earlier ones; 0 when it is none.
 	readyTerm atomic.Uint64
@@ -140,6 +158,9 @@ type Control struct {
 	stop    context.CancelFunc
 	workers sync.WaitGroup
 	metrics []prometheus.Collector
+
+	failures *prometheus.CounterVec
+	restarts prometheus.Counter
 }
 
 // New checks the configuration and what the storage holds. It starts nothing;
@@ -164,14 +185,18 @@ func New(cfg Config) (*Control, error) {
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
+	c.failures, c.restarts = newFailureMetrics()
 	c.ctx, c.stop = context.WithCancel(context.Background())
-	state, err := c.hasState()
-	if err != nil {
+	if _, err := c.openPart(); err != nil {
 		return nil, err
 	}
-	if !state && cfg.ClusterID != "" {
-		return nil, fmt.Errorf("the volumes belong to cluster %s as %s, but the control table's log is gone: this incarnation may have voted and must not vote again; "+
+	state, err := c.hasState()
+	if err == nil && !state && cfg.ClusterID != "" {
+		err = fmt.Errorf("the volumes belong to cluster %s as %s, but the control table's log is gone: this incarnation may have voted and must not vote again; "+
 			"empty both volumes of %s, so that it joins as a new member and is refilled by the others", cfg.ClusterID, c.id, cfg.Name)
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.endPart())
 	}
 	return c, nil
 }
@@ -182,10 +207,9 @@ func (c *Control) Start(context.Context) error {
 	if err := c.registerMetrics(); err != nil {
 		return err
 	}
-	if err := c.newRaft(); err != nil {
-		return err
-	}
-	c.started.Store(true)
+	c.layer = newStreamLayer(c.cfg.Peers, c.cfg.RaftListener, c.id, c.cfg.PeerAddr)
+	err := c.beginPart(c.part)
+	c.workers.Go(func() { c.keepRaft(err) })
 	c.workers.Go(c.runForm)
 	c.workers.Go(c.runLeader)
 	c.workers.Go(c.runConfirm)
@@ -195,19 +219,17 @@ func (c *Control) Start(context.Context) error {
 // Close hands leadership over, stops everything and closes the storage. What
 // waits gets ErrClosed.
 func (c *Control) Close(ctx context.Context) error {
-	if !c.started.Load() {
-		c.stop()
-		return c.cfg.Storage.Close()
-	}
 	c.handOver(ctx)
 	c.stop()
 	c.changed.broadcast()
 	c.workers.Wait()
-	err := c.raft.Shutdown().Error()
+	err := c.endPart()
 	if err != nil {
 		err = fmt.Errorf("stop the control table: %w", err)
 	}
-	err = errors.Join(err, c.transport.Close(), c.layer.Close(), c.cfg.Storage.Close())
+	if c.layer != nil {
+		err = errors.Join(err, c.layer.Close())
+	}
 	c.unregisterMetrics()
 	return err
 }
@@ -215,13 +237,13 @@ func (c *Control) Close(ctx context.Context) error {
 // handOver lets another voter lead before this node goes, so that nobody has to
 // notice its absence first.
 func (c *Control) handOver(ctx context.Context) {
-	if c.raft.State() != raft.Leader || len(c.State().Members) < 2 {
+	if c.role() != raft.Leader || len(c.State().Members) < 2 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.ShutdownBudget)
 	defer cancel()
 	done := make(chan error, 1)
-	c.workers.Go(func() { done <- c.raft.LeadershipTransfer().Error() })
+	c.workers.Go(func() { done <- c.raft.Load().LeadershipTransfer().Error() })
 	select {
 	case err := <-done:
 		if err != nil {
@@ -258,14 +280,22 @@ func (c *Control) leader() (addr, id string) {
 	if !c.started.Load() {
 		return "", ""
 	}
-	address, serverID := c.raft.LeaderWithID()
+	address, serverID := c.raft.Load().LeaderWithID()
 	_, addr = splitRaftAddress(address)
 	return addr, string(serverID)
 }
 
 func (c *Control) leading() bool {
 	term := c.readyTerm.Load()
-	return term != 0 && c.table.err() == nil && c.raft.State() == raft.Leader && c.raft.CurrentTerm() == term
+	return term != 0 && c.table.err() == nil && c.role() == raft.Leader && c.raft.Load().CurrentTerm() == term
+}
+
+// role is this node's in Raft: none while no instance runs.
+func (c *Control) role() raft.RaftState {
+	if r := c.raft.Load(); r != nil {
+		return r.State()
+	}
+	return raft.Shutdown
 }
 
 // Phase says in words what forming or joining waits for; empty when the node is
@@ -290,8 +320,17 @@ func (c *Control) setPhase(phase string) {
 	}
 }
 
-// Err is the reason for which this copy follows no more, or nil.
-func (c *Control) Err() error { return c.table.err() }
+// Err is why this copy no longer follows the table or is not trusted, with the
+// remedy; nil otherwise.
+func (c *Control) Err() error {
+	if err := c.table.err(); err != nil {
+		return err
+	}
+	if err := c.doubt.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
 
 // ChangeWaitsFor lists what the open change waits for, as the leader said at
 // the last confirmation.

@@ -2,7 +2,6 @@ package control_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -174,52 +173,6 @@ func TestWrongSecretStaysOutside(t *testing.T) {
 		stranger.secrets = []string{secretA}
 		stranger.start()
 		w.settled(4)
-	})
-}
-
-// A term or an entry that cannot be written ends this copy, not the process,
-// and nothing is tried again on that storage.
-func TestStorageFails(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t, "a", "b", "c")
-		defer w.close()
-		w.start()
-		w.settled(3)
-		for _, who := range []string{"leader", "follower"} {
-			n := w.leader()
-			if who == "follower" {
-				for _, other := range w.node {
-					if other != w.leader() {
-						n = other
-					}
-				}
-			}
-			n.disk.Fail(errors.New("the disk is gone"))
-			for _, other := range w.node {
-				if other != n {
-					_, _, err := other.control.CreateKey(t.Context(), key(who))
-					require.NoError(t, err)
-				}
-			}
-			w.eventually(time.Minute, func() bool { return n.control.Err() != nil }, "it notices")
-			require.ErrorContains(t, n.control.Err(), "the disk is gone")
-			n.disk.Fail(nil)
-			time.Sleep(time.Minute)
-			ok, _ := n.control.Confirmed()
-			require.False(t, ok)
-			require.Error(t, n.control.Err(), "it does not come back by itself")
-			n.kill()
-			n.start()
-			w.settled(3)
-		}
-		// A term that cannot be written: Raft itself would panic.
-		follower := w.node["a"]
-		if follower == w.leader() {
-			follower = w.node["b"]
-		}
-		follower.disk.Fail(errors.New("the disk is gone"))
-		w.leader().kill()
-		w.eventually(time.Minute, func() bool { return follower.control.Err() != nil }, "it notices")
 	})
 }
 

@@ -31,7 +31,7 @@ func (c *Control) registerMetrics() error {
 		if !c.started.Load() {
 			return 0
 		}
-		return float64(c.raft.CurrentTerm())
+		return float64(c.raft.Load().CurrentTerm())
 	})
 	gauge("generation", "Generation of the members.", func() float64 { return float64(c.State().Generation) })
 	gauge("members", "Members of the cluster.", func() float64 { return float64(len(c.State().Members)) })
@@ -51,8 +51,9 @@ func (c *Control) registerMetrics() error {
 		}
 		return time.Since(at).Seconds()
 	})
-	gauge("failed", "1 when this copy follows the table no more, else 0.", func() float64 { return flag(c.Err() != nil) })
+	gauge("failed", "1 when this copy of the table is not followed or not trusted, else 0.", func() float64 { return flag(c.Err() != nil) })
 	gauge("keys", "API keys in the table, revoked ones included.", func() float64 { return float64(len(c.State().Keys)) })
+	c.metrics = append(c.metrics, c.failures, c.restarts)
 	var errs []error
 	for _, m := range c.metrics {
 		errs = append(errs, c.cfg.Registerer.Register(m))
@@ -61,6 +62,21 @@ func (c *Control) registerMetrics() error {
 		return fmt.Errorf("register the metrics of the control table: %w", err)
 	}
 	return nil
+}
+
+// newFailureMetrics are counted whether they are registered or not.
+func newFailureMetrics() (*prometheus.CounterVec, prometheus.Counter) {
+	failures := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "stemedb_control_failures_total",
+		Help: "Failures of this node's copy of the control table, by kind: storage, damage (stored bytes), memory, divergence (from the other copies), other.",
+	}, []string{"kind"})
+	for _, kind := range []string{storageFailed, damaged, inMemory, diverged, "other"} {
+		failures.WithLabelValues(kind)
+	}
+	return failures, prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "stemedb_control_restarts_total",
+		Help: "How often this node has started its part of the control table again after a failure.",
+	})
 }
 
 func (c *Control) unregisterMetrics() {

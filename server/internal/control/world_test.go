@@ -161,10 +161,11 @@ func (n *node) tryStart() error {
 		return err
 	}
 	n.reg = prometheus.NewRegistry()
+	open := n.disk.Process()
 	c, err := control.New(control.Config{
 		Name: n.name, Incarnation: n.incarnation, ClusterID: n.clusterID,
 		PeerAddr: peerAddr(n.name), APIAddr: host(n.name) + ":18180", Join: n.join,
-		Storage: n.disk.Open(), Peers: n.peers, RaftListener: n.listener.Raft(), Data: n.data,
+		Storage: func() (control.RaftStorage, error) { return open() }, Peers: n.peers, RaftListener: n.listener.Raft(), Data: n.data,
 		Logger: logger, Registerer: n.reg, Timings: n.timings,
 	})
 	if err != nil {
@@ -200,7 +201,7 @@ func (n *node) kill() {
 		return
 	}
 	n.proc.Kill()
-	n.disk.Open() // whatever the old process still writes is refused
+	n.disk.Process() // whatever the old process still writes is refused
 	n.shut()
 }
 

@@ -103,21 +103,18 @@ func (n *Node) secrets() ([]string, error) {
 	return out, nil
 }
 
-func (n *Node) startControl() error {
+func (n *Node) startControl() (err error) {
 	identity := n.parts.store.Identity()
-	storage, err := n.env.RaftStorage(n.cfg.WALDir, identity.Incarnation)
-	if err != nil {
-		return err
-	}
 	progress := cluster.NewProgress(n.parts.store)
 	n.parts.control, err = control.New(control.Config{
 		Name: n.cfg.NodeName, Incarnation: identity.Incarnation, ClusterID: identity.Cluster,
 		PeerAddr: n.advertise(n.cfg.ReplicationAddr), APIAddr: n.advertise(n.cfg.BindAddr), Join: n.join(),
-		Storage: storage, Peers: n.parts.peers, RaftListener: n.parts.port.Raft(), Data: progress,
+		Storage: func() (control.RaftStorage, error) { return n.env.RaftStorage(n.cfg.WALDir, identity.Incarnation) },
+		Peers:   n.parts.peers, RaftListener: n.parts.port.Raft(), Data: progress,
 		Logger: n.log, Registerer: n.registry, Timings: n.env.Tuning.Control,
 	})
 	if err != nil {
-		return errors.Join(err, storage.Close())
+		return err
 	}
 	n.parts.backend = &backend{node: n}
 	n.parts.cluster, err = cluster.New(cluster.Config{

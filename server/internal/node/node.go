@@ -41,7 +41,8 @@ import (
 type Environment struct {
 	FS      vfs.FS
 	Network network.Network
-	// RaftStorage opens Raft's log, votes and snapshots of one incarnation.
+	// RaftStorage opens Raft's log, votes and snapshots of one incarnation, and
+	// opens them again after a failure.
 	RaftStorage func(walDir, incarnation string) (control.RaftStorage, error)
 	Rand        io.Reader
 	Logger      *slog.Logger

@@ -418,8 +418,11 @@ func (x *ForwardResponse) GetResult() []byte {
 }
 
 type ConfirmRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Digest of the caller's table after the command at index.
+	Index         uint64 `protobuf:"varint,10,opt,name=index,proto3" json:"index,omitempty"`
+	Digest        []byte `protobuf:"bytes,11,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -461,6 +464,20 @@ func (x *ConfirmRequest) GetGeneration() uint64 {
 	return 0
 }
 
+func (x *ConfirmRequest) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *ConfirmRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
 type ConfirmResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest command that was committed before the leader was confirmed.
@@ -468,8 +485,15 @@ type ConfirmResponse struct {
 	Term  uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
 	// How the open change is getting on, empty when none is open.
 	ChangeWaitsFor []string `protobuf:"bytes,3,rep,name=change_waits_for,json=changeWaitsFor,proto3" json:"change_waits_for,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Digest of the leader's table after the command at index.
+	Digest []byte `protobuf:"bytes,10,opt,name=digest,proto3" json:"digest,omitempty"`
+	// A majority of the voters agrees with the leader and the caller does not: the
+	// caller replaces its copy.
+	Differs bool `protobuf:"varint,11,opt,name=differs,proto3" json:"differs,omitempty"`
+	// Why the leader confirms no copy, its own included; empty when it does.
+	Doubt         string `protobuf:"bytes,12,opt,name=doubt,proto3" json:"doubt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConfirmResponse) Reset() {
@@ -523,6 +547,151 @@ func (x *ConfirmResponse) GetChangeWaitsFor() []string {
 	return nil
 }
 
+func (x *ConfirmResponse) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *ConfirmResponse) GetDiffers() bool {
+	if x != nil {
+		return x.Differs
+	}
+	return false
+}
+
+func (x *ConfirmResponse) GetDoubt() string {
+	if x != nil {
+		return x.Doubt
+	}
+	return ""
+}
+
+type TableRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TableRequest) Reset() {
+	*x = TableRequest{}
+	mi := &file_control_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TableRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TableRequest) ProtoMessage() {}
+
+func (x *TableRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TableRequest.ProtoReflect.Descriptor instead.
+func (*TableRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{8}
+}
+
+// TableChunk is a part of a Raft snapshot. The first one carries the fields
+// that are not data.
+type TableChunk struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Index uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Term  uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	// Raft's own encoding of the servers and the index of the entry that set them.
+	Configuration      []byte `protobuf:"bytes,3,opt,name=configuration,proto3" json:"configuration,omitempty"`
+	ConfigurationIndex uint64 `protobuf:"varint,4,opt,name=configuration_index,json=configurationIndex,proto3" json:"configuration_index,omitempty"`
+	// The leader's current term.
+	CurrentTerm   uint64 `protobuf:"varint,5,opt,name=current_term,json=currentTerm,proto3" json:"current_term,omitempty"`
+	Data          []byte `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TableChunk) Reset() {
+	*x = TableChunk{}
+	mi := &file_control_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TableChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TableChunk) ProtoMessage() {}
+
+func (x *TableChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TableChunk.ProtoReflect.Descriptor instead.
+func (*TableChunk) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *TableChunk) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *TableChunk) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *TableChunk) GetConfiguration() []byte {
+	if x != nil {
+		return x.Configuration
+	}
+	return nil
+}
+
+func (x *TableChunk) GetConfigurationIndex() uint64 {
+	if x != nil {
+		return x.ConfigurationIndex
+	}
+	return 0
+}
+
+func (x *TableChunk) GetCurrentTerm() uint64 {
+	if x != nil {
+		return x.CurrentTerm
+	}
+	return 0
+}
+
+func (x *TableChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type ProgressRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -531,7 +700,7 @@ type ProgressRequest struct {
 
 func (x *ProgressRequest) Reset() {
 	*x = ProgressRequest{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +712,7 @@ func (x *ProgressRequest) String() string {
 func (*ProgressRequest) ProtoMessage() {}
 
 func (x *ProgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -556,7 +725,7 @@ func (x *ProgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressRequest.ProtoReflect.Descriptor instead.
 func (*ProgressRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 type ProgressResponse struct {
@@ -573,7 +742,7 @@ type ProgressResponse struct {
 
 func (x *ProgressResponse) Reset() {
 	*x = ProgressResponse{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -585,7 +754,7 @@ func (x *ProgressResponse) String() string {
 func (*ProgressResponse) ProtoMessage() {}
 
 func (x *ProgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -598,7 +767,7 @@ func (x *ProgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressResponse.ProtoReflect.Descriptor instead.
 func (*ProgressResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ProgressResponse) GetIncarnation() string {
@@ -640,7 +809,7 @@ type StaleGeneration struct {
 
 func (x *StaleGeneration) Reset() {
 	*x = StaleGeneration{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -652,7 +821,7 @@ func (x *StaleGeneration) String() string {
 func (*StaleGeneration) ProtoMessage() {}
 
 func (x *StaleGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -665,7 +834,7 @@ func (x *StaleGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StaleGeneration.ProtoReflect.Descriptor instead.
 func (*StaleGeneration) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StaleGeneration) GetGeneration() uint64 {
@@ -687,7 +856,7 @@ type WrongMember struct {
 
 func (x *WrongMember) Reset() {
 	*x = WrongMember{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +868,7 @@ func (x *WrongMember) String() string {
 func (*WrongMember) ProtoMessage() {}
 
 func (x *WrongMember) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +881,7 @@ func (x *WrongMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrongMember.ProtoReflect.Descriptor instead.
 func (*WrongMember) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WrongMember) GetId() string {
@@ -764,15 +933,31 @@ const file_control_proto_rawDesc = "" +
 	"\acommand\x18\x01 \x01(\fR\acommand\"?\n" +
 	"\x0fForwardResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
-	"\x06result\x18\x02 \x01(\fR\x06result\"0\n" +
+	"\x06result\x18\x02 \x01(\fR\x06result\"^\n" +
 	"\x0eConfirmRequest\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
-	"generation\"e\n" +
+	"generation\x12\x14\n" +
+	"\x05index\x18\n" +
+	" \x01(\x04R\x05index\x12\x16\n" +
+	"\x06digest\x18\v \x01(\fR\x06digest\"\xad\x01\n" +
 	"\x0fConfirmResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12(\n" +
-	"\x10change_waits_for\x18\x03 \x03(\tR\x0echangeWaitsFor\"\x11\n" +
+	"\x10change_waits_for\x18\x03 \x03(\tR\x0echangeWaitsFor\x12\x16\n" +
+	"\x06digest\x18\n" +
+	" \x01(\fR\x06digest\x12\x18\n" +
+	"\adiffers\x18\v \x01(\bR\adiffers\x12\x14\n" +
+	"\x05doubt\x18\f \x01(\tR\x05doubt\"\x0e\n" +
+	"\fTableRequest\"\xc4\x01\n" +
+	"\n" +
+	"TableChunk\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12$\n" +
+	"\rconfiguration\x18\x03 \x01(\fR\rconfiguration\x12/\n" +
+	"\x13configuration_index\x18\x04 \x01(\x04R\x12configurationIndex\x12!\n" +
+	"\fcurrent_term\x18\x05 \x01(\x04R\vcurrentTerm\x12\x12\n" +
+	"\x04data\x18\x06 \x01(\fR\x04data\"\x11\n" +
 	"\x0fProgressRequest\"\xf6\x01\n" +
 	"\x10ProgressResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x17\n" +
@@ -791,13 +976,14 @@ const file_control_proto_rawDesc = "" +
 	"\vWrongMember\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x02 \x01(\tR\tclusterId2\xa1\x03\n" +
+	"cluster_id\x18\x02 \x01(\tR\tclusterId2\xee\x03\n" +
 	"\aControl\x12L\n" +
 	"\x05Hello\x12 .stemedb.control.v1.HelloRequest\x1a!.stemedb.control.v1.HelloResponse\x12I\n" +
 	"\x04Join\x12\x1f.stemedb.control.v1.JoinRequest\x1a .stemedb.control.v1.JoinResponse\x12R\n" +
 	"\aForward\x12\".stemedb.control.v1.ForwardRequest\x1a#.stemedb.control.v1.ForwardResponse\x12R\n" +
 	"\aConfirm\x12\".stemedb.control.v1.ConfirmRequest\x1a#.stemedb.control.v1.ConfirmResponse\x12U\n" +
-	"\bProgress\x12#.stemedb.control.v1.ProgressRequest\x1a$.stemedb.control.v1.ProgressResponseB>Z<github.com/stemedb/stemedb/server/internal/control/controlpbb\x06proto3"
+	"\bProgress\x12#.stemedb.control.v1.ProgressRequest\x1a$.stemedb.control.v1.ProgressResponse\x12K\n" +
+	"\x05Table\x12 .stemedb.control.v1.TableRequest\x1a\x1e.stemedb.control.v1.TableChunk0\x01B>Z<github.com/stemedb/stemedb/server/internal/control/controlpbb\x06proto3"
 
 var (
 	file_control_proto_rawDescOnce sync.Once
@@ -811,7 +997,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_control_proto_goTypes = []any{
 	(*HelloRequest)(nil),     // 0: stemedb.control.v1.HelloRequest
 	(*HelloResponse)(nil),    // 1: stemedb.control.v1.HelloResponse
@@ -821,26 +1007,30 @@ var file_control_proto_goTypes = []any{
 	(*ForwardResponse)(nil),  // 5: stemedb.control.v1.ForwardResponse
 	(*ConfirmRequest)(nil),   // 6: stemedb.control.v1.ConfirmRequest
 	(*ConfirmResponse)(nil),  // 7: stemedb.control.v1.ConfirmResponse
-	(*ProgressRequest)(nil),  // 8: stemedb.control.v1.ProgressRequest
-	(*ProgressResponse)(nil), // 9: stemedb.control.v1.ProgressResponse
-	(*StaleGeneration)(nil),  // 10: stemedb.control.v1.StaleGeneration
-	(*WrongMember)(nil),      // 11: stemedb.control.v1.WrongMember
-	nil,                      // 12: stemedb.control.v1.ProgressResponse.CursorsEntry
+	(*TableRequest)(nil),     // 8: stemedb.control.v1.TableRequest
+	(*TableChunk)(nil),       // 9: stemedb.control.v1.TableChunk
+	(*ProgressRequest)(nil),  // 10: stemedb.control.v1.ProgressRequest
+	(*ProgressResponse)(nil), // 11: stemedb.control.v1.ProgressResponse
+	(*StaleGeneration)(nil),  // 12: stemedb.control.v1.StaleGeneration
+	(*WrongMember)(nil),      // 13: stemedb.control.v1.WrongMember
+	nil,                      // 14: stemedb.control.v1.ProgressResponse.CursorsEntry
 }
 var file_control_proto_depIdxs = []int32{
-	12, // 0: stemedb.control.v1.ProgressResponse.cursors:type_name -> stemedb.control.v1.ProgressResponse.CursorsEntry
+	14, // 0: stemedb.control.v1.ProgressResponse.cursors:type_name -> stemedb.control.v1.ProgressResponse.CursorsEntry
 	0,  // 1: stemedb.control.v1.Control.Hello:input_type -> stemedb.control.v1.HelloRequest
 	2,  // 2: stemedb.control.v1.Control.Join:input_type -> stemedb.control.v1.JoinRequest
 	4,  // 3: stemedb.control.v1.Control.Forward:input_type -> stemedb.control.v1.ForwardRequest
 	6,  // 4: stemedb.control.v1.Control.Confirm:input_type -> stemedb.control.v1.ConfirmRequest
-	8,  // 5: stemedb.control.v1.Control.Progress:input_type -> stemedb.control.v1.ProgressRequest
-	1,  // 6: stemedb.control.v1.Control.Hello:output_type -> stemedb.control.v1.HelloResponse
-	3,  // 7: stemedb.control.v1.Control.Join:output_type -> stemedb.control.v1.JoinResponse
-	5,  // 8: stemedb.control.v1.Control.Forward:output_type -> stemedb.control.v1.ForwardResponse
-	7,  // 9: stemedb.control.v1.Control.Confirm:output_type -> stemedb.control.v1.ConfirmResponse
-	9,  // 10: stemedb.control.v1.Control.Progress:output_type -> stemedb.control.v1.ProgressResponse
-	6,  // [6:11] is the sub-list for method output_type
-	1,  // [1:6] is the sub-list for method input_type
+	10, // 5: stemedb.control.v1.Control.Progress:input_type -> stemedb.control.v1.ProgressRequest
+	8,  // 6: stemedb.control.v1.Control.Table:input_type -> stemedb.control.v1.TableRequest
+	1,  // 7: stemedb.control.v1.Control.Hello:output_type -> stemedb.control.v1.HelloResponse
+	3,  // 8: stemedb.control.v1.Control.Join:output_type -> stemedb.control.v1.JoinResponse
+	5,  // 9: stemedb.control.v1.Control.Forward:output_type -> stemedb.control.v1.ForwardResponse
+	7,  // 10: stemedb.control.v1.Control.Confirm:output_type -> stemedb.control.v1.ConfirmResponse
+	11, // 11: stemedb.control.v1.Control.Progress:output_type -> stemedb.control.v1.ProgressResponse
+	9,  // 12: stemedb.control.v1.Control.Table:output_type -> stemedb.control.v1.TableChunk
+	7,  // [7:13] is the sub-list for method output_type
+	1,  // [1:7] is the sub-list for method input_type
 	1,  // [1:1] is the sub-list for extension type_name
 	1,  // [1:1] is the sub-list for extension extendee
 	0,  // [0:1] is the sub-list for field type_name
@@ -857,7 +1047,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

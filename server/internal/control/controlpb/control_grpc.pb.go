@@ -28,6 +28,7 @@ const (
 	Control_Forward_FullMethodName  = "/stemedb.control.v1.Control/Forward"
 	Control_Confirm_FullMethodName  = "/stemedb.control.v1.Control/Confirm"
 	Control_Progress_FullMethodName = "/stemedb.control.v1.Control/Progress"
+	Control_Table_FullMethodName    = "/stemedb.control.v1.Control/Table"
 )
 
 // ControlClient is the client API for Control service.
@@ -45,6 +46,10 @@ type ControlClient interface {
 	Confirm(ctx context.Context, in *ConfirmRequest, opts ...grpc.CallOption) (*ConfirmResponse, error)
 	// Progress asks a member how far its log and its cursors are.
 	Progress(ctx context.Context, in *ProgressRequest, opts ...grpc.CallOption) (*ProgressResponse, error)
+	// Table asks the leader for a snapshot of the table that covers every entry
+	// of the leader's log at the time of the call, for a member whose own copy is
+	// damaged or differs.
+	Table(ctx context.Context, in *TableRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TableChunk], error)
 }
 
 type controlClient struct {
@@ -105,6 +110,25 @@ func (c *controlClient) Progress(ctx context.Context, in *ProgressRequest, opts 
 	return out, nil
 }
 
+func (c *controlClient) Table(ctx context.Context, in *TableRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TableChunk], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Control_ServiceDesc.Streams[0], Control_Table_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TableRequest, TableChunk]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Control_TableClient = grpc.ServerStreamingClient[TableChunk]
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -120,6 +144,10 @@ type ControlServer interface {
 	Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error)
 	// Progress asks a member how far its log and its cursors are.
 	Progress(context.Context, *ProgressRequest) (*ProgressResponse, error)
+	// Table asks the leader for a snapshot of the table that covers every entry
+	// of the leader's log at the time of the call, for a member whose own copy is
+	// damaged or differs.
+	Table(*TableRequest, grpc.ServerStreamingServer[TableChunk]) error
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -144,6 +172,9 @@ func (UnimplementedControlServer) Confirm(context.Context, *ConfirmRequest) (*Co
 }
 func (UnimplementedControlServer) Progress(context.Context, *ProgressRequest) (*ProgressResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Progress not implemented")
+}
+func (UnimplementedControlServer) Table(*TableRequest, grpc.ServerStreamingServer[TableChunk]) error {
+	return status.Error(codes.Unimplemented, "method Table not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -256,6 +287,17 @@ func _Control_Progress_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_Table_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TableRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ControlServer).Table(m, &grpc.GenericServerStream[TableRequest, TableChunk]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Control_TableServer = grpc.ServerStreamingServer[TableChunk]
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -284,6 +326,12 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Control_Progress_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Table",
+			Handler:       _Control_Table_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "control.proto",
 }
