@@ -20,14 +20,11 @@ import (
 type guard struct {
 	sealed
 	failed func(*failure)
-	remake func() // a snapshot turned out to be damaged
+	remake func()      // a snapshot turned out to be damaged
+	missed func(error) // a snapshot could not be written; Raft tries again by itself
 
 	mu  sync.Mutex // guards err
 	err error
-}
-
-func newGuard(raw RaftStorage, failed func(*failure), remake func()) *guard {
-	return &guard{sealed: sealed{raw}, failed: failed, remake: remake}
 }
 
 func (g *guard) Logs() raft.LogStore           { return guardedLogs{g.sealed.Logs(), g} }
@@ -35,13 +32,11 @@ func (g *guard) Stable() raft.StableStore      { return guardedStable{g.sealed.S
 func (g *guard) Snapshots() raft.SnapshotStore { return guardedSnapshots{g.sealed.Snapshots(), g} }
 
 func (g *guard) write(what string, f func() error) error {
-	g.mu.Lock()
-	err := g.err
-	g.mu.Unlock()
-	if err != nil {
+	if err := g.failure(); err != nil {
 		return err
 	}
-	if err = f(); err == nil {
+	err := f()
+	if err == nil {
 		return nil
 	}
 	return g.fail(&failure{kind: storageFailed, err: fmt.Errorf("%s of the control table: %w", what, err)})
@@ -58,6 +53,13 @@ func (g *guard) fail(f *failure) error {
 		g.failed(f)
 	}
 	return f
+}
+
+// failure is why nothing more is written, or nil.
+func (g *guard) failure() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
 }
 
 type guardedLogs struct {
@@ -182,6 +184,38 @@ func (s guardedStable) SetUint64(key []byte, value uint64) error {
 type guardedSnapshots struct {
 	raft.SnapshotStore
 	g *guard
+}
+
+func (s guardedSnapshots) Create(version raft.SnapshotVersion, index, term uint64, servers raft.Configuration,
+	serversIndex uint64, trans raft.Transport,
+) (raft.SnapshotSink, error) {
+	sink, err := s.SnapshotStore.Create(version, index, term, servers, serversIndex, trans)
+	if err != nil {
+		s.g.missed(err)
+		return nil, err
+	}
+	return &guardedSink{SnapshotSink: sink, g: s.g}, nil
+}
+
+type guardedSink struct {
+	raft.SnapshotSink
+	g *guard
+}
+
+func (k *guardedSink) Write(p []byte) (int, error) {
+	n, err := k.SnapshotSink.Write(p)
+	if err != nil {
+		k.g.missed(err)
+	}
+	return n, err
+}
+
+func (k *guardedSink) Close() error {
+	err := k.SnapshotSink.Close()
+	if err != nil {
+		k.g.missed(err)
+	}
+	return err
 }
 
 func (s guardedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {

@@ -68,9 +68,9 @@ func (c *Control) registerMetrics() error {
 func newFailureMetrics() (*prometheus.CounterVec, prometheus.Counter) {
 	failures := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "stemedb_control_failures_total",
-		Help: "Failures of this node's copy of the control table, by kind: storage, damage (stored bytes), memory, divergence (from the other copies), other.",
+		Help: "Failures of this node's copy of the control table, by kind: storage, snapshot (not written, tried again), damage (stored bytes), memory, divergence (from the other copies), other.",
 	}, []string{"kind"})
-	for _, kind := range []string{storageFailed, damaged, inMemory, diverged, "other"} {
+	for _, kind := range []string{storageFailed, snapshotFailed, damaged, inMemory, diverged, "other"} {
 		failures.WithLabelValues(kind)
 	}
 	return failures, prometheus.NewCounter(prometheus.CounterOpts{

@@ -35,10 +35,11 @@ type failure struct {
 
 // The kinds of failures, as the metric names them.
 const (
-	storageFailed = "storage"
-	damaged       = "damage"
-	diverged      = "divergence"
-	inMemory      = "memory"
+	storageFailed  = "storage"
+	snapshotFailed = "snapshot"
+	damaged        = "damage"
+	diverged       = "divergence"
+	inMemory       = "memory"
 )
 
 func (f *failure) Error() string {
@@ -54,6 +55,10 @@ func (f *failure) Error() string {
 }
 
 func (f *failure) Unwrap() error { return f.err }
+
+func damagedCopy(err error) *failure {
+	return &failure{kind: damaged, fetch: true, err: fmt.Errorf("this node's copy of the control table is damaged: %w", err)}
+}
 
 // voteDamaged: without its term and vote a member might vote twice in one term,
 // so it takes no part any more.
@@ -71,7 +76,12 @@ func (c *Control) openPart() (*part, error) {
 	}
 	p := &part{}
 	p.ctx, p.stop = context.WithCancel(c.ctx)
-	p.storage = newGuard(raw, func(f *failure) { c.table.fail(f) }, func() { c.remakeSnapshot(p) })
+	p.storage = &guard{
+		sealed: sealed{raw},
+		failed: func(f *failure) { c.table.fail(f) },
+		remake: func() { c.remakeSnapshot(p) },
+		missed: c.missedSnapshot,
+	}
 	c.partMu.Lock()
 	defer c.partMu.Unlock()
 	c.part = p
@@ -85,7 +95,7 @@ func (c *Control) beginPart(p *part) error {
 	case err != nil:
 		return asFailure(err)
 	case found.damage != nil:
-		return &failure{kind: damaged, fetch: true, err: fmt.Errorf("this node's copy of the control table is damaged: %w", found.damage)}
+		return damagedCopy(found.damage)
 	}
 	if err := p.storage.drop(found.hidden); err != nil {
 		return asFailure(err)
@@ -208,25 +218,33 @@ func (c *Control) partFailed(err error) {
 	}
 }
 
-// restartPart starts another part after f. A storage that was damaged is read
-// once more, since the fault may have been one of reading.
+// restartPart starts another part after f. The storage is always read once more,
+// since a fault may have been one of reading.
 func (c *Control) restartPart(f *failure) error {
 	p, err := c.openPart()
 	if err != nil {
 		return err
 	}
-	if f.fetch {
-		found, err := inspect(p.storage.sealed)
-		if err != nil {
-			return asFailure(err)
-		}
-		if f.kind != damaged || found.damage != nil {
-			if err := c.fetchTable(p.storage.sealed); err != nil {
-				return &failure{kind: f.kind, fetch: true, err: f.err, tried: err}
-			}
+	found, err := inspect(p.storage.sealed)
+	if err != nil {
+		return asFailure(err)
+	}
+	why := f
+	if found.damage != nil {
+		why = damagedCopy(found.damage)
+	}
+	if found.damage != nil || f.kind == diverged {
+		if err := c.fetchTable(p.storage.sealed); err != nil {
+			return &failure{kind: why.kind, fetch: true, err: why.err, tried: err}
 		}
 	}
 	return c.beginPart(p)
+}
+
+// missedSnapshot: the log only grows meanwhile, so this copy goes on.
+func (c *Control) missedSnapshot(err error) {
+	c.failures.WithLabelValues(snapshotFailed).Inc()
+	c.log.Error("a snapshot of the control table could not be written; it is tried again", "error", err)
 }
 
 // remakeEvery is between two attempts to replace a damaged snapshot.

@@ -49,7 +49,7 @@ func (c *Control) startRaft(p *part) error {
 	})
 	c.table.restart()
 	r, err := newRaft(conf, c.table, p)
-	if err != nil {
+	if r == nil {
 		return fmt.Errorf("start the control table: %w", err)
 	}
 	p.raft = r
@@ -74,8 +74,8 @@ func newRaft(conf *raft.Config, fsm raft.FSM, p *part) (r *raft.Raft, err error)
 		r, err = raft.NewRaft(conf, fsm, p.storage.Logs(), p.storage.Stable(), p.storage.Snapshots(), p.transport)
 	}()
 	<-done
-	if r == nil && err == nil {
-		err = errors.New("the storage failed")
+	if failed := p.storage.failure(); r == nil && failed != nil {
+		return nil, failed
 	}
 	return r, err
 }

@@ -26,6 +26,8 @@ type Disk struct {
 	opened    int
 	process   int
 	failing   error
+	full      error // of snapshots
+	rotting   func(*raft.Log) bool
 }
 
 // kept is how many snapshots stay, as on a real disk.
@@ -47,11 +49,8 @@ func (d *Disk) Process() func() (*Storage, error) {
 	return func() (*Storage, error) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		switch {
-		case d.process != mine:
+		if d.process != mine {
 			return nil, errStale
-		case d.failing != nil:
-			return nil, d.failing
 		}
 		return d.open(), nil
 	}
@@ -68,6 +67,21 @@ func (d *Disk) Open() *Storage {
 func (d *Disk) open() *Storage {
 	d.opened++
 	return &Storage{disk: d, start: d.opened}
+}
+
+// FailSnapshots makes later snapshots fail; nil lets them work again.
+func (d *Disk) FailSnapshots(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.full = err
+}
+
+// RotWrites makes the disk store entries that match with a flipped bit, without
+// an error; nil ends that.
+func (d *Disk) RotWrites(match func(*raft.Log) bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.rotting = match
 }
 
 // RotSnapshot flips a bit of a finished snapshot; 0 is the newest.
@@ -200,7 +214,18 @@ func (l logs) GetLog(index uint64, e *raft.Log) error { return l.s.disk.logs.Get
 func (l logs) StoreLog(e *raft.Log) error             { return l.StoreLogs([]*raft.Log{e}) }
 
 func (l logs) StoreLogs(e []*raft.Log) error {
-	return l.s.write(func() error { return l.s.disk.logs.StoreLogs(e) })
+	return l.s.write(func() error {
+		stored := slices.Clone(e)
+		for i := range stored {
+			if rots := l.s.disk.rotting; rots != nil && rots(stored[i]) {
+				c := *stored[i]
+				c.Data = bytes.Clone(c.Data)
+				c.Data[len(c.Data)-1] ^= 1
+				stored[i] = &c
+			}
+		}
+		return l.s.disk.logs.StoreLogs(stored)
+	})
 }
 
 func (l logs) DeleteRange(first, last uint64) error {
@@ -281,6 +306,9 @@ func (k *sink) Close() error {
 	}
 	k.done = true
 	return k.s.write(func() error {
+		if k.s.disk.full != nil {
+			return k.s.disk.full
+		}
 		k.meta.Size = int64(len(k.data))
 		all := slices.Insert(k.s.disk.snapshots, 0, &k.saved)
 		k.s.disk.snapshots = all[:min(len(all), kept)]
