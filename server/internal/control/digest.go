@@ -19,14 +19,19 @@ import (
 // to its State: by commands or from a snapshot.
 type digest [32]byte
 
-// keySum is the sum of the digests of all keys, as four numbers.
+// keySum is the sum of the digests of all entries of State.Keys, as four numbers.
 type keySum [4]uint64
 
-func (s *keySum) add(k keys.Key)      { s.fold(k, func(a, b uint64) uint64 { return a + b }) }
-func (s *keySum) subtract(k keys.Key) { s.fold(k, func(a, b uint64) uint64 { return a - b }) }
+type keyEntry struct {
+	Hash keys.Hash `cbor:"hash"` // under which the key is found
+	Key  keys.Key  `cbor:"key"`
+}
 
-func (s *keySum) fold(k keys.Key, f func(a, b uint64) uint64) {
-	d := digestOf(k)
+func (s *keySum) add(e keyEntry)      { s.fold(e, func(a, b uint64) uint64 { return a + b }) }
+func (s *keySum) subtract(e keyEntry) { s.fold(e, func(a, b uint64) uint64 { return a - b }) }
+
+func (s *keySum) fold(e keyEntry, f func(a, b uint64) uint64) {
+	d := digestOf(e)
 	for i := range s {
 		s[i] = f(s[i], binary.BigEndian.Uint64(d[8*i:]))
 	}
@@ -43,9 +48,9 @@ func digestOf(v any) digest {
 // setKey is the only way in which a command writes a key.
 func (s *State) setKey(k keys.Key) {
 	if old, ok := s.Keys[k.Hash]; ok {
-		s.keySum.subtract(old)
+		s.keySum.subtract(keyEntry{k.Hash, old})
 	}
-	s.keySum.add(k)
+	s.keySum.add(keyEntry{k.Hash, k})
 	s.Keys[k.Hash] = k
 }
 
@@ -64,8 +69,8 @@ func (s *State) sealDigest() {
 // recount makes the digest anew from what s holds.
 func (s *State) recount() {
 	s.keySum = keySum{}
-	for _, k := range s.Keys {
-		s.keySum.add(k)
+	for hash, k := range s.Keys {
+		s.keySum.add(keyEntry{hash, k})
 	}
 	s.sealDigest()
 }

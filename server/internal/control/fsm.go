@@ -134,7 +134,7 @@ func decodeSnapshot(b []byte) (*State, error) {
 		return nil, fmt.Errorf("restore a snapshot of format %d: %w", b[0], ErrTooOld)
 	}
 	held := &State{}
-	if len(b) < snapshotPreamble {
+	if len(b) < snapshotPreamble || b[0] == 0 {
 		return nil, fmt.Errorf("a snapshot of the control table has %d bytes: it %w", len(b), errDamaged)
 	}
 	if err := unmarshal(b[snapshotPreamble:], held); err != nil {
