@@ -8,6 +8,7 @@ import (
 	"hash"
 	"hash/crc32"
 	"io"
+	"runtime/debug"
 	"slices"
 
 	"github.com/hashicorp/raft"
@@ -52,11 +53,16 @@ func unseal(what string, b []byte, context ...[]byte) ([]byte, error) {
 	return content, nil
 }
 
-// caught turns a panic into an error: bbolt panics when a page is damaged.
-func caught(what string, err *error) {
-	if p := recover(); p != nil {
-		*err = fmt.Errorf("%s cannot be read (%v): it %w", what, p, errDamaged)
-	}
+// guarded runs f, which reads or writes bbolt's mapped file: on a damaged page
+// bbolt panics, or follows a page number out of the file.
+func guarded(what string, f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%s cannot be read (%v): it %w", what, p, errDamaged)
+		}
+	}()
+	return f()
 }
 
 type sealedLogs struct{ raft.LogStore }
@@ -69,11 +75,10 @@ func sealOf(e *raft.Log) []byte {
 
 // GetLog returns raft.ErrLogNotFound, or an error that is errDamaged, or an
 // entry as it was stored.
-func (l sealedLogs) GetLog(index uint64, e *raft.Log) (err error) {
+func (l sealedLogs) GetLog(index uint64, e *raft.Log) error {
 	what := fmt.Sprintf("entry %d of the log", index)
-	defer caught(what, &err)
 	var held raft.Log
-	if err := l.LogStore.GetLog(index, &held); errors.Is(err, raft.ErrLogNotFound) {
+	if err := guarded(what, func() error { return l.LogStore.GetLog(index, &held) }); errors.Is(err, raft.ErrLogNotFound) {
 		return err
 	} else if err != nil {
 		return fmt.Errorf("%s cannot be decoded (%w): it %w", what, err, errDamaged)
@@ -89,44 +94,50 @@ func (l sealedLogs) GetLog(index uint64, e *raft.Log) (err error) {
 func (l sealedLogs) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
 
 // StoreLogs seals copies: Raft reads its own at the same time.
-func (l sealedLogs) StoreLogs(entries []*raft.Log) (err error) {
-	defer caught("the log", &err)
+func (l sealedLogs) StoreLogs(entries []*raft.Log) error {
 	copies := make([]*raft.Log, len(entries))
 	for i, e := range entries {
 		c := *e
 		c.Extensions = sealOf(e)
 		copies[i] = &c
 	}
-	return l.LogStore.StoreLogs(copies)
+	return guarded("the log", func() error { return l.LogStore.StoreLogs(copies) })
 }
 
-func (l sealedLogs) FirstIndex() (_ uint64, err error) {
-	defer caught("the log", &err)
-	return l.LogStore.FirstIndex()
+func (l sealedLogs) FirstIndex() (index uint64, err error) {
+	err = guarded("the log", func() (err error) {
+		index, err = l.LogStore.FirstIndex()
+		return err
+	})
+	return index, err
 }
 
-func (l sealedLogs) LastIndex() (_ uint64, err error) {
-	defer caught("the log", &err)
-	return l.LogStore.LastIndex()
+func (l sealedLogs) LastIndex() (index uint64, err error) {
+	err = guarded("the log", func() (err error) {
+		index, err = l.LogStore.LastIndex()
+		return err
+	})
+	return index, err
 }
 
-func (l sealedLogs) DeleteRange(first, last uint64) (err error) {
-	defer caught("the log", &err)
-	return l.LogStore.DeleteRange(first, last)
+func (l sealedLogs) DeleteRange(first, last uint64) error {
+	return guarded("the log", func() error { return l.LogStore.DeleteRange(first, last) })
 }
 
 type sealedStable struct{ stable raft.StableStore }
 
-func (s sealedStable) Set(key, value []byte) (err error) {
-	defer caught(string(key), &err)
-	return s.stable.Set(key, slices.Concat(value, checksum(key, value)))
+func (s sealedStable) Set(key, value []byte) error {
+	return guarded(string(key), func() error { return s.stable.Set(key, slices.Concat(value, checksum(key, value))) })
 }
 
 // Get passes on the store's own error for a key that is not there: Raft knows
 // it by its text.
-func (s sealedStable) Get(key []byte) (_ []byte, err error) {
-	defer caught(string(key), &err)
-	b, err := s.stable.Get(key)
+func (s sealedStable) Get(key []byte) ([]byte, error) {
+	var b []byte
+	err := guarded(string(key), func() (err error) {
+		b, err = s.stable.Get(key)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -28,10 +28,14 @@ func OpenStorage(dir string) (RaftStorage, error) {
 		return nil, fmt.Errorf("make the directory of the control table: %w", err)
 	}
 	path := filepath.Join(dir, "control.db")
-	if err := rewrite(path); err != nil {
+	if err := guarded(path, func() error { return rewrite(path) }); err != nil {
 		return nil, fmt.Errorf("copy the control table's log %s: %w", path, err)
 	}
-	bolt, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: boltOptions()})
+	var bolt *raftboltdb.BoltStore
+	err := guarded(path, func() (err error) {
+		bolt, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: boltOptions()})
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open the control table's log %s: %w", path, err)
 	}
