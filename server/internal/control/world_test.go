@@ -269,11 +269,14 @@ func (w *world) sync() {
 	}
 }
 
+// settleLimit leaves room for the longest pause before a failed part starts again.
+const settleLimit = 2 * time.Minute
+
 // settled waits until the running nodes agree on want whole members and no
 // change is open.
 func (w *world) settled(want int) {
 	w.t.Helper()
-	w.eventually(30*time.Second, func() bool {
+	w.eventually(settleLimit, func() bool {
 		w.sync()
 		id := ""
 		for _, n := range w.node {

@@ -109,10 +109,6 @@ func (d *Disk) RotTerm() error {
 // RotLog flips the last bit of the data of each entry that matches, and returns
 // how many those were. Again puts them right.
 func (d *Disk) RotLog(match func(*raft.Log) bool) (rotten int, err error) {
-	return d.change(match, func(e *raft.Log) { e.Data[len(e.Data)-1] ^= 1 })
-}
-
-func (d *Disk) change(match func(*raft.Log) bool, f func(*raft.Log)) (changed int, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	first, err := d.logs.FirstIndex()
@@ -128,19 +124,28 @@ func (d *Disk) change(match func(*raft.Log) bool, f func(*raft.Log)) (changed in
 		if err := d.logs.GetLog(i, &e); errors.Is(err, raft.ErrLogNotFound) {
 			continue
 		} else if err != nil {
-			return changed, err
+			return rotten, err
 		}
 		if !match(&e) {
 			continue
 		}
-		e.Data = bytes.Clone(e.Data)
-		f(&e)
+		flip(&e)
 		if err := d.logs.StoreLog(&e); err != nil {
-			return changed, err
+			return rotten, err
 		}
-		changed++
+		rotten++
 	}
-	return changed, nil
+	return rotten, nil
+}
+
+// flip flips the last bit of the data, or of the term when there is no data.
+func flip(e *raft.Log) {
+	if len(e.Data) == 0 {
+		e.Term ^= 1
+		return
+	}
+	e.Data = bytes.Clone(e.Data)
+	e.Data[len(e.Data)-1] ^= 1
 }
 
 // Fail makes all later writes fail; nil lets them work again.
@@ -219,8 +224,7 @@ func (l logs) StoreLogs(e []*raft.Log) error {
 		for i := range stored {
 			if rots := l.s.disk.rotting; rots != nil && rots(stored[i]) {
 				c := *stored[i]
-				c.Data = bytes.Clone(c.Data)
-				c.Data[len(c.Data)-1] ^= 1
+				flip(&c)
 				stored[i] = &c
 			}
 		}
