@@ -100,7 +100,7 @@ func (c *Control) snapshotAsLeader() (*controlpb.TableChunk, error) {
 // fetchTable asks everyone known for the leader's snapshot and stores it in the
 // place of the log. The storage was inspected: its term and vote are readable.
 func (c *Control) fetchTable(storage sealed) error {
-	cluster := cmp.Or(c.State().ClusterID, c.cfg.ClusterID)
+	cluster := c.clusterID()
 	ctx, cancel := context.WithTimeout(c.ctx, 4*c.cfg.Timings.CallTimeout)
 	defer cancel()
 	others := c.others(ctx, cluster)
@@ -123,15 +123,19 @@ func (c *Control) fetchTable(storage sealed) error {
 	return fmt.Errorf("no member gave its table: %w", errors.Join(errs...))
 }
 
+// clusterID is the cluster of the table or, before there is one, of the volumes.
+func (c *Control) clusterID() string { return cmp.Or(c.State().ClusterID, c.cfg.ClusterID) }
+
 // others are the addresses of members by id: those of this node's table, and
-// whoever of the join list is of the same cluster.
+// whoever of the join list has a table, unless it is known to be another
+// cluster's.
 func (c *Control) others(ctx context.Context, cluster string) map[string]string {
 	known := map[string]string{}
 	for _, m := range c.State().Everyone() {
 		known[m.ID()] = m.PeerAddr
 	}
 	for _, a := range c.askAll(ctx) {
-		if a.hello != nil && a.hello.ClusterId != "" && (cluster == "" || a.hello.ClusterId == cluster) {
+		if a.hello != nil && a.hello.HasState && (a.hello.ClusterId == "" || cluster == "" || a.hello.ClusterId == cluster) {
 			known[MemberID(a.hello.Name, a.hello.Incarnation)] = a.hello.PeerAddr
 		}
 	}

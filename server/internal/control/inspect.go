@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ type inspection struct {
 	// damage is set when this storage alone does not give the table: an entry
 	// that no intact snapshot covers is damaged or missing.
 	damage error
+	bad    []uint64 // the entries that it speaks of
 }
 
 // inspect fails when the storage cannot be read at all, when the term or the
@@ -99,10 +101,12 @@ func (f *inspection) lookAtLog(logs raft.LogStore) error {
 			// Entries that a snapshot from the leader replaced may be missing.
 		case i <= f.snapshot:
 			f.cut = i
-		case f.damage == nil && errors.Is(err, raft.ErrLogNotFound):
-			f.damage = fmt.Errorf("entry %d of the log is missing", i)
-		case f.damage == nil:
-			f.damage = err
+		default:
+			f.bad = append(f.bad, i)
+			if errors.Is(err, raft.ErrLogNotFound) {
+				err = fmt.Errorf("entry %d of the log is missing", i)
+			}
+			f.damage = cmp.Or(f.damage, err)
 		}
 	}
 	return nil

@@ -12,8 +12,9 @@ import (
 
 // A part is one instance of Raft with its storage. When it fails, Control takes
 // it down and starts another one in the same process: it opens the storage again,
-// inspects it, has the table sent by the leader if the storage alone no longer
-// gives it, and starts Raft. It tries until that works, with growing pauses.
+// inspects it, has damaged entries sent by other members (mend.go) or, failing
+// that, the table by the leader (fetch.go), and starts Raft. It tries until that
+// works, with growing pauses.
 type part struct {
 	storage   *guard
 	raft      *raft.Raft
@@ -230,6 +231,14 @@ func (c *Control) restartPart(f *failure) error {
 		return asFailure(err)
 	}
 	why := f
+	if len(found.bad) > 0 {
+		if err := c.mendEntries(p.storage.sealed, found.bad); err != nil {
+			c.log.Warn("damaged entries of the control table's log were not mended one by one", "error", err)
+		}
+		if found, err = inspect(p.storage.sealed); err != nil {
+			return asFailure(err)
+		}
+	}
 	if found.damage != nil {
 		why = damagedCopy(found.damage)
 	}

@@ -21,7 +21,8 @@ var errDamaged = errors.New("does not match its checksum")
 // keeps none and Raft trusts whatever it reads. All checksums are CRC32C, four
 // bytes, big endian:
 //
-//	log entry      in Extensions, over index, term, type and data
+//	log entry      in Extensions: one over index, term, type and data; the term
+//	               again (eight bytes, big endian); one over index and term
 //	term and vote  behind the value, over the key and the value
 //	snapshot       behind the content, over index, term, servers and the content
 //
@@ -30,7 +31,8 @@ var errDamaged = errors.New("does not match its checksum")
 // log looks shorter than it was.
 type sealed struct{ RaftStorage }
 
-func (s sealed) Logs() raft.LogStore           { return sealedLogs{s.RaftStorage.Logs()} }
+func (s sealed) Logs() raft.LogStore           { return s.sealedLogs() }
+func (s sealed) sealedLogs() sealedLogs        { return sealedLogs{s.RaftStorage.Logs()} }
 func (s sealed) Stable() raft.StableStore      { return sealedStable{s.RaftStorage.Stable()} }
 func (s sealed) Snapshots() raft.SnapshotStore { return sealedSnapshots{s.RaftStorage.Snapshots()} }
 
@@ -67,10 +69,24 @@ func guarded(what string, f func() error) (err error) {
 
 type sealedLogs struct{ raft.LogStore }
 
+// sealOf keeps the term a second time, so that an entry whose data is damaged is
+// still known by its index and term: no two entries of a cluster share those.
 func sealOf(e *raft.Log) []byte {
-	head := binary.BigEndian.AppendUint64(nil, e.Index)
-	head = binary.BigEndian.AppendUint64(head, e.Term)
-	return checksum(append(head, byte(e.Type)), e.Data)
+	name := binary.BigEndian.AppendUint64(nil, e.Index)
+	name = binary.BigEndian.AppendUint64(name, e.Term)
+	return slices.Concat(checksum(name, []byte{byte(e.Type)}, e.Data), name[8:], checksum(name))
+}
+
+// termOf returns the term of an entry that may be damaged.
+func (l sealedLogs) termOf(index uint64) (term uint64, known bool) {
+	var held raft.Log
+	err := guarded("the log", func() error { return l.LogStore.GetLog(index, &held) })
+	if err != nil || len(held.Extensions) != sealSize+8+sealSize {
+		return 0, false
+	}
+	stored := held.Extensions[sealSize : sealSize+8]
+	name := append(binary.BigEndian.AppendUint64(nil, index), stored...)
+	return binary.BigEndian.Uint64(stored), bytes.Equal(held.Extensions[sealSize+8:], checksum(name))
 }
 
 // GetLog returns raft.ErrLogNotFound, or an error that is errDamaged, or an

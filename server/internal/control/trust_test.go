@@ -83,7 +83,7 @@ func (w *world) watchKey(h keys.Hash, within time.Duration, done func() bool, wh
 	}, "%s", what)
 }
 
-func TestARottenRevocationIsReplacedByTheLeadersTable(t *testing.T) {
+func TestARottenRevocationIsNeverApplied(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
 		defer w.close()
@@ -109,6 +109,68 @@ func TestARottenRevocationIsReplacedByTheLeadersTable(t *testing.T) {
 		c.start()
 		w.watchKey(revoked, time.Minute, func() bool { ok, _ := c.control.Confirmed(); return ok }, "c starts from its own storage")
 		require.Zero(t, c.metric("failures_total", "damage"))
+	})
+}
+
+// Two members elect nobody while one of them has a damaged log: the other one's
+// entries mend it. The same with three of which one is away.
+func TestARottenEntryIsMendedWithoutALeader(t *testing.T) {
+	for _, names := range [][]string{{"a", "b"}, {"a", "b", "c"}} {
+		t.Run(fmt.Sprint(len(names)), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t, names...)
+				defer w.close()
+				w.start()
+				w.settled(len(names))
+				revoked := w.revokedKey("k")
+				for _, n := range w.node {
+					n.stop()
+				}
+				a, b := w.node["a"], w.node["b"]
+				rotten, err := b.disk.RotLog(func(e *raft.Log) bool { return e.Index%2 == 0 })
+				require.NoError(t, err)
+				require.Greater(t, rotten, 2)
+				a.start()
+				b.start()
+				w.watchKey(revoked, 2*time.Minute, func() bool {
+					one, _ := a.control.Confirmed()
+					other, _ := b.control.Confirmed()
+					return one && other
+				}, "both are confirmed")
+				require.Positive(t, b.metric("failures_total", "damage"))
+				held, _ := b.control.GetKey(revoked)
+				require.NotZero(t, held.RevokedAt)
+			})
+		})
+	}
+}
+
+// A member whose log is beyond mending by entries gets the leader's table.
+func TestALogWithoutItsBeginningIsReplacedByTheLeadersTable(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		revoked := w.revokedKey("k")
+		n := w.follower()
+		n.stop()
+		require.NoError(t, n.disk.Open().Logs().DeleteRange(1, 4))
+		n.start()
+		w.settled(3)
+		require.Positive(t, n.disk.Snapshot(), "it has the leader's snapshot")
+		held, _ := n.control.GetKey(revoked)
+		require.NotZero(t, held.RevokedAt)
+		// An entry that was acknowledged before is still there after the loss of
+		// another member: the snapshot covers it.
+		for _, other := range w.node {
+			if other != n && other.control != nil && other != w.leader() {
+				other.kill()
+				break
+			}
+		}
+		_, _, err := w.running().control.CreateKey(t.Context(), key("another"))
+		require.NoError(t, err)
 	})
 }
 

@@ -568,6 +568,173 @@ func (x *ConfirmResponse) GetDoubt() string {
 	return ""
 }
 
+type EntriesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         []uint64               `protobuf:"varint,1,rep,packed,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EntriesRequest) Reset() {
+	*x = EntriesRequest{}
+	mi := &file_control_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EntriesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EntriesRequest) ProtoMessage() {}
+
+func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EntriesRequest.ProtoReflect.Descriptor instead.
+func (*EntriesRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *EntriesRequest) GetIndex() []uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return nil
+}
+
+// EntriesResponse holds those entries that the member has intact.
+type EntriesResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Entries []*LogEntry            `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// The cluster that the member's volumes belong to.
+	ClusterId     string `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EntriesResponse) Reset() {
+	*x = EntriesResponse{}
+	mi := &file_control_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EntriesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EntriesResponse) ProtoMessage() {}
+
+func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EntriesResponse.ProtoReflect.Descriptor instead.
+func (*EntriesResponse) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *EntriesResponse) GetEntries() []*LogEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *EntriesResponse) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+// LogEntry is an entry of Raft's log.
+type LogEntry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Type          uint32                 `protobuf:"varint,3,opt,name=type,proto3" json:"type,omitempty"`
+	Data          []byte                 `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogEntry) Reset() {
+	*x = LogEntry{}
+	mi := &file_control_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogEntry) ProtoMessage() {}
+
+func (x *LogEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
+func (*LogEntry) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *LogEntry) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *LogEntry) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *LogEntry) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *LogEntry) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type TableRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -576,7 +743,7 @@ type TableRequest struct {
 
 func (x *TableRequest) Reset() {
 	*x = TableRequest{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +755,7 @@ func (x *TableRequest) String() string {
 func (*TableRequest) ProtoMessage() {}
 
 func (x *TableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +768,7 @@ func (x *TableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableRequest.ProtoReflect.Descriptor instead.
 func (*TableRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 // TableChunk is a part of a Raft snapshot. The first one carries the fields
@@ -622,7 +789,7 @@ type TableChunk struct {
 
 func (x *TableChunk) Reset() {
 	*x = TableChunk{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +801,7 @@ func (x *TableChunk) String() string {
 func (*TableChunk) ProtoMessage() {}
 
 func (x *TableChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +814,7 @@ func (x *TableChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableChunk.ProtoReflect.Descriptor instead.
 func (*TableChunk) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TableChunk) GetIndex() uint64 {
@@ -700,7 +867,7 @@ type ProgressRequest struct {
 
 func (x *ProgressRequest) Reset() {
 	*x = ProgressRequest{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +879,7 @@ func (x *ProgressRequest) String() string {
 func (*ProgressRequest) ProtoMessage() {}
 
 func (x *ProgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +892,7 @@ func (x *ProgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressRequest.ProtoReflect.Descriptor instead.
 func (*ProgressRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 type ProgressResponse struct {
@@ -742,7 +909,7 @@ type ProgressResponse struct {
 
 func (x *ProgressResponse) Reset() {
 	*x = ProgressResponse{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -754,7 +921,7 @@ func (x *ProgressResponse) String() string {
 func (*ProgressResponse) ProtoMessage() {}
 
 func (x *ProgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -767,7 +934,7 @@ func (x *ProgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressResponse.ProtoReflect.Descriptor instead.
 func (*ProgressResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ProgressResponse) GetIncarnation() string {
@@ -809,7 +976,7 @@ type StaleGeneration struct {
 
 func (x *StaleGeneration) Reset() {
 	*x = StaleGeneration{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +988,7 @@ func (x *StaleGeneration) String() string {
 func (*StaleGeneration) ProtoMessage() {}
 
 func (x *StaleGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +1001,7 @@ func (x *StaleGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StaleGeneration.ProtoReflect.Descriptor instead.
 func (*StaleGeneration) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StaleGeneration) GetGeneration() uint64 {
@@ -856,7 +1023,7 @@ type WrongMember struct {
 
 func (x *WrongMember) Reset() {
 	*x = WrongMember{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -868,7 +1035,7 @@ func (x *WrongMember) String() string {
 func (*WrongMember) ProtoMessage() {}
 
 func (x *WrongMember) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -881,7 +1048,7 @@ func (x *WrongMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrongMember.ProtoReflect.Descriptor instead.
 func (*WrongMember) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WrongMember) GetId() string {
@@ -948,7 +1115,18 @@ const file_control_proto_rawDesc = "" +
 	"\x06digest\x18\n" +
 	" \x01(\fR\x06digest\x12\x18\n" +
 	"\adiffers\x18\v \x01(\bR\adiffers\x12\x14\n" +
-	"\x05doubt\x18\f \x01(\tR\x05doubt\"\x0e\n" +
+	"\x05doubt\x18\f \x01(\tR\x05doubt\"&\n" +
+	"\x0eEntriesRequest\x12\x14\n" +
+	"\x05index\x18\x01 \x03(\x04R\x05index\"h\n" +
+	"\x0fEntriesResponse\x126\n" +
+	"\aentries\x18\x01 \x03(\v2\x1c.stemedb.control.v1.LogEntryR\aentries\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x02 \x01(\tR\tclusterId\"\\\n" +
+	"\bLogEntry\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04type\x18\x03 \x01(\rR\x04type\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data\"\x0e\n" +
 	"\fTableRequest\"\xc4\x01\n" +
 	"\n" +
 	"TableChunk\x12\x14\n" +
@@ -976,14 +1154,15 @@ const file_control_proto_rawDesc = "" +
 	"\vWrongMember\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x02 \x01(\tR\tclusterId2\xee\x03\n" +
+	"cluster_id\x18\x02 \x01(\tR\tclusterId2\xc2\x04\n" +
 	"\aControl\x12L\n" +
 	"\x05Hello\x12 .stemedb.control.v1.HelloRequest\x1a!.stemedb.control.v1.HelloResponse\x12I\n" +
 	"\x04Join\x12\x1f.stemedb.control.v1.JoinRequest\x1a .stemedb.control.v1.JoinResponse\x12R\n" +
 	"\aForward\x12\".stemedb.control.v1.ForwardRequest\x1a#.stemedb.control.v1.ForwardResponse\x12R\n" +
 	"\aConfirm\x12\".stemedb.control.v1.ConfirmRequest\x1a#.stemedb.control.v1.ConfirmResponse\x12U\n" +
 	"\bProgress\x12#.stemedb.control.v1.ProgressRequest\x1a$.stemedb.control.v1.ProgressResponse\x12K\n" +
-	"\x05Table\x12 .stemedb.control.v1.TableRequest\x1a\x1e.stemedb.control.v1.TableChunk0\x01B>Z<github.com/stemedb/stemedb/server/internal/control/controlpbb\x06proto3"
+	"\x05Table\x12 .stemedb.control.v1.TableRequest\x1a\x1e.stemedb.control.v1.TableChunk0\x01\x12R\n" +
+	"\aEntries\x12\".stemedb.control.v1.EntriesRequest\x1a#.stemedb.control.v1.EntriesResponseB>Z<github.com/stemedb/stemedb/server/internal/control/controlpbb\x06proto3"
 
 var (
 	file_control_proto_rawDescOnce sync.Once
@@ -997,7 +1176,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_control_proto_goTypes = []any{
 	(*HelloRequest)(nil),     // 0: stemedb.control.v1.HelloRequest
 	(*HelloResponse)(nil),    // 1: stemedb.control.v1.HelloResponse
@@ -1007,33 +1186,39 @@ var file_control_proto_goTypes = []any{
 	(*ForwardResponse)(nil),  // 5: stemedb.control.v1.ForwardResponse
 	(*ConfirmRequest)(nil),   // 6: stemedb.control.v1.ConfirmRequest
 	(*ConfirmResponse)(nil),  // 7: stemedb.control.v1.ConfirmResponse
-	(*TableRequest)(nil),     // 8: stemedb.control.v1.TableRequest
-	(*TableChunk)(nil),       // 9: stemedb.control.v1.TableChunk
-	(*ProgressRequest)(nil),  // 10: stemedb.control.v1.ProgressRequest
-	(*ProgressResponse)(nil), // 11: stemedb.control.v1.ProgressResponse
-	(*StaleGeneration)(nil),  // 12: stemedb.control.v1.StaleGeneration
-	(*WrongMember)(nil),      // 13: stemedb.control.v1.WrongMember
-	nil,                      // 14: stemedb.control.v1.ProgressResponse.CursorsEntry
+	(*EntriesRequest)(nil),   // 8: stemedb.control.v1.EntriesRequest
+	(*EntriesResponse)(nil),  // 9: stemedb.control.v1.EntriesResponse
+	(*LogEntry)(nil),         // 10: stemedb.control.v1.LogEntry
+	(*TableRequest)(nil),     // 11: stemedb.control.v1.TableRequest
+	(*TableChunk)(nil),       // 12: stemedb.control.v1.TableChunk
+	(*ProgressRequest)(nil),  // 13: stemedb.control.v1.ProgressRequest
+	(*ProgressResponse)(nil), // 14: stemedb.control.v1.ProgressResponse
+	(*StaleGeneration)(nil),  // 15: stemedb.control.v1.StaleGeneration
+	(*WrongMember)(nil),      // 16: stemedb.control.v1.WrongMember
+	nil,                      // 17: stemedb.control.v1.ProgressResponse.CursorsEntry
 }
 var file_control_proto_depIdxs = []int32{
-	14, // 0: stemedb.control.v1.ProgressResponse.cursors:type_name -> stemedb.control.v1.ProgressResponse.CursorsEntry
-	0,  // 1: stemedb.control.v1.Control.Hello:input_type -> stemedb.control.v1.HelloRequest
-	2,  // 2: stemedb.control.v1.Control.Join:input_type -> stemedb.control.v1.JoinRequest
-	4,  // 3: stemedb.control.v1.Control.Forward:input_type -> stemedb.control.v1.ForwardRequest
-	6,  // 4: stemedb.control.v1.Control.Confirm:input_type -> stemedb.control.v1.ConfirmRequest
-	10, // 5: stemedb.control.v1.Control.Progress:input_type -> stemedb.control.v1.ProgressRequest
-	8,  // 6: stemedb.control.v1.Control.Table:input_type -> stemedb.control.v1.TableRequest
-	1,  // 7: stemedb.control.v1.Control.Hello:output_type -> stemedb.control.v1.HelloResponse
-	3,  // 8: stemedb.control.v1.Control.Join:output_type -> stemedb.control.v1.JoinResponse
-	5,  // 9: stemedb.control.v1.Control.Forward:output_type -> stemedb.control.v1.ForwardResponse
-	7,  // 10: stemedb.control.v1.Control.Confirm:output_type -> stemedb.control.v1.ConfirmResponse
-	11, // 11: stemedb.control.v1.Control.Progress:output_type -> stemedb.control.v1.ProgressResponse
-	9,  // 12: stemedb.control.v1.Control.Table:output_type -> stemedb.control.v1.TableChunk
-	7,  // [7:13] is the sub-list for method output_type
-	1,  // [1:7] is the sub-list for method input_type
-	1,  // [1:1] is the sub-list for extension type_name
-	1,  // [1:1] is the sub-list for extension extendee
-	0,  // [0:1] is the sub-list for field type_name
+	10, // 0: stemedb.control.v1.EntriesResponse.entries:type_name -> stemedb.control.v1.LogEntry
+	17, // 1: stemedb.control.v1.ProgressResponse.cursors:type_name -> stemedb.control.v1.ProgressResponse.CursorsEntry
+	0,  // 2: stemedb.control.v1.Control.Hello:input_type -> stemedb.control.v1.HelloRequest
+	2,  // 3: stemedb.control.v1.Control.Join:input_type -> stemedb.control.v1.JoinRequest
+	4,  // 4: stemedb.control.v1.Control.Forward:input_type -> stemedb.control.v1.ForwardRequest
+	6,  // 5: stemedb.control.v1.Control.Confirm:input_type -> stemedb.control.v1.ConfirmRequest
+	13, // 6: stemedb.control.v1.Control.Progress:input_type -> stemedb.control.v1.ProgressRequest
+	11, // 7: stemedb.control.v1.Control.Table:input_type -> stemedb.control.v1.TableRequest
+	8,  // 8: stemedb.control.v1.Control.Entries:input_type -> stemedb.control.v1.EntriesRequest
+	1,  // 9: stemedb.control.v1.Control.Hello:output_type -> stemedb.control.v1.HelloResponse
+	3,  // 10: stemedb.control.v1.Control.Join:output_type -> stemedb.control.v1.JoinResponse
+	5,  // 11: stemedb.control.v1.Control.Forward:output_type -> stemedb.control.v1.ForwardResponse
+	7,  // 12: stemedb.control.v1.Control.Confirm:output_type -> stemedb.control.v1.ConfirmResponse
+	14, // 13: stemedb.control.v1.Control.Progress:output_type -> stemedb.control.v1.ProgressResponse
+	12, // 14: stemedb.control.v1.Control.Table:output_type -> stemedb.control.v1.TableChunk
+	9,  // 15: stemedb.control.v1.Control.Entries:output_type -> stemedb.control.v1.EntriesResponse
+	9,  // [9:16] is the sub-list for method output_type
+	2,  // [2:9] is the sub-list for method input_type
+	2,  // [2:2] is the sub-list for extension type_name
+	2,  // [2:2] is the sub-list for extension extendee
+	0,  // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1047,7 +1232,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

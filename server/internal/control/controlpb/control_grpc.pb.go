@@ -29,6 +29,7 @@ const (
 	Control_Confirm_FullMethodName  = "/stemedb.control.v1.Control/Confirm"
 	Control_Progress_FullMethodName = "/stemedb.control.v1.Control/Progress"
 	Control_Table_FullMethodName    = "/stemedb.control.v1.Control/Table"
+	Control_Entries_FullMethodName  = "/stemedb.control.v1.Control/Entries"
 )
 
 // ControlClient is the client API for Control service.
@@ -50,6 +51,9 @@ type ControlClient interface {
 	// of the leader's log at the time of the call, for a member whose own copy is
 	// damaged or differs.
 	Table(ctx context.Context, in *TableRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TableChunk], error)
+	// Entries asks a member for entries of its Raft log, for a member that has
+	// damaged ones. Any member answers, whether there is a leader or not.
+	Entries(ctx context.Context, in *EntriesRequest, opts ...grpc.CallOption) (*EntriesResponse, error)
 }
 
 type controlClient struct {
@@ -129,6 +133,16 @@ func (c *controlClient) Table(ctx context.Context, in *TableRequest, opts ...grp
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Control_TableClient = grpc.ServerStreamingClient[TableChunk]
 
+func (c *controlClient) Entries(ctx context.Context, in *EntriesRequest, opts ...grpc.CallOption) (*EntriesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EntriesResponse)
+	err := c.cc.Invoke(ctx, Control_Entries_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -148,6 +162,9 @@ type ControlServer interface {
 	// of the leader's log at the time of the call, for a member whose own copy is
 	// damaged or differs.
 	Table(*TableRequest, grpc.ServerStreamingServer[TableChunk]) error
+	// Entries asks a member for entries of its Raft log, for a member that has
+	// damaged ones. Any member answers, whether there is a leader or not.
+	Entries(context.Context, *EntriesRequest) (*EntriesResponse, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -175,6 +192,9 @@ func (UnimplementedControlServer) Progress(context.Context, *ProgressRequest) (*
 }
 func (UnimplementedControlServer) Table(*TableRequest, grpc.ServerStreamingServer[TableChunk]) error {
 	return status.Error(codes.Unimplemented, "method Table not implemented")
+}
+func (UnimplementedControlServer) Entries(context.Context, *EntriesRequest) (*EntriesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Entries not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -298,6 +318,24 @@ func _Control_Table_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Control_TableServer = grpc.ServerStreamingServer[TableChunk]
 
+func _Control_Entries_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EntriesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Entries(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Entries_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Entries(ctx, req.(*EntriesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -324,6 +362,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Progress",
 			Handler:    _Control_Progress_Handler,
+		},
+		{
+			MethodName: "Entries",
+			Handler:    _Control_Entries_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
