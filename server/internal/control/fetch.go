@@ -91,10 +91,34 @@ func (c *Control) snapshotAsLeader() (*controlpb.TableChunk, error) {
 	if err = errors.Join(err, reader.Close()); err != nil {
 		return nil, fmt.Errorf("read the snapshot: %w", err)
 	}
+	entries, err := c.readEntries(func(yield func(uint64) bool) {
+		for i := max(meta.Index, trailingEntries) - trailingEntries + 1; i <= meta.Index && yield(i); i++ {
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
 	return &controlpb.TableChunk{
-		Index: meta.Index, Term: meta.Term, CurrentTerm: term, Data: data,
+		Trailing: consecutive(entries, meta.Index),
+		Index:    meta.Index, Term: meta.Term, CurrentTerm: term, Data: data,
 		Configuration: raft.EncodeConfiguration(meta.Configuration), ConfigurationIndex: meta.ConfigurationIndex,
 	}, nil
+}
+
+// trailingEntries go with a snapshot: Raft's leader steps back by one entry when
+// a follower cannot store what it sent, and finds no common entry any more when
+// the follower's log begins at its snapshot.
+const trailingEntries = 256
+
+// consecutive returns the end of entries that reaches up to last without a gap.
+func consecutive(entries []*controlpb.LogEntry, last uint64) []*controlpb.LogEntry {
+	for i := len(entries) - 1; i >= 0; i-- {
+		if entries[i].Index != last {
+			return entries[i+1:]
+		}
+		last--
+	}
+	return entries
 }
 
 // fetchTable asks everyone known for the leader's snapshot and stores it in the
@@ -168,7 +192,7 @@ func (c *Control) tableFrom(ctx context.Context, id, addr string) (*controlpb.Ta
 	}
 }
 
-// replaceLog stores the snapshot and drops the log, in this order.
+// replaceLog stores the snapshot and then replaces the log.
 func (c *Control) replaceLog(storage sealed, s *controlpb.TableChunk, cluster string) error {
 	state, err := decodeSnapshot(s.Data)
 	if err != nil {
@@ -207,10 +231,16 @@ func (c *Control) replaceLog(storage sealed, s *controlpb.TableChunk, cluster st
 	if err != nil {
 		return err
 	}
-	if last == 0 {
-		return nil
+	if last > 0 {
+		if err := logs.DeleteRange(first, last); err != nil {
+			return err
+		}
 	}
-	return logs.DeleteRange(first, last)
+	var trailing []*raft.Log
+	for _, e := range s.Trailing {
+		trailing = append(trailing, logOf(e))
+	}
+	return logs.StoreLogs(trailing)
 }
 
 func hasServer(servers raft.Configuration, id string) bool {

@@ -21,6 +21,7 @@ type guard struct {
 	sealed
 	failed func(*failure)
 	remake func()      // a snapshot turned out to be damaged
+	renew  func()      // a snapshot is being sent: the next one is to be newer
 	missed func(error) // a snapshot could not be written; Raft tries again by itself
 
 	mu  sync.Mutex // guards err
@@ -71,15 +72,44 @@ type guardedLogs struct {
 // goroutine that would replicate it.
 func (l guardedLogs) GetLog(index uint64, e *raft.Log) error {
 	err := l.LogStore.GetLog(index, e)
-	if err == nil || errors.Is(err, raft.ErrLogNotFound) && !l.missing(index) {
-		return err
+	if err == nil {
+		return nil
+	}
+	applies := calledBy(inProcessLogs)
+	if errors.Is(err, raft.ErrLogNotFound) {
+		if !applies && calledBy(inAppendEntries) && l.atSnapshot(index, e) {
+			return nil
+		}
+		if !l.missing(index) {
+			return err
+		}
 	}
 	err = l.g.fail(&failure{kind: damaged, err: fmt.Errorf("read the log of the control table: %w", err)})
-	if calledBy("github.com/hashicorp/raft.(*Raft).processLogs") {
+	if applies {
 		runtime.Goexit()
 	}
 	return err
 }
+
+// atSnapshot answers a follower's question whether it has the leader's entry
+// before the new ones: Raft looks into the log only, and would never agree with
+// the leader when the log begins right behind the snapshot. Only the term counts.
+func (l guardedLogs) atSnapshot(index uint64, e *raft.Log) bool {
+	snapshots, err := l.g.Snapshots().List()
+	if err != nil || len(snapshots) == 0 || snapshots[0].Index != index {
+		return false
+	}
+	*e = raft.Log{Index: index, Term: snapshots[0].Term, Type: raft.LogNoop}
+	return true
+}
+
+// The places in Raft at which the guard behaves differently.
+const (
+	inProcessLogs     = "github.com/hashicorp/raft.(*Raft).processLogs"
+	inAppendEntries   = "github.com/hashicorp/raft.(*Raft).appendEntries"
+	inInstallSnapshot = "github.com/hashicorp/raft.(*Raft).installSnapshot"
+	inSendSnapshot    = "github.com/hashicorp/raft.(*Raft).sendLatestSnapshot"
+)
 
 // calledBy tells whether the function is among the callers. Raft's loop panics
 // there; its other readers handle an error, and some of them have to be left in
@@ -189,6 +219,12 @@ type guardedSnapshots struct {
 func (s guardedSnapshots) Create(version raft.SnapshotVersion, index, term uint64, servers raft.Configuration,
 	serversIndex uint64, trans raft.Transport,
 ) (raft.SnapshotSink, error) {
+	if calledBy(inInstallSnapshot) {
+		// One that is older than what is here would leave a gap before the log.
+		if held, err := s.List(); err == nil && len(held) > 0 && held[0].Index > index {
+			return nil, fmt.Errorf("the leader's snapshot at %d is older than the one here at %d", index, held[0].Index)
+		}
+	}
 	sink, err := s.SnapshotStore.Create(version, index, term, servers, serversIndex, trans)
 	if err != nil {
 		s.g.missed(err)
@@ -223,6 +259,8 @@ func (s guardedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, er
 	if errors.Is(err, errDamaged) {
 		err = errors.Join(err, s.g.drop([]string{id}))
 		s.g.remake()
+	} else if calledBy(inSendSnapshot) {
+		s.g.renew() // the follower may have a newer one
 	}
 	return meta, r, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 
 	"github.com/hashicorp/raft"
@@ -27,19 +28,32 @@ func (s *service) Entries(_ context.Context, r *controlpb.EntriesRequest) (*cont
 	if len(r.Index) > mostEntries {
 		return nil, status.Errorf(codes.InvalidArgument, "%d entries are asked for, at most %d are sent at once", len(r.Index), mostEntries)
 	}
-	s.c.partMu.Lock()
-	defer s.c.partMu.Unlock() // the storage stays open meanwhile
-	if s.c.part == nil {
-		return nil, status.Error(codes.Unavailable, "the control table's storage is not open")
+	entries, err := s.c.readEntries(slices.Values(r.Index))
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
 	}
-	answer := &controlpb.EntriesResponse{ClusterId: s.c.clusterID()}
-	for _, index := range r.Index {
+	return &controlpb.EntriesResponse{ClusterId: s.c.clusterID(), Entries: entries}, nil
+}
+
+// readEntries returns those entries of this node's log that are intact.
+func (c *Control) readEntries(indexes iter.Seq[uint64]) ([]*controlpb.LogEntry, error) {
+	c.partMu.Lock()
+	defer c.partMu.Unlock() // the storage stays open meanwhile
+	if c.part == nil {
+		return nil, errors.New("the control table's storage is not open")
+	}
+	var entries []*controlpb.LogEntry
+	for index := range indexes {
 		var e raft.Log
-		if err := s.c.part.storage.sealed.Logs().GetLog(index, &e); err == nil {
-			answer.Entries = append(answer.Entries, &controlpb.LogEntry{Index: e.Index, Term: e.Term, Type: uint32(e.Type), Data: e.Data})
+		if err := c.part.storage.sealed.Logs().GetLog(index, &e); err == nil {
+			entries = append(entries, &controlpb.LogEntry{Index: e.Index, Term: e.Term, Type: uint32(e.Type), Data: e.Data})
 		}
 	}
-	return answer, nil
+	return entries, nil
+}
+
+func logOf(e *controlpb.LogEntry) *raft.Log {
+	return &raft.Log{Index: e.Index, Term: e.Term, Type: raft.LogType(e.Type), Data: e.Data}
 }
 
 // mendEntries replaces the entries; those that it has replaced stay so when it
@@ -104,7 +118,7 @@ func (c *Control) mendFrom(ctx context.Context, id, addr string, logs raft.LogSt
 		if term, known := terms[e.Index]; !known || term != e.Term || !slices.Contains(bad, e.Index) {
 			continue
 		}
-		if err := logs.StoreLog(&raft.Log{Index: e.Index, Term: e.Term, Type: raft.LogType(e.Type), Data: e.Data}); err != nil {
+		if err := logs.StoreLog(logOf(e)); err != nil {
 			return mended, err
 		}
 		mended = append(mended, e.Index)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -23,6 +24,8 @@ type part struct {
 	ctx     context.Context
 	stop    context.CancelFunc
 	workers sync.WaitGroup
+
+	renewing atomic.Bool // a snapshot is being taken
 }
 
 // failure is why a part ended. Any other error that fails the table is not
@@ -80,7 +83,8 @@ func (c *Control) openPart() (*part, error) {
 	p.storage = &guard{
 		sealed: sealed{raw},
 		failed: func(f *failure) { c.table.fail(f) },
-		remake: func() { c.remakeSnapshot(p) },
+		remake: func() { c.damagedSnapshot(p) },
+		renew:  func() { c.renewSnapshot(p) },
 		missed: c.missedSnapshot,
 	}
 	c.partMu.Lock()
@@ -112,7 +116,7 @@ func (c *Control) beginPart(p *part) error {
 	}
 	if len(found.hidden) > 0 {
 		c.log.Warn("a snapshot of the control table is damaged; the one before it and the log replace it", "snapshots", found.hidden)
-		c.remakeSnapshot(p)
+		c.damagedSnapshot(p)
 	}
 	return nil
 }
@@ -259,19 +263,28 @@ func (c *Control) missedSnapshot(err error) {
 // remakeEvery is between two attempts to replace a damaged snapshot.
 const remakeEvery = 10 * time.Second
 
-// remakeSnapshot takes a new snapshot, which may have to wait for Raft.
-func (c *Control) remakeSnapshot(p *part) {
+func (c *Control) damagedSnapshot(p *part) {
 	c.failures.WithLabelValues(damaged).Inc()
+	c.renewSnapshot(p)
+}
+
+// renewSnapshot takes a new snapshot, which may have to wait for Raft. Several
+// requests at once are one.
+func (c *Control) renewSnapshot(p *part) {
+	if !p.renewing.CompareAndSwap(false, true) {
+		return
+	}
 	p.workers.Go(func() {
+		defer p.renewing.Store(false)
 		for p.ctx.Err() == nil {
 			err := errors.New("Raft has not started yet")
 			if r := c.raft.Load(); r != nil {
 				err = r.Snapshot().Error()
 			}
-			if err == nil {
+			if err == nil || errors.Is(err, raft.ErrNothingNewToSnapshot) {
 				return
 			}
-			c.log.Warn("a damaged snapshot of the control table was not replaced yet", "error", err)
+			c.log.Warn("a snapshot of the control table was not renewed yet", "error", err)
 			select {
 			case <-p.ctx.Done():
 			case <-time.After(remakeEvery):

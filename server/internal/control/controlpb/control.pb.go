@@ -781,8 +781,10 @@ type TableChunk struct {
 	Configuration      []byte `protobuf:"bytes,3,opt,name=configuration,proto3" json:"configuration,omitempty"`
 	ConfigurationIndex uint64 `protobuf:"varint,4,opt,name=configuration_index,json=configurationIndex,proto3" json:"configuration_index,omitempty"`
 	// The leader's current term.
-	CurrentTerm   uint64 `protobuf:"varint,5,opt,name=current_term,json=currentTerm,proto3" json:"current_term,omitempty"`
-	Data          []byte `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`
+	CurrentTerm uint64 `protobuf:"varint,5,opt,name=current_term,json=currentTerm,proto3" json:"current_term,omitempty"`
+	Data        []byte `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`
+	// The last entries of the log up to index, oldest first.
+	Trailing      []*LogEntry `protobuf:"bytes,7,rep,name=trailing,proto3" json:"trailing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -855,6 +857,13 @@ func (x *TableChunk) GetCurrentTerm() uint64 {
 func (x *TableChunk) GetData() []byte {
 	if x != nil {
 		return x.Data
+	}
+	return nil
+}
+
+func (x *TableChunk) GetTrailing() []*LogEntry {
+	if x != nil {
+		return x.Trailing
 	}
 	return nil
 }
@@ -1127,7 +1136,7 @@ const file_control_proto_rawDesc = "" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x12\n" +
 	"\x04type\x18\x03 \x01(\rR\x04type\x12\x12\n" +
 	"\x04data\x18\x04 \x01(\fR\x04data\"\x0e\n" +
-	"\fTableRequest\"\xc4\x01\n" +
+	"\fTableRequest\"\xfe\x01\n" +
 	"\n" +
 	"TableChunk\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
@@ -1135,7 +1144,8 @@ const file_control_proto_rawDesc = "" +
 	"\rconfiguration\x18\x03 \x01(\fR\rconfiguration\x12/\n" +
 	"\x13configuration_index\x18\x04 \x01(\x04R\x12configurationIndex\x12!\n" +
 	"\fcurrent_term\x18\x05 \x01(\x04R\vcurrentTerm\x12\x12\n" +
-	"\x04data\x18\x06 \x01(\fR\x04data\"\x11\n" +
+	"\x04data\x18\x06 \x01(\fR\x04data\x128\n" +
+	"\btrailing\x18\a \x03(\v2\x1c.stemedb.control.v1.LogEntryR\btrailing\"\x11\n" +
 	"\x0fProgressRequest\"\xf6\x01\n" +
 	"\x10ProgressResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x17\n" +
@@ -1199,26 +1209,27 @@ var file_control_proto_goTypes = []any{
 }
 var file_control_proto_depIdxs = []int32{
 	10, // 0: stemedb.control.v1.EntriesResponse.entries:type_name -> stemedb.control.v1.LogEntry
-	17, // 1: stemedb.control.v1.ProgressResponse.cursors:type_name -> stemedb.control.v1.ProgressResponse.CursorsEntry
-	0,  // 2: stemedb.control.v1.Control.Hello:input_type -> stemedb.control.v1.HelloRequest
-	2,  // 3: stemedb.control.v1.Control.Join:input_type -> stemedb.control.v1.JoinRequest
-	4,  // 4: stemedb.control.v1.Control.Forward:input_type -> stemedb.control.v1.ForwardRequest
-	6,  // 5: stemedb.control.v1.Control.Confirm:input_type -> stemedb.control.v1.ConfirmRequest
-	13, // 6: stemedb.control.v1.Control.Progress:input_type -> stemedb.control.v1.ProgressRequest
-	11, // 7: stemedb.control.v1.Control.Table:input_type -> stemedb.control.v1.TableRequest
-	8,  // 8: stemedb.control.v1.Control.Entries:input_type -> stemedb.control.v1.EntriesRequest
-	1,  // 9: stemedb.control.v1.Control.Hello:output_type -> stemedb.control.v1.HelloResponse
-	3,  // 10: stemedb.control.v1.Control.Join:output_type -> stemedb.control.v1.JoinResponse
-	5,  // 11: stemedb.control.v1.Control.Forward:output_type -> stemedb.control.v1.ForwardResponse
-	7,  // 12: stemedb.control.v1.Control.Confirm:output_type -> stemedb.control.v1.ConfirmResponse
-	14, // 13: stemedb.control.v1.Control.Progress:output_type -> stemedb.control.v1.ProgressResponse
-	12, // 14: stemedb.control.v1.Control.Table:output_type -> stemedb.control.v1.TableChunk
-	9,  // 15: stemedb.control.v1.Control.Entries:output_type -> stemedb.control.v1.EntriesResponse
-	9,  // [9:16] is the sub-list for method output_type
-	2,  // [2:9] is the sub-list for method input_type
-	2,  // [2:2] is the sub-list for extension type_name
-	2,  // [2:2] is the sub-list for extension extendee
-	0,  // [0:2] is the sub-list for field type_name
+	10, // 1: stemedb.control.v1.TableChunk.trailing:type_name -> stemedb.control.v1.LogEntry
+	17, // 2: stemedb.control.v1.ProgressResponse.cursors:type_name -> stemedb.control.v1.ProgressResponse.CursorsEntry
+	0,  // 3: stemedb.control.v1.Control.Hello:input_type -> stemedb.control.v1.HelloRequest
+	2,  // 4: stemedb.control.v1.Control.Join:input_type -> stemedb.control.v1.JoinRequest
+	4,  // 5: stemedb.control.v1.Control.Forward:input_type -> stemedb.control.v1.ForwardRequest
+	6,  // 6: stemedb.control.v1.Control.Confirm:input_type -> stemedb.control.v1.ConfirmRequest
+	13, // 7: stemedb.control.v1.Control.Progress:input_type -> stemedb.control.v1.ProgressRequest
+	11, // 8: stemedb.control.v1.Control.Table:input_type -> stemedb.control.v1.TableRequest
+	8,  // 9: stemedb.control.v1.Control.Entries:input_type -> stemedb.control.v1.EntriesRequest
+	1,  // 10: stemedb.control.v1.Control.Hello:output_type -> stemedb.control.v1.HelloResponse
+	3,  // 11: stemedb.control.v1.Control.Join:output_type -> stemedb.control.v1.JoinResponse
+	5,  // 12: stemedb.control.v1.Control.Forward:output_type -> stemedb.control.v1.ForwardResponse
+	7,  // 13: stemedb.control.v1.Control.Confirm:output_type -> stemedb.control.v1.ConfirmResponse
+	14, // 14: stemedb.control.v1.Control.Progress:output_type -> stemedb.control.v1.ProgressResponse
+	12, // 15: stemedb.control.v1.Control.Table:output_type -> stemedb.control.v1.TableChunk
+	9,  // 16: stemedb.control.v1.Control.Entries:output_type -> stemedb.control.v1.EntriesResponse
+	10, // [10:17] is the sub-list for method output_type
+	3,  // [3:10] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
