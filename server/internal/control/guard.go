@@ -77,8 +77,8 @@ func (l guardedLogs) GetLog(index uint64, e *raft.Log) error {
 	}
 	applies := calledBy(inProcessLogs)
 	if errors.Is(err, raft.ErrLogNotFound) {
-		if !applies && calledBy(inAppendEntries) && l.atSnapshot(index, e) {
-			return nil
+		if !applies && calledBy(inAppendEntries) {
+			return l.compareWith(index, e)
 		}
 		if !l.missing(index) {
 			return err
@@ -91,16 +91,26 @@ func (l guardedLogs) GetLog(index uint64, e *raft.Log) error {
 	return err
 }
 
-// atSnapshot answers a follower's question whether it has the leader's entry
-// before the new ones: Raft looks into the log only, and would never agree with
-// the leader when the log begins right behind the snapshot. Only the term counts.
-func (l guardedLogs) atSnapshot(index uint64, e *raft.Log) bool {
+// compareWith is for an entry that is not in the log and that a follower compares
+// with the leader's; only the term counts. Raft looks into the log only: when that
+// begins behind a snapshot, the two never agree on an entry before it, and the
+// leader tries for ever. The snapshot knows one term; for earlier entries this
+// part ends, and the next one has the leader's table sent.
+func (l guardedLogs) compareWith(index uint64, e *raft.Log) error {
 	snapshots, err := l.g.Snapshots().List()
-	if err != nil || len(snapshots) == 0 || snapshots[0].Index != index {
-		return false
+	if err != nil || len(snapshots) == 0 {
+		return raft.ErrLogNotFound
 	}
-	*e = raft.Log{Index: index, Term: snapshots[0].Term, Type: raft.LogNoop}
-	return true
+	at := snapshots[0]
+	last, err := l.LastIndex()
+	switch {
+	case err != nil || index > at.Index || last <= at.Index:
+		return raft.ErrLogNotFound
+	case index == at.Index:
+		*e = raft.Log{Index: index, Term: at.Term, Type: raft.LogNoop}
+		return nil
+	}
+	return l.g.fail(&failure{kind: damaged, err: fmt.Errorf("the log of the control table lacks entry %d, from which the leader goes on", index)})
 }
 
 // The places in Raft at which the guard behaves differently.

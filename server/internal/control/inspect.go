@@ -21,6 +21,9 @@ type inspection struct {
 	// that no intact snapshot covers is damaged or missing.
 	damage error
 	bad    []uint64 // the entries that it speaks of
+	// thin: the log goes on behind the snapshot but begins there, so that a leader
+	// that steps back finds no entry to agree on.
+	thin bool
 }
 
 // inspect fails when the storage cannot be read at all, when the term or the
@@ -93,6 +96,8 @@ func (f *inspection) lookAtLog(logs raft.LogStore) error {
 		return nil // the log ends before the damaged snapshot: what that held is not here
 	}
 	f.damage = nil
+	var e raft.Log
+	f.thin = 0 < f.snapshot && f.snapshot < last && errors.Is(logs.GetLog(f.snapshot, &e), raft.ErrLogNotFound)
 	for i := max(1, min(first, f.snapshot+1)); i <= last; i++ {
 		var e raft.Log
 		err := logs.GetLog(i, &e)

@@ -246,8 +246,12 @@ func (c *Control) restartPart(f *failure) error {
 	if found.damage != nil {
 		why = damagedCopy(found.damage)
 	}
-	if found.damage != nil || f.kind == diverged {
-		if err := c.fetchTable(p.storage.sealed); err != nil {
+	if found.damage != nil || f.kind == diverged || found.thin {
+		err := c.fetchTable(p.storage.sealed)
+		if found.thin && found.damage == nil && f.kind != diverged {
+			return c.beginPart(p) // it would only be better
+		}
+		if err != nil {
 			return &failure{kind: why.kind, fetch: true, err: why.err, tried: err}
 		}
 	}

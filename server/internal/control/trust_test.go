@@ -584,3 +584,35 @@ func TestASnapshotThatCannotBeWrittenIsTriedAgain(t *testing.T) {
 		w.eventually(time.Minute, func() bool { return a.disk.Snapshot() > 0 }, "a snapshot")
 	})
 }
+
+// Raft's leader steps back when a follower could not use what it sent. A follower
+// whose log begins right behind its snapshot still gets on.
+func TestAFollowerWhoseLogBeginsAtItsSnapshotIsFollowedUp(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		w.revokedKey("k")
+		n := w.follower()
+		n.stop()
+		n.diverge() // it fetches a snapshot
+		n.start()
+		w.eventually(time.Minute, func() bool { return n.disk.Snapshot() > 0 }, "it has the leader's snapshot")
+		w.settled(3)
+		n.stop()
+		for i := range 3 {
+			n.stop()
+			require.NoError(t, n.disk.Open().Logs().DeleteRange(1, 1000))
+			for j := range 3 {
+				_, _, err := w.leader().control.CreateKey(t.Context(), key(fmt.Sprint(i, j)))
+				require.NoError(t, err)
+			}
+			n.disk.RotWrites(func(*raft.Log) bool { return true })
+			n.start()
+			w.eventually(time.Minute, func() bool { return n.metric("failures_total", "damage") > 0 }, "it notices")
+			n.disk.RotWrites(nil)
+			w.settled(3)
+		}
+	})
+}
