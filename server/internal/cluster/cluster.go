@@ -54,6 +54,7 @@ type Store interface {
 // implements it.
 type Control interface {
 	State() *control.State
+	Err() error
 	Watch() <-chan struct{}
 	Leader() (name string, ok bool)
 	ChangeWaitsFor() []string

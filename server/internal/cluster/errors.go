@@ -20,6 +20,9 @@ const (
 	// CodeUnconfirmed: this node has started and does not know yet whether its
 	// copy of the control table is current.
 	CodeUnconfirmed = "unconfirmed"
+	// CodeControlFailed: this node's copy of the control table failed or is not
+	// trusted; the node mends it by itself.
+	CodeControlFailed = "control_failed"
 	// CodeNotMember: this node is not, or not any more, a member.
 	CodeNotMember = "not_a_member"
 	// CodeNotWhole: this node lost records and is being refilled.
@@ -79,7 +82,7 @@ const CodeInvalidSignature = "invalid_signature"
 func unavailable(code, message string, cause error) *UnavailableError {
 	e := &UnavailableError{Code: code, Message: message, RetryAfter: time.Second, Err: cause}
 	switch code {
-	case CodeReadOnly, CodeStorageFailed, CodeUnconfirmed, CodeNotMember, CodeNotWhole, CodeOverloaded, CodeCatchingUp, CodeDamaged, CodeClosed, CodePeersUnreachable, CodeNoQuorum, CodeClocksApart:
+	case CodeReadOnly, CodeStorageFailed, CodeUnconfirmed, CodeControlFailed, CodeNotMember, CodeNotWhole, CodeOverloaded, CodeCatchingUp, CodeDamaged, CodeClosed, CodePeersUnreachable, CodeNoQuorum, CodeClocksApart:
 		e.Elsewhere = true
 	}
 	if code == CodeReadOnly || code == CodeStorageFailed || code == CodeTooFewWhole {

@@ -201,6 +201,9 @@ func (c *Cluster) mayDecide() error {
 	if err == nil {
 		return nil
 	}
+	if failed := c.control.Err(); failed != nil {
+		return unavailable(CodeControlFailed, "this node's copy of the control table cannot be used", failed)
+	}
 	if !c.control.State().Formed() {
 		return unavailable(CodeNotMember, "the cluster has not formed yet", nil)
 	}

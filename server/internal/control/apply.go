@@ -190,7 +190,7 @@ func (c *createKey) apply(s *State) *result {
 		return refuse(err)
 	}
 	if created {
-		s.Keys[c.Key.Hash] = after
+		s.setKey(after)
 		s.remember(c.Op)
 	}
 	return &result{Key: &after, Created: created}
@@ -208,7 +208,7 @@ func (c *patchKey) apply(s *State) *result {
 	if err != nil {
 		return refuse(err)
 	}
-	s.Keys[c.Hash] = after
+	s.setKey(after)
 	s.remember(c.Op)
 	return &result{Key: &after}
 }
@@ -219,7 +219,7 @@ func (c *revokeKey) apply(s *State) *result {
 		return refuse(keys.ErrNotFound)
 	}
 	held = held.RevokedNow(c.At)
-	s.Keys[c.Hash] = held
+	s.setKey(held)
 	return &result{Key: &held}
 }
 
@@ -239,7 +239,8 @@ func (c *rotateKey) apply(s *State) *result {
 	if err != nil {
 		return refuse(err)
 	}
-	s.Keys[c.Hash], s.Keys[c.Successor] = old, fresh
+	s.setKey(old)
+	s.setKey(fresh)
 	s.remember(c.Op)
 	return &result{Key: &old, Fresh: &fresh}
 }

@@ -67,7 +67,7 @@ func (c *Control) runLeader() {
 			c.changed.broadcast()
 		case <-tick.C:
 		}
-		if c.raft.State() != raft.Leader {
+		if c.role() != raft.Leader {
 			c.readyTerm.Store(0)
 			continue
 		}
@@ -79,14 +79,14 @@ func (c *Control) runLeader() {
 
 // lead takes one step of the leader's work.
 func (c *Control) lead(ctx context.Context) error {
-	term := c.raft.CurrentTerm()
+	term := c.raft.Load().CurrentTerm()
 	if c.readyTerm.Load() != term {
 		// Everything of earlier terms is applied here before this node answers
 		// as the leader.
-		if err := c.raft.Barrier(c.cfg.Timings.CallTimeout).Error(); err != nil {
+		if err := c.raft.Load().Barrier(c.cfg.Timings.CallTimeout).Error(); err != nil {
 			return fmt.Errorf("apply what was committed before: %w", err)
 		}
-		if c.raft.CurrentTerm() != term || c.raft.State() != raft.Leader {
+		if c.raft.Load().CurrentTerm() != term || c.raft.Load().State() != raft.Leader {
 			return nil
 		}
 		c.readyTerm.Store(term)
@@ -187,7 +187,7 @@ func (c *Control) progress() *controlpb.ProgressResponse {
 // soon as it has shown that it has the table: without it the table would have
 // fewer voters than the members that may fail, and no command could be accepted.
 func (c *Control) reconcile(state *State, progress map[string]*controlpb.ProgressResponse) (settled bool, err error) {
-	future := c.raft.GetConfiguration()
+	future := c.raft.Load().GetConfiguration()
 	if err := future.Error(); err != nil {
 		return false, err
 	}
@@ -202,7 +202,7 @@ func (c *Control) reconcile(state *State, progress map[string]*controlpb.Progres
 	for id := range servers {
 		if !wanted[id] && id != c.id {
 			c.log.Info("removes a server from the control table", "server", id)
-			return false, c.raft.RemoveServer(raft.ServerID(id), 0, c.cfg.Timings.CallTimeout).Error()
+			return false, c.raft.Load().RemoveServer(raft.ServerID(id), 0, c.cfg.Timings.CallTimeout).Error()
 		}
 	}
 	settled = true
@@ -256,11 +256,11 @@ func (c *Control) place(step string, m Member) error {
 	id, address, within := raft.ServerID(m.ID()), raftAddress(m.ID(), m.PeerAddr), c.cfg.Timings.CallTimeout
 	switch step {
 	case toVoter:
-		return c.raft.AddVoter(id, address, 0, within).Error()
+		return c.raft.Load().AddVoter(id, address, 0, within).Error()
 	case toNonvoter:
-		return c.raft.AddNonvoter(id, address, 0, within).Error()
+		return c.raft.Load().AddNonvoter(id, address, 0, within).Error()
 	default:
-		return c.raft.DemoteVoter(id, 0, within).Error()
+		return c.raft.Load().DemoteVoter(id, 0, within).Error()
 	}
 }
 

@@ -63,19 +63,6 @@ func (w *world) allSay(h keys.Hash, want keys.Reason) {
 	}, "the key is %q everywhere", want)
 }
 
-// metric is the value of one of the node's gauges.
-func (n *node) metric(name string) float64 {
-	families, err := n.reg.Gather()
-	require.NoError(n.w.t, err)
-	for _, f := range families {
-		if f.GetName() == name {
-			return f.Metric[0].Gauge.GetValue()
-		}
-	}
-	require.Fail(n.w.t, "no metric "+name)
-	return 0
-}
-
 // wrongClocks runs a test with each member's clock wrong in each way, the
 // leader's among them.
 func wrongClocks(t *testing.T, f func(t *testing.T, w *world, wrong *node)) {
@@ -156,8 +143,8 @@ func TestTheTableKnowsTheTimeWhicheverClockIsWrong(t *testing.T) {
 			require.InDelta(t, skew.Seconds(), seen.Seconds(), 1, "%s sees whose clock is wrong", n.name)
 			own, _ := n.control.ClockSkew(n.id())
 			require.Equal(t, n == wrong, own.Abs() > time.Minute, n.name)
-			require.InDelta(t, own.Seconds(), n.metric("stemedb_clock_skew_seconds"), 1)
-			require.EqualValues(t, 1, n.metric("stemedb_control_time_sure"))
+			require.InDelta(t, own.Seconds(), n.gauge("stemedb_clock_skew_seconds"), 1)
+			require.EqualValues(t, 1, n.gauge("stemedb_control_time_sure"))
 		}
 
 		// Its clock is set right, and another one wrong.

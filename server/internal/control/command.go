@@ -1,8 +1,10 @@
 package control
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -10,7 +12,10 @@ import (
 )
 
 // A command is what Raft's log carries: one byte with the format that it needs,
-// one byte with its kind, and a CBOR map. A kind is never given another
+// one byte with its kind, the CRC32C of those two and of what follows (four
+// bytes, big endian; these six bytes are the same in every format), and a CBOR
+// map. The proposer makes the checksum and the leader checks it before it
+// commits the command. A kind is never given another
 // meaning, and no field is ever added to a kind: what has to differ gets a new
 // kind and a new format. So a node either applies a command as its author meant
 // it or knows that it cannot.
@@ -40,7 +45,7 @@ const (
 	kindCancel      = 11
 	kindWithdraw    = 12
 	kindLive        = 13
-	commandPreamble = 2
+	commandPreamble = 2 + sealSize
 )
 
 // found begins the table. On a table that has begun it does nothing.
@@ -182,7 +187,20 @@ func encodeCommand(c command) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode a command of the control table: %w", err)
 	}
-	return append([]byte{1, c.kind()}, body...), nil
+	return sealCommand(1, c.kind(), body), nil
+}
+
+func sealCommand(format, kind byte, body []byte) []byte {
+	head := []byte{format, kind}
+	return slices.Concat(head, checksum(head, body), body)
+}
+
+// checkCommand finds out whether b is a command as its proposer made it.
+func checkCommand(b []byte) error {
+	if len(b) < commandPreamble || !bytes.Equal(b[2:commandPreamble], checksum(b[:2], b[commandPreamble:])) {
+		return fmt.Errorf("a command of %d bytes %w", len(b), errDamaged)
+	}
+	return nil
 }
 
 // errFormat: the command needs a format that the cluster has not switched on.
@@ -190,10 +208,12 @@ var errFormat = errors.New("the command needs a newer format than the cluster us
 
 // decodeCommand reads a command. allowed is the format that the cluster uses;
 // what needs a newer one is refused by every node alike (errFormat). A command
-// that is allowed but not known here means that this release is too old.
+// that is allowed but not known here means that this release is too old. One
+// that is damaged (errDamaged) is refused: if it is damaged on one member only,
+// the digests of the tables differ from then on.
 func decodeCommand(b []byte, allowed int) (command, error) {
-	if len(b) < commandPreamble {
-		return nil, fmt.Errorf("%w: a command has %d bytes", errFormat, len(b))
+	if err := checkCommand(b); err != nil {
+		return nil, err
 	}
 	if format := int(b[0]); format == 0 || format > allowed {
 		return nil, fmt.Errorf("%w: %d, the cluster uses %d", errFormat, format, allowed)
@@ -250,6 +270,7 @@ func refusals() []refusal {
 		{"rolled_back", errRolledBack},
 		{"format", errFormat},
 		{"too_old", ErrTooOld},
+		{"damaged", errDamaged},
 	}
 }
 

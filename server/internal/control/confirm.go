@@ -107,6 +107,9 @@ func (c *Control) confirm() error {
 	if !c.await(ctx, answer.Index) {
 		return fmt.Errorf("this copy is at %d, the leader at %d", c.State().Index, answer.Index)
 	}
+	if err := c.compare(answer); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	first := c.confirmed.IsZero()
 	if asked.After(c.confirmed) {
@@ -122,13 +125,14 @@ func (c *Control) confirm() error {
 
 func (c *Control) askLeader(ctx context.Context) (*controlpb.ConfirmResponse, error) {
 	if c.leading() {
-		return c.confirmAsLeader()
+		return c.confirmAsLeader("", dated{})
 	}
 	leader, err := c.leaderClient()
 	if err != nil {
 		return nil, err
 	}
-	request := &controlpb.ConfirmRequest{Generation: c.State().Generation}
+	s := c.State()
+	request := &controlpb.ConfirmRequest{Generation: s.Generation, Index: s.Index, Digest: s.digest[:]}
 	asked := c.clocks.look()
 	c.clocks.report(asked, request)
 	answer, err := leader.Confirm(ctx, request)
@@ -141,21 +145,28 @@ func (c *Control) askLeader(ctx context.Context) (*controlpb.ConfirmResponse, er
 // confirmAsLeader answers the question. The index is taken first and the
 // majority asked after, in a term in which everything of earlier terms was
 // applied before: so no change that was acknowledged before the question came
-// is newer than the index.
-func (c *Control) confirmAsLeader() (*controlpb.ConfirmResponse, error) {
+// is newer than the index. asker's table had the digest at; see judge.
+func (c *Control) confirmAsLeader(asker string, at dated) (*controlpb.ConfirmResponse, error) {
 	term := c.readyTerm.Load()
 	if !c.leading() {
 		return nil, ErrNoLeader
 	}
-	index := c.State().Index
-	if err := c.raft.VerifyLeader().Error(); err != nil {
+	state := c.State()
+	if err := c.raft.Load().VerifyLeader().Error(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoLeader, err)
 	}
-	if c.readyTerm.Load() != term || c.raft.CurrentTerm() != term {
+	if c.readyTerm.Load() != term || c.raft.Load().CurrentTerm() != term {
 		return nil, ErrNoLeader
 	}
-	answer := &controlpb.ConfirmResponse{Index: index, Term: term, ChangeWaitsFor: c.driverReport()}
-	c.clocks.answer(term, c.id, memberIDs(c.State().Members), answer)
+	differs, doubt, err := c.judge(term, asker, at)
+	if err != nil {
+		return nil, err
+	}
+	answer := &controlpb.ConfirmResponse{
+		Index: state.Index, Term: term, ChangeWaitsFor: c.driverReport(),
+		Digest: state.digest[:], Differs: differs, Doubt: doubt,
+	}
+	c.clocks.answer(term, c.id, memberIDs(state.Members), answer)
 	return answer, nil
 }
 
@@ -176,7 +187,7 @@ func (c *Control) Confirmed() (ok bool, at time.Time) {
 	at = c.confirmed
 	moment := c.confirmedMoment
 	c.mu.Unlock()
-	if at.IsZero() || c.table.err() != nil {
+	if at.IsZero() || c.Err() != nil {
 		return false, at
 	}
 	slept, sure := c.clocks.slept(moment, c.clocks.look())
@@ -206,7 +217,7 @@ func (c *Control) ClockSkew(memberID string) (d time.Duration, known bool) {
 // quorum read, or count in a peer's. Later a copy may be stale, but never older
 // than it was, which is what the proof in change.go needs.
 func (c *Control) MayDecide() error {
-	if err := c.table.err(); err != nil {
+	if err := c.Err(); err != nil {
 		return err
 	}
 	c.mu.Lock()

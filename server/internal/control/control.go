@@ -26,6 +26,10 @@
 //   - Members that come back under other host names, with their volumes, find each
 //     other by the join list, and the table follows.
 //   - A node never answers in the name of an incarnation that it is not.
+//   - A copy is trusted only while its digest is that of the leader and of a
+//     majority; one that is damaged, differs or whose storage fails says so in
+//     Err and is replaced without anyone's help as soon as a leader can be
+//     reached and the storage works.
 package control
 
 import (
@@ -72,6 +76,8 @@ type RaftStorage interface {
 	Logs() raft.LogStore
 	Stable() raft.StableStore
 	Snapshots() raft.SnapshotStore
+	// DropSnapshot removes a snapshot that is damaged.
+	DropSnapshot(id string) error
 	Close() error
 }
 
@@ -89,6 +95,9 @@ type Timings struct {
 	SnapshotEvery  time.Duration // 2 min
 	SnapshotAfter  uint64        // 1024 commands
 	ShutdownBudget time.Duration // 5 s for the transfer of leadership
+	RestartAfter   time.Duration // 1 s: before the first restart of a failed part; later ones wait twice as long each
+	RestartMax     time.Duration // 1 min: the longest of those pauses
+	AuditEvery     time.Duration // 2 min: how often the table in memory is held against its digest
 }
 
 // Config is one node's part in the control table.
@@ -104,8 +113,9 @@ type Config struct {
 	// Join lists host:port of the first members' peer ports, the founder
 	// first. Empty: a single node, which forms a cluster alone.
 	Join []string
-	// Storage is closed by Close.
-	Storage RaftStorage
+	// Storage opens Raft's storage: once in New, and again after each failure,
+	// when the one before is closed.
+	Storage func() (RaftStorage, error)
 	// Peers dials other nodes; RaftListener accepts their Raft connections.
 	Peers        *peertls.Transport
 	RaftListener net.Listener
@@ -130,6 +140,9 @@ func (t Timings) withDefaults() Timings {
 		SnapshotEvery:  cmp.Or(t.SnapshotEvery, 2*time.Minute),
 		SnapshotAfter:  cmp.Or(t.SnapshotAfter, 1024),
 		ShutdownBudget: cmp.Or(t.ShutdownBudget, 5*time.Second),
+		RestartAfter:   cmp.Or(t.RestartAfter, time.Second),
+		RestartMax:     cmp.Or(t.RestartMax, time.Minute),
+		AuditEvery:     cmp.Or(t.AuditEvery, 2*time.Minute),
 	}
 }
 
@@ -143,14 +156,19 @@ type Control struct {
 	clocks *clocks
 
 	// started is set once raft is there: peers may call before Start is done.
-	started   atomic.Bool
-	began     time.Time // when Start was called
-	raft      *raft.Raft
-	transport *raft.NetworkTransport
-	layer     *streamLayer
-	leaderCh  chan bool
+	started atomic.Bool
+	began   time.Time // when Start was called
 	// registered: this start is in the table.
 	registered atomic.Bool
+	// raft is the newest instance, which may have failed.
+	raft     atomic.Pointer[raft.Raft]
+	layer    *streamLayer
+	leaderCh chan bool
+	partMu   sync.Mutex // guards part
+	part     *part      // nil while there is none; keepRaft's
+	hadState atomic.Bool
+	doubt    atomic.Pointer[error] // this copy differs from another one
+	jury     jury
 	// readyTerm is the term in which this node is the leader and has applied
 	// everything that was committed in earlier ones; 0 when it is none.
 	readyTerm atomic.Uint64
@@ -172,6 +190,9 @@ type Control struct {
 	stop    context.CancelFunc
 	workers sync.WaitGroup
 	metrics []prometheus.Collector
+
+	failures *prometheus.CounterVec
+	restarts prometheus.Counter
 }
 
 // New checks the configuration and what the storage holds. It starts nothing;
@@ -197,14 +218,18 @@ func New(cfg Config) (*Control, error) {
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
+	c.failures, c.restarts = newFailureMetrics()
 	c.ctx, c.stop = context.WithCancel(context.Background())
-	state, err := c.hasState()
-	if err != nil {
+	if _, err := c.openPart(); err != nil {
 		return nil, err
 	}
-	if !state && cfg.ClusterID != "" {
-		return nil, fmt.Errorf("the volumes belong to cluster %s as %s, but the control table's log is gone: this incarnation may have voted and must not vote again; "+
+	state, err := c.hasState()
+	if err == nil && !state && cfg.ClusterID != "" {
+		err = fmt.Errorf("the volumes belong to cluster %s as %s, but the control table's log is gone: this incarnation may have voted and must not vote again; "+
 			"%s", cfg.ClusterID, c.id, storageRemedy(len(cfg.Join)))
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.endPart())
 	}
 	return c, nil
 }
@@ -215,11 +240,10 @@ func (c *Control) Start(context.Context) error {
 	if err := c.registerMetrics(); err != nil {
 		return err
 	}
-	if err := c.newRaft(); err != nil {
-		return err
-	}
 	c.began = time.Now()
-	c.started.Store(true)
+	c.layer = newStreamLayer(c.cfg.Peers, c.cfg.RaftListener, c.id, c.cfg.PeerAddr, &c.addresses)
+	err := c.beginPart(c.part)
+	c.workers.Go(func() { c.keepRaft(err) })
 	c.workers.Go(c.runForm)
 	c.workers.Go(c.runLeader)
 	c.workers.Go(c.runConfirm)
@@ -229,19 +253,17 @@ func (c *Control) Start(context.Context) error {
 // Close hands leadership over, stops everything and closes the storage. What
 // waits gets ErrClosed.
 func (c *Control) Close(ctx context.Context) error {
-	if !c.started.Load() {
-		c.stop()
-		return c.cfg.Storage.Close()
-	}
 	c.handOver(ctx)
 	c.stop()
 	c.changed.broadcast()
 	c.workers.Wait()
-	err := c.raft.Shutdown().Error()
+	err := c.endPart()
 	if err != nil {
 		err = fmt.Errorf("stop the control table: %w", err)
 	}
-	err = errors.Join(err, c.transport.Close(), c.layer.Close(), c.cfg.Storage.Close())
+	if c.layer != nil {
+		err = errors.Join(err, c.layer.Close())
+	}
 	c.unregisterMetrics()
 	return err
 }
@@ -249,13 +271,13 @@ func (c *Control) Close(ctx context.Context) error {
 // handOver lets another voter lead before this node goes, so that nobody has to
 // notice its absence first.
 func (c *Control) handOver(ctx context.Context) {
-	if c.raft.State() != raft.Leader || len(c.State().Members) < 2 {
+	if c.role() != raft.Leader || len(c.State().Members) < 2 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.ShutdownBudget)
 	defer cancel()
 	done := make(chan error, 1)
-	c.workers.Go(func() { done <- c.raft.LeadershipTransfer().Error() })
+	c.workers.Go(func() { done <- c.raft.Load().LeadershipTransfer().Error() })
 	select {
 	case err := <-done:
 		if err != nil {
@@ -290,8 +312,8 @@ func (c *Control) IsLeader() bool { return c.leading() }
 
 // led is when a leader last spoke to this node, or when the node started.
 func (c *Control) led() time.Time {
-	if at := c.raft.LastContact(); at.After(c.began) {
-		return at
+	if r := c.raft.Load(); r != nil && r.LastContact().After(c.began) {
+		return r.LastContact()
 	}
 	return c.began
 }
@@ -300,14 +322,22 @@ func (c *Control) leader() (addr, id string) {
 	if !c.started.Load() {
 		return "", ""
 	}
-	address, serverID := c.raft.LeaderWithID()
+	address, serverID := c.raft.Load().LeaderWithID()
 	_, addr = splitRaftAddress(address)
 	return addr, string(serverID)
 }
 
 func (c *Control) leading() bool {
 	term := c.readyTerm.Load()
-	return term != 0 && c.table.err() == nil && c.raft.State() == raft.Leader && c.raft.CurrentTerm() == term
+	return term != 0 && c.table.err() == nil && c.role() == raft.Leader && c.raft.Load().CurrentTerm() == term
+}
+
+// role is this node's in Raft: none while no instance runs.
+func (c *Control) role() raft.RaftState {
+	if r := c.raft.Load(); r != nil {
+		return r.State()
+	}
+	return raft.Shutdown
 }
 
 // Phase says in words what forming or joining waits for; empty when the node is
@@ -332,8 +362,17 @@ func (c *Control) setPhase(phase string) {
 	}
 }
 
-// Err is the reason for which this copy follows no more, or nil.
-func (c *Control) Err() error { return c.table.err() }
+// Err is why this copy no longer follows the table or is not trusted, with the
+// remedy; nil otherwise.
+func (c *Control) Err() error {
+	if err := c.table.err(); err != nil {
+		return err
+	}
+	if err := c.doubt.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
 
 // ChangeWaitsFor lists what the open change waits for, as the leader said at
 // the last confirmation.

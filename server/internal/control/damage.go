@@ -94,9 +94,9 @@ func withFaults(do func() error) error {
 	return do()
 }
 
-// damaged distinguishes errors about the content of the file from others: a lock
+// isDamage distinguishes errors about the content of the file from others: a lock
 // held by another process, missing permissions, a full disk.
-func damaged(err error) bool {
+func isDamage(err error) bool {
 	for _, kind := range []error{errInconsistent, bbolterrors.ErrInvalid, bbolterrors.ErrChecksum, bbolterrors.ErrVersionMismatch, bbolterrors.ErrInvalidMapping} {
 		if errors.Is(err, kind) {
 			return true

@@ -280,7 +280,7 @@ func (c *Control) found(answers []listed) {
 		servers = append(servers, server)
 	}
 	c.setPhase(fmt.Sprintf("founds a cluster of %d", len(servers)))
-	if err := c.raft.BootstrapCluster(raft.Configuration{Servers: servers}).Error(); err != nil {
+	if err := c.raft.Load().BootstrapCluster(raft.Configuration{Servers: servers}).Error(); err != nil {
 		c.setPhase("could not found the cluster: " + err.Error())
 		return
 	}
@@ -289,7 +289,7 @@ func (c *Control) found(answers []listed) {
 
 // founding is the first command of a table, made by its first leader.
 func (c *Control) founding() (*found, error) {
-	conf := c.raft.GetConfiguration()
+	conf := c.raft.Load().GetConfiguration()
 	if err := conf.Error(); err != nil {
 		return nil, err
 	}

@@ -116,7 +116,7 @@ func TestFoundingCutBetweenItsTwoWrites(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
 		defer w.close()
-		require.NoError(t, w.node["a"].disk.Open().Stable().SetUint64([]byte("CurrentTerm"), 1))
+		require.NoError(t, control.Sealed(w.node["a"].disk.Open()).Stable().SetUint64([]byte("CurrentTerm"), 1))
 		w.start()
 		w.settled(3)
 	})

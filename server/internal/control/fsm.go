@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -11,17 +12,44 @@ import (
 )
 
 // table is this node's copy: Raft's state machine. Readers take the newest
-// State without a lock; Raft's one goroutine replaces it.
+// State without a lock; Raft's one goroutine replaces it. When Raft is started
+// again in this process it begins with an empty State of its own (replayed), and
+// readers keep the one they had until the replay has reached it: what members
+// rely on, such as the generation, never goes back.
 type table struct {
-	state   atomic.Pointer[State]
-	failed  atomic.Pointer[error] // set once: this copy follows no more
-	changed *broadcast            // Control's
+	state    atomic.Pointer[State]
+	replayed *State // of Raft's goroutine; equal to state except during a replay
+	digests  history
+	failed   atomic.Pointer[error] // why this copy no longer follows
+	broken   chan struct{}         // holds one value after fail
+	changed  *broadcast            // Control's
 }
 
 func newTable(changed *broadcast) *table {
-	t := &table{changed: changed}
+	t := &table{changed: changed, broken: make(chan struct{}, 1)}
 	t.state.Store((&State{}).clone())
+	t.restart()
 	return t
+}
+
+// restart prepares the table for another instance of Raft; none runs.
+func (t *table) restart() {
+	t.replayed = (&State{}).clone()
+	t.digests.reset()
+	select {
+	case <-t.broken:
+	default:
+	}
+}
+
+// publish makes next the State, unless readers have seen a newer one.
+func (t *table) publish(next *State) {
+	t.replayed = next
+	t.digests.add(next.Index, next.digest)
+	if next.Index >= t.state.Load().Index {
+		t.state.Store(next)
+	}
+	t.changed.broadcast()
 }
 
 // Apply implements raft.FSM. What is refused leaves only its index behind.
@@ -29,7 +57,7 @@ func (t *table) Apply(l *raft.Log) any {
 	if err := t.err(); err != nil {
 		return refuse(err)
 	}
-	old := t.state.Load()
+	old := t.replayed
 	c, err := decodeCommand(l.Data, max(old.Format, 1))
 	if errors.Is(err, ErrTooOld) {
 		t.fail(err)
@@ -46,8 +74,8 @@ func (t *table) Apply(l *raft.Log) any {
 		answer = c.apply(next)
 	}
 	next.Index = l.Index
-	t.state.Store(next)
-	t.changed.broadcast()
+	next.sealDigest()
+	t.publish(next)
 	return answer
 }
 
@@ -58,18 +86,29 @@ func (t *table) err() error {
 	return nil
 }
 
+// fail ends this copy. Only the first reason counts.
 func (t *table) fail(err error) {
 	t.failed.CompareAndSwap(nil, &err)
+	select {
+	case t.broken <- struct{}{}:
+	default: // told already
+	}
 	t.changed.broadcast()
 }
 
-// Snapshot implements raft.FSM. A snapshot is one byte with its format and the
-// State as CBOR.
+// mend takes back fail, after Raft was started again.
+func (t *table) mend() {
+	t.failed.Store(nil)
+	t.changed.broadcast()
+}
+
+// Snapshot implements raft.FSM. A snapshot is one byte with its format, the
+// digest (32 bytes) and the State as CBOR.
 func (t *table) Snapshot() (raft.FSMSnapshot, error) {
 	if err := t.err(); err != nil {
 		return nil, err
 	}
-	return snapshot{t.state.Load()}, nil
+	return snapshot{t.replayed, t.fail}, nil
 }
 
 // Restore implements raft.FSM.
@@ -79,27 +118,54 @@ func (t *table) Restore(r io.ReadCloser) error {
 	if err != nil {
 		return fmt.Errorf("read a snapshot of the control table: %w", err)
 	}
-	if len(b) == 0 {
-		return errors.New("a snapshot of the control table is empty")
+	s, err := decodeSnapshot(b)
+	if err != nil {
+		return err
 	}
-	s := &State{}
-	if int(b[0]) > Format {
-		return fmt.Errorf("restore a snapshot of format %d: %w", b[0], ErrTooOld)
-	}
-	if err := unmarshal(b[1:], s); err != nil {
-		return fmt.Errorf("decode a snapshot of the control table: %w", err)
-	}
-	t.state.Store(s.clone())
-	t.changed.broadcast()
+	t.publish(s)
 	return nil
 }
 
-type snapshot struct{ state *State }
+func decodeSnapshot(b []byte) (*State, error) {
+	if len(b) == 0 {
+		return nil, errors.New("a snapshot of the control table is empty")
+	}
+	if int(b[0]) > Format {
+		return nil, fmt.Errorf("restore a snapshot of format %d: %w", b[0], ErrTooOld)
+	}
+	held := &State{}
+	if len(b) < snapshotPreamble || b[0] == 0 {
+		return nil, fmt.Errorf("a snapshot of the control table has %d bytes: it %w", len(b), errDamaged)
+	}
+	if err := unmarshal(b[snapshotPreamble:], held); err != nil {
+		return nil, fmt.Errorf("decode a snapshot of the control table: %w", err)
+	}
+	s := held.clone()
+	if s.recount(); s.digest != digest(b[1:snapshotPreamble]) {
+		return nil, fmt.Errorf("a snapshot of the control table at %d %w", s.Index, errDamaged)
+	}
+	return s, nil
+}
 
+const snapshotPreamble = 1 + len(digest{})
+
+type snapshot struct {
+	state *State
+	fail  func(error)
+}
+
+// Persist writes no State that is not what its commands made of it.
 func (s snapshot) Persist(sink raft.SnapshotSink) error {
-	b, err := marshal(s.state)
+	err := s.state.verify()
+	if err != nil {
+		s.fail(&failure{kind: inMemory, err: err})
+	}
+	var b []byte
 	if err == nil {
-		_, err = sink.Write(append([]byte{1}, b...))
+		b, err = marshal(s.state)
+	}
+	if err == nil {
+		_, err = sink.Write(slices.Concat([]byte{1}, s.state.digest[:], b))
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("write a snapshot of the control table: %w", err), sink.Cancel())

@@ -1,48 +1,155 @@
 package control
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"sync"
 
 	"github.com/hashicorp/raft"
 )
 
-// guard stands between Raft and its storage. After a failed write nothing more
-// is written, for nobody knows what a second try on the same file would leave
-// there; this copy of the table then follows no more (Err), the process lives on.
+// guard stands between one instance of Raft and its storage. After a failed
+// write, or after reading what is damaged, nothing more is written, for nobody
+// knows what a second try on the same file would leave there; this instance of
+// Raft ends, the process lives on, and Control starts another one.
+//
+// Raft panics when it cannot read a committed entry or write a term; the guard
+// ends that goroutine by runtime.Goexit instead.
 type guard struct {
-	RaftStorage
-	failed func(error)
+	sealed
+	failed func(*failure)
+	remake func()      // a snapshot turned out to be damaged
+	renew  func()      // a snapshot is being sent: the next one is to be newer
+	missed func(error) // a snapshot could not be written; Raft tries again by itself
 
 	mu  sync.Mutex // guards err
 	err error
 }
 
-func (g *guard) Logs() raft.LogStore      { return guardedLogs{g.RaftStorage.Logs(), g} }
-func (g *guard) Stable() raft.StableStore { return guardedStable{g.RaftStorage.Stable(), g} }
+func (g *guard) Logs() raft.LogStore           { return guardedLogs{g.sealed.Logs(), g} }
+func (g *guard) Stable() raft.StableStore      { return guardedStable{g.sealed.Stable(), g} }
+func (g *guard) Snapshots() raft.SnapshotStore { return guardedSnapshots{g.sealed.Snapshots(), g} }
 
 func (g *guard) write(what string, f func() error) error {
-	g.mu.Lock()
-	err := g.err
-	g.mu.Unlock()
-	if err != nil {
+	if err := g.failure(); err != nil {
 		return err
 	}
-	if err = f(); err == nil {
+	err := f()
+	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("%s of the control table: %w; restart the node once its WAL volume works again", what, err)
+	return g.fail(&failure{kind: storageFailed, err: fmt.Errorf("%s of the control table: %w", what, err)})
+}
+
+func (g *guard) fail(f *failure) error {
 	g.mu.Lock()
-	g.err = err
+	first := g.err == nil
+	if first {
+		g.err = f
+	}
 	g.mu.Unlock()
-	g.failed(err)
-	return err
+	if first {
+		g.failed(f)
+	}
+	return f
+}
+
+// failure is why nothing more is written, or nil.
+func (g *guard) failure() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
 }
 
 type guardedLogs struct {
 	raft.LogStore
 	g *guard
+}
+
+// GetLog never returns a damaged entry: not to the state machine, nor to a
+// goroutine that would replicate it.
+func (l guardedLogs) GetLog(index uint64, e *raft.Log) error {
+	err := l.LogStore.GetLog(index, e)
+	if err == nil {
+		return nil
+	}
+	applies := calledBy(inProcessLogs)
+	if errors.Is(err, raft.ErrLogNotFound) {
+		if !applies && calledBy(inAppendEntries) {
+			return l.compareWith(index, e)
+		}
+		if !l.missing(index) {
+			return err
+		}
+	}
+	err = l.g.fail(&failure{kind: damaged, err: fmt.Errorf("read the log of the control table: %w", err)})
+	if applies {
+		runtime.Goexit()
+	}
+	return err
+}
+
+// compareWith is for an entry that is not in the log and that a follower compares
+// with the leader's; only the term counts. Raft looks into the log only: when that
+// begins behind a snapshot, the two never agree on an entry before it, and the
+// leader tries for ever. The snapshot knows one term; for earlier entries this
+// part ends, and the next one has the leader's table sent.
+func (l guardedLogs) compareWith(index uint64, e *raft.Log) error {
+	snapshots, err := l.g.Snapshots().List()
+	if err != nil || len(snapshots) == 0 {
+		return raft.ErrLogNotFound
+	}
+	at := snapshots[0]
+	last, err := l.LastIndex()
+	switch {
+	case err != nil || index > at.Index || last <= at.Index:
+		return raft.ErrLogNotFound
+	case index == at.Index:
+		*e = raft.Log{Index: index, Term: at.Term, Type: raft.LogNoop}
+		return nil
+	}
+	return l.g.fail(&failure{kind: damaged, err: fmt.Errorf("the log of the control table lacks entry %d, from which the leader goes on", index)})
+}
+
+// The places in Raft at which the guard behaves differently.
+const (
+	inProcessLogs     = "github.com/hashicorp/raft.(*Raft).processLogs"
+	inAppendEntries   = "github.com/hashicorp/raft.(*Raft).appendEntries"
+	inInstallSnapshot = "github.com/hashicorp/raft.(*Raft).installSnapshot"
+	inSendSnapshot    = "github.com/hashicorp/raft.(*Raft).sendLatestSnapshot"
+)
+
+// calledBy tells whether the function is among the callers. Raft's loop panics
+// there; its other readers handle an error, and some of them have to be left in
+// order to be waited for.
+func calledBy(function string) bool {
+	pcs := make([]uintptr, 16)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
+	for {
+		frame, more := frames.Next()
+		if frame.Function == function {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
+}
+
+// missing tells whether an entry that is not there ought to be. Raft also asks
+// for entries behind the last one, and for those that a snapshot replaced.
+func (l guardedLogs) missing(index uint64) bool {
+	last, err := l.LastIndex()
+	if err != nil {
+		return true
+	}
+	snapshots, err := l.g.Snapshots().List()
+	if err != nil {
+		return true
+	}
+	return index <= last && (len(snapshots) == 0 || index > snapshots[0].Index)
 }
 
 func (l guardedLogs) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
@@ -51,8 +158,29 @@ func (l guardedLogs) StoreLogs(e []*raft.Log) error {
 	return l.g.write("write the log", func() error { return l.LogStore.StoreLogs(e) })
 }
 
+// DeleteRange leaves the entries that the older of the kept snapshots needs, so
+// that one damaged snapshot can be made anew from this node's own log.
 func (l guardedLogs) DeleteRange(first, last uint64) error {
-	return l.g.write("cut the log", func() error { return l.LogStore.DeleteRange(first, last) })
+	return l.g.write("cut the log", func() error {
+		end, err := l.LastIndex()
+		if err != nil {
+			return err
+		}
+		if last < end { // the front: a snapshot was taken
+			snapshots, err := l.g.Snapshots().List()
+			if err != nil {
+				return err
+			}
+			if len(snapshots) < keptSnapshots {
+				return nil
+			}
+			last = min(last, snapshots[keptSnapshots-1].Index)
+		}
+		if last < first {
+			return nil
+		}
+		return l.LogStore.DeleteRange(first, last)
+	})
 }
 
 type guardedStable struct {
@@ -60,17 +188,99 @@ type guardedStable struct {
 	g *guard
 }
 
+func (s guardedStable) Get(key []byte) ([]byte, error) {
+	b, err := s.StableStore.Get(key)
+	return b, s.readable(err)
+}
+
+func (s guardedStable) GetUint64(key []byte) (uint64, error) {
+	n, err := s.StableStore.GetUint64(key)
+	return n, s.readable(err)
+}
+
+func (s guardedStable) readable(err error) error {
+	if errors.Is(err, errDamaged) {
+		return s.g.fail(voteDamaged(err))
+	}
+	return err
+}
+
 func (s guardedStable) Set(key, value []byte) error {
 	return s.g.write("write the vote", func() error { return s.StableStore.Set(key, value) })
 }
 
-// SetUint64 ends Raft's goroutine when a term cannot be written: Raft would
-// panic, as it must not go on. Term 1 is written by the first configuration
-// only, which handles the error.
+// SetUint64 ends the goroutine when a term cannot be written: see guard. Term 1
+// is written by the first configuration only, which handles the error.
 func (s guardedStable) SetUint64(key []byte, value uint64) error {
 	err := s.g.write("write the term", func() error { return s.StableStore.SetUint64(key, value) })
 	if err != nil && string(key) == "CurrentTerm" && value > 1 {
 		runtime.Goexit()
 	}
 	return err
+}
+
+// guardedSnapshots drops snapshots that have become damaged: Raft would offer its
+// followers the newest one for ever.
+type guardedSnapshots struct {
+	raft.SnapshotStore
+	g *guard
+}
+
+func (s guardedSnapshots) Create(version raft.SnapshotVersion, index, term uint64, servers raft.Configuration,
+	serversIndex uint64, trans raft.Transport,
+) (raft.SnapshotSink, error) {
+	if calledBy(inInstallSnapshot) {
+		// One that is older than what is here would leave a gap before the log.
+		if held, err := s.List(); err == nil && len(held) > 0 && held[0].Index > index {
+			return nil, fmt.Errorf("the leader's snapshot at %d is older than the one here at %d", index, held[0].Index)
+		}
+	}
+	sink, err := s.SnapshotStore.Create(version, index, term, servers, serversIndex, trans)
+	if err != nil {
+		s.g.missed(err)
+		return nil, err
+	}
+	return &guardedSink{SnapshotSink: sink, g: s.g}, nil
+}
+
+type guardedSink struct {
+	raft.SnapshotSink
+	g *guard
+}
+
+func (k *guardedSink) Write(p []byte) (int, error) {
+	n, err := k.SnapshotSink.Write(p)
+	if err != nil {
+		k.g.missed(err)
+	}
+	return n, err
+}
+
+func (k *guardedSink) Close() error {
+	err := k.SnapshotSink.Close()
+	if err != nil {
+		k.g.missed(err)
+	}
+	return err
+}
+
+func (s guardedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	meta, r, err := s.SnapshotStore.Open(id)
+	if errors.Is(err, errDamaged) {
+		err = errors.Join(err, s.g.drop([]string{id}))
+		s.g.remake()
+	} else if calledBy(inSendSnapshot) {
+		s.g.renew() // the follower may have a newer one
+	}
+	return meta, r, err
+}
+
+func (g *guard) drop(snapshots []string) error {
+	return g.write("drop a damaged snapshot", func() error {
+		var errs []error
+		for _, id := range snapshots {
+			errs = append(errs, g.DropSnapshot(id))
+		}
+		return errors.Join(errs...)
+	})
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"github.com/stretchr/testify/require"
 
 	"github.com/stemedb/stemedb/server/internal/control"
@@ -177,53 +178,7 @@ func TestWrongSecretStaysOutside(t *testing.T) {
 	})
 }
 
-// A term or an entry that cannot be written ends this copy, not the process,
-// and nothing is tried again on that storage.
-func TestStorageFails(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t, "a", "b", "c")
-		defer w.close()
-		w.start()
-		w.settled(3)
-		for _, who := range []string{"leader", "follower"} {
-			n := w.leader()
-			if who == "follower" {
-				for _, other := range w.node {
-					if other != w.leader() {
-						n = other
-					}
-				}
-			}
-			n.disk.Fail(errors.New("the disk is gone"))
-			for _, other := range w.node {
-				if other != n {
-					_, _, err := other.control.CreateKey(t.Context(), key(who))
-					require.NoError(t, err)
-				}
-			}
-			w.eventually(time.Minute, func() bool { return n.control.Err() != nil }, "it notices")
-			require.ErrorContains(t, n.control.Err(), "the disk is gone")
-			n.disk.Fail(nil)
-			time.Sleep(time.Minute)
-			ok, _ := n.control.Confirmed()
-			require.False(t, ok)
-			require.Error(t, n.control.Err(), "it does not come back by itself")
-			n.kill()
-			n.start()
-			w.settled(3)
-		}
-		// A term that cannot be written: Raft itself would panic.
-		follower := w.node["a"]
-		if follower == w.leader() {
-			follower = w.node["b"]
-		}
-		follower.disk.Fail(errors.New("the disk is gone"))
-		w.leader().kill()
-		w.eventually(time.Minute, func() bool { return follower.control.Err() != nil }, "it notices")
-	})
-}
-
-// Kills, cuts and wiped nodes by seed (ten minutes each; STEMEDB_TEST_LONG=1 makes
+// Kills, cuts, wiped nodes, failing storage and flipped bits by seed (ten minutes each; STEMEDB_TEST_LONG=1 makes
 // it twenty hours in all). All the while keys are made
 // and revoked; nothing that was acknowledged may be lost, and no key may work
 // 30 s after its revocation.
@@ -299,7 +254,7 @@ func faults(t *testing.T, seed uint64, length time.Duration) {
 		w.sync()
 		victim := names[rng.IntN(3)]
 		n := w.node[victim]
-		switch rng.IntN(5) {
+		switch rng.IntN(8) {
 		case 0:
 			w.net.Isolate(host(victim))
 		case 1:
@@ -321,6 +276,24 @@ func faults(t *testing.T, seed uint64, length time.Duration) {
 			}
 		case 4:
 			w.net.HealAll()
+		case 5:
+			n.disk.Fail(errors.New("the disk is gone"))
+			time.Sleep(time.Duration(rng.IntN(30)) * time.Second)
+			n.disk.Fail(nil)
+		case 6:
+			n.disk.RotWrites(func(*raft.Log) bool { return true })
+			time.Sleep(time.Duration(rng.IntN(20)) * time.Second)
+			n.disk.RotWrites(nil)
+			w.net.HealAll() // what is damaged on one member needs the others
+			w.settled(3)
+		case 7:
+			w.net.HealAll()
+			w.settled(3)
+			n.kill()
+			_, err := n.disk.RotLog(func(*raft.Log) bool { return rng.IntN(10) == 0 })
+			require.NoError(w.t, err)
+			n.start()
+			w.settled(3)
 		}
 	}
 	w.net.HealAll()

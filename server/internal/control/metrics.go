@@ -31,7 +31,7 @@ func (c *Control) registerMetrics() error {
 		if !c.started.Load() {
 			return 0
 		}
-		return float64(c.raft.CurrentTerm())
+		return float64(c.raft.Load().CurrentTerm())
 	})
 	gauge("generation", "Generation of the members.", func() float64 { return float64(c.State().Generation) })
 	gauge("members", "Members of the cluster.", func() float64 { return float64(len(c.State().Members)) })
@@ -67,6 +67,7 @@ func (c *Control) registerMetrics() error {
 	})
 	gauge("failed", "1 when this copy no longer follows the table, else 0.", func() float64 { return flag(c.Err() != nil) })
 	gauge("keys", "API keys in the table, revoked ones included.", func() float64 { return float64(len(c.State().Keys)) })
+	c.metrics = append(c.metrics, c.failures, c.restarts)
 	var errs []error
 	for _, m := range c.metrics {
 		errs = append(errs, c.cfg.Registerer.Register(m))
@@ -75,6 +76,21 @@ func (c *Control) registerMetrics() error {
 		return fmt.Errorf("register the metrics of the control table: %w", err)
 	}
 	return nil
+}
+
+// newFailureMetrics are counted whether they are registered or not.
+func newFailureMetrics() (*prometheus.CounterVec, prometheus.Counter) {
+	failures := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "stemedb_control_failures_total",
+		Help: "Failures of this node's copy of the control table, by kind: storage, snapshot (not written, tried again), damage (stored bytes), memory, divergence (from the other copies), other.",
+	}, []string{"kind"})
+	for _, kind := range []string{storageFailed, snapshotFailed, damaged, inMemory, diverged, "other"} {
+		failures.WithLabelValues(kind)
+	}
+	return failures, prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "stemedb_control_restarts_total",
+		Help: "How often this node has started its part of the control table again after a failure.",
+	})
 }
 
 func (c *Control) unregisterMetrics() {

@@ -42,11 +42,10 @@ func TestRealSocketsAndFiles(t *testing.T) {
 			require.NoError(t, err)
 			listener, err := peers.Listen(t.Context(), addr)
 			require.NoError(t, err)
-			storage, err := control.OpenStorage(filepath.Join(dir, name))
-			require.NoError(t, err)
 			c, err := control.New(control.Config{
-				Name: name, Incarnation: "1", ClusterID: id, PeerAddr: addr, APIAddr: name + ":1", Join: join, Storage: storage,
-				Peers: peers, RaftListener: listener.Raft(), Data: &data{empty: true}, Registerer: prometheus.NewRegistry(),
+				Name: name, Incarnation: "1", ClusterID: id, PeerAddr: addr, APIAddr: name + ":1", Join: join,
+				Storage: func() (control.RaftStorage, error) { return control.OpenStorage(filepath.Join(dir, name)) },
+				Peers:   peers, RaftListener: listener.Raft(), Data: &data{empty: true}, Registerer: prometheus.NewRegistry(),
 			})
 			require.NoError(t, err)
 			server := grpc.NewServer(append(peers.ServerOptions(), grpc.UnaryInterceptor(c.UnaryServer()))...)

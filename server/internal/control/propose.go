@@ -28,7 +28,7 @@ func (c *Control) propose(ctx context.Context, cmd command) (*result, error) {
 		answer, index, err := c.proposeOnce(ctx, b)
 		if err == nil {
 			err = answer.err()
-			if !errors.Is(err, errUnformed) {
+			if !errors.Is(err, errUnformed) && !errors.Is(err, errDamaged) {
 				c.await(ctx, index)
 				return answer, err
 			}
@@ -73,11 +73,14 @@ func (c *Control) proposeOnce(ctx context.Context, b []byte) (*result, uint64, e
 // commit stamps the command and hands it to Raft. A leader that loses its
 // majority gives up within its lease, so this takes bounded time.
 func (c *Control) commit(b []byte) (*result, uint64, error) {
+	if err := checkCommand(b); err != nil {
+		return nil, 0, err
+	}
 	b, err := c.stamped(b)
 	if err != nil {
 		return refuse(err), 0, nil
 	}
-	future := c.raft.Apply(b, c.cfg.Timings.CallTimeout)
+	future := c.raft.Load().Apply(b, c.cfg.Timings.CallTimeout)
 	if err := future.Error(); err != nil {
 		return nil, 0, fmt.Errorf("commit a command: %w", err)
 	}

@@ -2,22 +2,15 @@ package control
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
-	"net"
-	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
-
-	"github.com/stemedb/stemedb/server/internal/peertls"
 )
 
 // Raft's address of a server is "id|host:port": a connection names the server
@@ -34,9 +27,9 @@ func splitRaftAddress(a raft.ServerAddress) (id, addr string) {
 	return id, addr
 }
 
-// newRaft starts Raft. A node without state stays quiet until it is bootstrapped
-// or a leader speaks to it.
-func (c *Control) newRaft() error {
+// startRaft starts an instance of Raft on p's storage. A node without state stays
+// quiet until it is bootstrapped or a leader speaks to it.
+func (c *Control) startRaft(p *part) error {
 	t := c.cfg.Timings
 	conf := raft.DefaultConfig()
 	conf.LocalID = raft.ServerID(c.id)
@@ -48,31 +41,43 @@ func (c *Control) newRaft() error {
 	conf.TrailingLogs = t.SnapshotAfter
 	conf.Logger = c.hclog()
 	conf.NotifyCh = c.leaderCh
-	c.layer = newStreamLayer(c.cfg.Peers, c.cfg.RaftListener, c.id, c.cfg.PeerAddr, &c.addresses)
-	c.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: c.layer, MaxPool: 3, Timeout: t.CallTimeout, Logger: conf.Logger, MsgpackUseNewTimeFormat: true,
+	if err := forgetBrokenFounding(p.storage); err != nil {
+		return err
+	}
+	p.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: c.layer.session(), MaxPool: 3, Timeout: t.CallTimeout, Logger: conf.Logger, MsgpackUseNewTimeFormat: true,
 	})
-	started := make(chan struct{})
-	defer close(started)
-	storage := &guard{RaftStorage: c.cfg.Storage, failed: func(err error) {
-		c.table.fail(err)
-		c.log.Error("the control table's storage has failed", "error", err)
-		c.workers.Go(func() {
-			<-started
-			c.raft.Shutdown()
-		})
-	}}
-	if err := c.forgetBrokenFounding(); err != nil {
-		return errors.Join(err, c.transport.Close(), c.layer.Close())
+	c.table.restart()
+	r, err := newRaft(conf, c.table, p)
+	if r == nil {
+		return fmt.Errorf("start the control table: %w", err)
 	}
-	r, err := raft.NewRaft(conf, c.table, storage.Logs(), storage.Stable(), storage.Snapshots(), c.transport)
-	if err != nil {
-		return errors.Join(fmt.Errorf("start the control table: %w", err), c.transport.Close(), c.layer.Close())
-	}
-	c.raft = r
-	c.observe()
+	p.raft = r
+	c.raft.Store(r)
+	c.started.Store(true)
+	c.observe(p)
 	c.hurryAlone()
 	return nil
+}
+
+// newRaft calls raft.NewRaft on a goroutine of its own, because the storage may
+// end it (see guard) and because Raft panics when a term cannot be written.
+func newRaft(conf *raft.Config, fsm raft.FSM, p *part) (r *raft.Raft, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("%v", p)
+			}
+		}()
+		r, err = raft.NewRaft(conf, fsm, p.storage.Logs(), p.storage.Stable(), p.storage.Snapshots(), p.transport)
+	}()
+	<-done
+	if failed := p.storage.failure(); r == nil && failed != nil {
+		return nil, failed
+	}
+	return r, err
 }
 
 // hurryAlone makes a lone voter stand for election at once: there is nobody
@@ -80,16 +85,16 @@ func (c *Control) newRaft() error {
 // looks at its timer again when the time-out becomes shorter, which is how Raft
 // can be told.
 func (c *Control) hurryAlone() {
-	conf := c.raft.GetConfiguration()
+	conf := c.raft.Load().GetConfiguration()
 	if conf.Error() != nil {
 		return
 	}
 	if servers := conf.Configuration().Servers; len(servers) != 1 || servers[0].ID != raft.ServerID(c.id) {
 		return
 	}
-	reload := c.raft.ReloadableConfig()
+	reload := c.raft.Load().ReloadableConfig()
 	reload.HeartbeatTimeout -= time.Millisecond
-	if err := c.raft.ReloadConfig(reload); err != nil {
+	if err := c.raft.Load().ReloadConfig(reload); err != nil {
 		c.log.Warn("a lone voter waits for nobody's heartbeat", "error", err)
 	}
 }
@@ -98,11 +103,11 @@ func (c *Control) hurryAlone() {
 // the first configuration, and would refuse to found for ever when the node
 // died in between. A node that has no entry and gave no vote has promised
 // nothing in term 1.
-func (c *Control) forgetBrokenFounding() error {
-	if has, err := c.hasState(); has || err != nil {
+func forgetBrokenFounding(storage RaftStorage) error {
+	if has, err := storageHasState(storage); has || err != nil {
 		return err
 	}
-	stable := c.cfg.Storage.Stable()
+	stable := storage.Stable()
 	if storedNumber(stable, "CurrentTerm") != 1 || storedNumber(stable, "LastVoteTerm") != 0 {
 		return nil
 	}
@@ -123,20 +128,20 @@ func storedNumber(stable raft.StableStore, key string) uint64 {
 }
 
 // observe wakes those who watch when another leader is known.
-func (c *Control) observe() {
+func (c *Control) observe(p *part) {
 	seen := make(chan raft.Observation, 8)
 	observer := raft.NewObserver(seen, false, func(o *raft.Observation) bool {
 		_, is := o.Data.(raft.LeaderObservation)
 		return is
 	})
-	c.raft.RegisterObserver(observer)
-	c.workers.Go(func() {
-		defer c.raft.DeregisterObserver(observer)
+	p.raft.RegisterObserver(observer)
+	p.workers.Go(func() {
+		defer p.raft.DeregisterObserver(observer)
 		for {
 			select {
 			case <-seen:
 				c.changed.broadcast()
-			case <-c.ctx.Done():
+			case <-p.ctx.Done():
 				return
 			}
 		}
@@ -146,205 +151,31 @@ func (c *Control) observe() {
 // hasState tells whether Raft's log or snapshots hold anything. A vote alone is
 // no state: nothing that could have been committed depends on it.
 func (c *Control) hasState() (bool, error) {
-	last, err := c.cfg.Storage.Logs().LastIndex()
+	if c.hadState.Load() {
+		return true, nil // it is never taken away again
+	}
+	c.partMu.Lock()
+	defer c.partMu.Unlock()
+	if c.part == nil {
+		return false, errors.New("the control table's storage is not open")
+	}
+	has, err := storageHasState(c.part.storage)
+	if has {
+		c.hadState.Store(true)
+	}
+	return has, err
+}
+
+func storageHasState(storage RaftStorage) (bool, error) {
+	last, err := storage.Logs().LastIndex()
 	if err != nil {
 		return false, fmt.Errorf("read the control table's log: %w", err)
 	}
-	snapshots, err := c.cfg.Storage.Snapshots().List()
+	snapshots, err := storage.Snapshots().List()
 	if err != nil {
 		return false, fmt.Errorf("list the control table's snapshots: %w", err)
 	}
 	return last > 0 || len(snapshots) > 0, nil
-}
-
-// streamLayer carries Raft over the peer port. The dialer sends, before Raft
-// speaks, whom it means and who it is.
-type streamLayer struct {
-	peers   *peertls.Transport
-	moved   *addresses
-	ln      net.Listener
-	id      string
-	addr    string
-	queue   chan net.Conn
-	ctx     context.Context // ends with Close
-	stop    context.CancelFunc
-	workers sync.WaitGroup
-	once    sync.Once
-
-	mu    sync.Mutex // guards conns
-	conns map[net.Conn]struct{}
-}
-
-const (
-	helloMagic   = "stemedb raft 1\n"
-	helloTimeout = 5 * time.Second
-	maxID        = 1024
-)
-
-func newStreamLayer(peers *peertls.Transport, ln net.Listener, id, addr string, moved *addresses) *streamLayer {
-	l := &streamLayer{peers: peers, moved: moved, ln: ln, id: id, addr: addr, queue: make(chan net.Conn), conns: map[net.Conn]struct{}{}}
-	l.ctx, l.stop = context.WithCancel(context.Background())
-	l.workers.Go(l.accept)
-	return l
-}
-
-// Dial implements raft.StreamLayer.
-func (l *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	id, addr := splitRaftAddress(address)
-	addr = l.moved.of(id, addr)
-	ctx, cancel := context.WithTimeout(l.ctx, timeout)
-	defer cancel()
-	conn, err := l.peers.Dial(ctx, addr, peertls.ProtoRaft)
-	if err != nil {
-		return nil, err
-	}
-	hello := appendText(appendText([]byte(helloMagic), id), l.id)
-	if err = conn.SetWriteDeadline(time.Now().Add(timeout)); err == nil {
-		_, err = conn.Write(hello)
-	}
-	if err == nil {
-		err = conn.SetWriteDeadline(time.Time{})
-	}
-	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("greet %s at %s: %w", id, addr, err)
-	}
-	return conn, nil
-}
-
-func appendText(b []byte, text string) []byte {
-	return append(binary.BigEndian.AppendUint16(b, uint16(len(text))), text...)
-}
-
-func readText(r io.Reader) (string, error) {
-	var size [2]byte
-	if _, err := io.ReadFull(r, size[:]); err != nil {
-		return "", err
-	}
-	n := binary.BigEndian.Uint16(size[:])
-	if n > maxID {
-		return "", fmt.Errorf("an id of %d bytes", n)
-	}
-	b := make([]byte, n)
-	_, err := io.ReadFull(r, b)
-	return string(b), err
-}
-
-func (l *streamLayer) accept() {
-	for {
-		conn, err := l.ln.Accept()
-		if err != nil {
-			return // the peer port closes its listeners only for good
-		}
-		if !l.keep(conn) {
-			return
-		}
-		l.workers.Go(func() { l.greet(conn) })
-	}
-}
-
-// keep notes a connection, so that Close can close it; Raft itself leaves those
-// that it accepted to the other side.
-func (l *streamLayer) keep(conn net.Conn) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ctx.Err() != nil {
-		conn.Close()
-		return false
-	}
-	l.conns[conn] = struct{}{}
-	return true
-}
-
-func (l *streamLayer) forget(conn net.Conn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.conns, conn)
-}
-
-func (l *streamLayer) greet(conn net.Conn) {
-	if err := l.readHello(conn); err != nil {
-		conn.Close()
-		l.forget(conn)
-		return
-	}
-	select {
-	case l.queue <- &accepted{Conn: conn, layer: l}:
-	case <-l.ctx.Done():
-		conn.Close()
-	}
-}
-
-func (l *streamLayer) readHello(conn net.Conn) error {
-	if err := conn.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
-		return err
-	}
-	magic := make([]byte, len(helloMagic))
-	if _, err := io.ReadFull(conn, magic); err != nil {
-		return err
-	}
-	if string(magic) != helloMagic {
-		return errors.New("not a Raft connection of this version")
-	}
-	to, err := readText(conn)
-	if err != nil {
-		return err
-	}
-	if to != l.id {
-		return fmt.Errorf("meant for %s", to)
-	}
-	if _, err := readText(conn); err != nil {
-		return err
-	}
-	return conn.SetReadDeadline(time.Time{})
-}
-
-// Accept implements net.Listener.
-func (l *streamLayer) Accept() (net.Conn, error) {
-	select {
-	case conn := <-l.queue:
-		return conn, nil
-	case <-l.ctx.Done():
-		return nil, net.ErrClosed
-	}
-}
-
-// Close closes the listener and every connection that was accepted. Raft calls
-// it too.
-func (l *streamLayer) Close() (err error) {
-	l.once.Do(func() { err = l.close() })
-	return err
-}
-
-func (l *streamLayer) close() error {
-	l.mu.Lock()
-	l.stop()
-	open := slices.Collect(maps.Keys(l.conns))
-	l.mu.Unlock()
-	for _, conn := range open {
-		conn.Close() // may wait for its peer a little: not under the lock
-	}
-	err := l.ln.Close()
-	l.workers.Wait()
-	return err
-}
-
-// Addr is how this node calls itself in Raft's messages.
-func (l *streamLayer) Addr() net.Addr { return layerAddr(raftAddress(l.id, l.addr)) }
-
-type layerAddr string
-
-func (layerAddr) Network() string  { return "stemedb-raft" }
-func (a layerAddr) String() string { return string(a) }
-
-type accepted struct {
-	net.Conn
-	layer *streamLayer
-}
-
-func (a *accepted) Close() error {
-	a.layer.forget(a.Conn)
-	return a.Conn.Close()
 }
 
 // hclog gives Raft a logger that writes to ours. Raft calls errors what is a

@@ -76,7 +76,12 @@ func (s *service) Forward(_ context.Context, r *controlpb.ForwardRequest) (*cont
 // Confirm implements controlpb.ControlServer.
 func (s *service) Confirm(ctx context.Context, r *controlpb.ConfirmRequest) (*controlpb.ConfirmResponse, error) {
 	s.c.clocks.take(CallerID(ctx), s.c.readyTerm.Load(), r)
-	answer, err := s.c.confirmAsLeader()
+	var asker string
+	at := dated{index: r.Index}
+	if copy(at.digest[:], r.Digest) == len(at.digest) {
+		asker = CallerID(ctx)
+	}
+	answer, err := s.c.confirmAsLeader(asker, at)
 	if err != nil {
 		code := codes.Internal
 		if errors.Is(err, ErrNoLeader) {

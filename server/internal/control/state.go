@@ -93,6 +93,10 @@ type State struct {
 	// Recent names the last operations that were applied, oldest first, so
 	// that one which is sent again after a lost answer is not applied twice.
 	Recent []string `cbor:"recent"`
+
+	// keySum and digest are derived from the fields above; see digest.go.
+	keySum keySum
+	digest digest
 }
 
 // Formed tells whether the table belongs to a cluster yet.

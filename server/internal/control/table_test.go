@@ -43,23 +43,32 @@ func formed(t *testing.T, names ...string) *table {
 func TestUnknownCommandsAreRefused(t *testing.T) {
 	tb := formed(t, "a")
 	before := tb.state.Load()
-	good, err := encodeCommand(&revokeKey{})
+	good, err := marshal(&revokeKey{})
 	require.NoError(t, err)
 	extra, err := marshal(map[string]any{"hash": make([]byte, 32), "at": 1, "surprise": true})
 	require.NoError(t, err)
-	for name, b := range map[string][]byte{
-		"nothing":        nil,
-		"one byte":       {1},
-		"format 0":       append([]byte{0}, good[1:]...),
-		"newer format":   append([]byte{2}, good[1:]...),
-		"unknown kind":   append([]byte{1, 200}, good[2:]...),
-		"broken body":    {1, kindRevokeKey, 0xff},
-		"unknown field":  append([]byte{1, kindRevokeKey}, extra...),
-		"trailing bytes": append(bytes.Clone(good), 0),
+	whole := sealCommand(1, kindRevokeKey, good)
+	flipped := bytes.Clone(whole)
+	flipped[len(flipped)-1] ^= 1
+	for name, c := range map[string]struct {
+		command []byte
+		want    error
+	}{
+		"nothing":        {nil, errDamaged},
+		"one byte":       {[]byte{1}, errDamaged},
+		"no body":        {whole[:commandPreamble], errDamaged},
+		"a flipped bit":  {flipped, errDamaged},
+		"bytes behind":   {append(bytes.Clone(whole), 0), errDamaged},
+		"format 0":       {sealCommand(0, kindRevokeKey, good), errFormat},
+		"newer format":   {sealCommand(2, kindRevokeKey, good), errFormat},
+		"unknown kind":   {sealCommand(1, 200, good), errFormat},
+		"broken body":    {sealCommand(1, kindRevokeKey, []byte{0xff}), errFormat},
+		"unknown field":  {sealCommand(1, kindRevokeKey, extra), errFormat},
+		"trailing bytes": {sealCommand(1, kindRevokeKey, append(bytes.Clone(good), 0)), errFormat},
 	} {
 		t.Run(name, func(t *testing.T) {
-			answer := tb.Apply(&raft.Log{Index: 7, Data: b}).(*result)
-			require.ErrorIs(t, answer.err(), errFormat)
+			answer := tb.Apply(&raft.Log{Index: 7, Data: c.command}).(*result)
+			require.ErrorIs(t, answer.err(), c.want)
 			after := *tb.state.Load()
 			require.Equal(t, uint64(7), after.Index)
 			after.Index = before.Index
@@ -75,16 +84,14 @@ func TestNewerClusterStopsThisCopy(t *testing.T) {
 	tb := formed(t, "a")
 	s := tb.state.Load().clone()
 	s.Format = Format + 1
-	tb.state.Store(s)
-	good, err := encodeCommand(&revokeKey{})
-	require.NoError(t, err)
-	answer := tb.Apply(&raft.Log{Index: 9, Data: append([]byte{Format + 1}, good[1:]...)}).(*result)
+	tb.publish(s)
+	answer := tb.Apply(&raft.Log{Index: 9, Data: sealCommand(Format+1, kindRevokeKey, nil)}).(*result)
 	require.ErrorIs(t, answer.err(), ErrTooOld)
 	require.ErrorIs(t, tb.err(), ErrTooOld)
 	applied(t, tb, &createKey{Op: "1", Key: keys.Key{Project: "p"}})
 	require.Empty(t, tb.state.Load().Keys, "frozen")
 	require.Less(t, tb.state.Load().Index, uint64(9))
-	_, err = tb.Snapshot()
+	_, err := tb.Snapshot()
 	require.ErrorIs(t, err, ErrTooOld)
 	require.ErrorIs(t, tb.Restore(io.NopCloser(bytes.NewReader([]byte{Format + 1, 0xa0}))), ErrTooOld)
 }

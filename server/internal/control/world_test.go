@@ -202,10 +202,11 @@ func (n *node) tryStart() error {
 		return err
 	}
 	n.reg = prometheus.NewRegistry()
+	open := n.disk.Process()
 	c, err := control.New(control.Config{
 		Name: n.name, Incarnation: n.incarnation, ClusterID: n.clusterID,
 		PeerAddr: peerAddr(n.name), APIAddr: host(n.name) + ":18180", Join: n.join,
-		Storage: n.disk.Open(), Peers: n.peers, RaftListener: n.listener.Raft(), Data: n.data,
+		Storage: func() (control.RaftStorage, error) { return open() }, Peers: n.peers, RaftListener: n.listener.Raft(), Data: n.data,
 		Clock: &n.clock, Logger: logger, Registerer: n.reg, Timings: n.timings,
 	})
 	if err != nil {
@@ -241,7 +242,7 @@ func (n *node) kill() {
 		return
 	}
 	n.proc.Kill()
-	n.disk.Open() // whatever the old process still writes is refused
+	n.disk.Process() // whatever the old process still writes is refused
 	n.shut()
 }
 
@@ -309,11 +310,14 @@ func (w *world) sync() {
 	}
 }
 
+// settleLimit leaves room for the longest pause before a failed part starts again.
+const settleLimit = 2 * time.Minute
+
 // settled waits until the running nodes agree on want whole members and no
 // change is open.
 func (w *world) settled(want int) {
 	w.t.Helper()
-	w.eventually(30*time.Second, func() bool {
+	w.eventually(settleLimit, func() bool {
 		w.sync()
 		id := ""
 		for _, n := range w.node {

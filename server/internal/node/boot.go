@@ -108,15 +108,15 @@ func (n *Node) secrets() ([]string, error) {
 	return out, nil
 }
 
-func (n *Node) startControl() error {
+func (n *Node) startControl() (err error) {
 	identity := n.parts.store.Identity()
-	storage, err := n.env.RaftStorage(n.cfg.WALDir, identity.Incarnation)
-	var damage *control.DamagedError
-	if errors.As(err, &damage) && damage.Members == 0 {
-		damage.Members = len(n.cfg.ClusterJoin)
-	}
-	if err != nil {
-		return err
+	storage := func() (control.RaftStorage, error) {
+		s, err := n.env.RaftStorage(n.cfg.WALDir, identity.Incarnation)
+		var damage *control.DamagedError
+		if errors.As(err, &damage) && damage.Members == 0 {
+			damage.Members = len(n.cfg.ClusterJoin)
+		}
+		return s, err
 	}
 	progress := cluster.NewProgress(n.parts.store)
 	n.parts.control, err = control.New(control.Config{
@@ -128,7 +128,7 @@ func (n *Node) startControl() error {
 		Logger: n.log, Registerer: n.registry, Timings: n.env.Tuning.Control,
 	})
 	if err != nil {
-		return errors.Join(err, storage.Close())
+		return err
 	}
 	n.parts.backend = &backend{node: n}
 	n.parts.cluster, err = cluster.New(cluster.Config{

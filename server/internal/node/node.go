@@ -43,7 +43,8 @@ type Environment struct {
 	FS      vfs.FS
 	Network network.Network
 	Clock   clock.Clock
-	// RaftStorage opens Raft's log, votes and snapshots of one incarnation.
+	// RaftStorage opens Raft's log, votes and snapshots of one incarnation, and
+	// opens them again after a failure.
 	RaftStorage func(walDir, incarnation string) (control.RaftStorage, error)
 	Rand        io.Reader
 	Logger      *slog.Logger

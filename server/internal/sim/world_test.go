@@ -49,8 +49,9 @@ type machine struct {
 	// advertised is the host name that the node gives to the others; empty means name.
 	advertised string
 
-	raft  map[string]*raftmem.Disk // by incarnation: it lies on the WAL volume
-	clock clock.Shifted            // what it shows survives the process
+	raftMu sync.Mutex               // guards raft
+	raft   map[string]*raftmem.Disk // by incarnation: it is on the WAL volume
+	clock  clock.Shifted            // its time survives the process
 
 	proc *memnet.Proc
 	node *node.Node // nil while it is down
@@ -92,6 +93,7 @@ func (m *machine) start() {
 	for _, other := range m.w.machines {
 		join = append(join, other.address())
 	}
+	open := m.openRaft()
 	cfg := &config.Config{
 		BindAddr: ":18180", GatewayAddr: ":18181", ReplicationAddr: ":18182", GossipAddr: ":18183",
 		WALDir: walDir, DBDir: dbDir, NodeName: m.name, AdvertiseAddr: m.address(),
@@ -99,7 +101,7 @@ func (m *machine) start() {
 		ShutdownGrace: time.Second,
 	}
 	n, err := node.Start(context.Background(), cfg, node.Environment{
-		FS: m.disk, Network: m.proc, Clock: &m.clock, RaftStorage: m.openRaft, Logger: m.w.logger(),
+		FS: m.disk, Network: m.proc, Clock: &m.clock, RaftStorage: open, Logger: m.w.logger(),
 		Tuning: node.Tuning{
 			// Small segments, so that they are sealed and recycled; what is put
 			// at once has to fit into one, as it does at the real sizes.
@@ -135,6 +137,7 @@ func (w *world) crash(m *machine, mode memfs.Mode, powerOff bool) {
 		m.proc.Kill()
 	}
 	m.disk.Crash(mode)
+	m.openRaft() // what the old process still writes is refused
 	end.Kill()
 }
 
@@ -159,21 +162,33 @@ func (m *machine) takeDown() *node.Node {
 	return n
 }
 
-// openRaft gives Raft's storage of an incarnation: what it holds survives a
-// crash, for bbolt syncs each of its writes, but not the loss of the volume.
-func (m *machine) openRaft(_, incarnation string) (control.RaftStorage, error) {
-	s, known := m.raft[incarnation]
-	if !known {
-		s = raftmem.New()
-		m.raft[incarnation] = s
+// openRaft begins a process and returns how it opens Raft's storage of an
+// incarnation: what that holds survives a crash, for bbolt syncs each of its
+// writes, but not the loss of the volume.
+func (m *machine) openRaft() func(_, incarnation string) (control.RaftStorage, error) {
+	m.raftMu.Lock()
+	defer m.raftMu.Unlock()
+	openers := map[string]func() (*raftmem.Storage, error){}
+	for incarnation, disk := range m.raft {
+		openers[incarnation] = disk.Process()
 	}
-	return s.Open(), nil
+	return func(_, incarnation string) (control.RaftStorage, error) {
+		m.raftMu.Lock()
+		defer m.raftMu.Unlock()
+		if openers[incarnation] == nil {
+			m.raft[incarnation] = raftmem.New()
+			openers[incarnation] = m.raft[incarnation].Process()
+		}
+		return openers[incarnation]()
+	}
 }
 
 // wipe takes both volumes away; the machine is down.
 func (m *machine) wipe() {
 	m.disk.Wipe(walDir)
 	m.disk.Wipe(dbDir)
+	m.raftMu.Lock()
+	defer m.raftMu.Unlock()
 	m.raft = map[string]*raftmem.Disk{}
 }
 

@@ -449,8 +449,11 @@ type ConfirmRequest struct {
 	// The caller's wall clock less the leader's steady clock, in nanoseconds, as
 	// measured by the last answer of the leader of clock_term; see clocks.go.
 	// clock_term is 0 before the first answer.
-	ClockAhead    int64  `protobuf:"varint,2,opt,name=clock_ahead,json=clockAhead,proto3" json:"clock_ahead,omitempty"`
-	ClockTerm     uint64 `protobuf:"varint,3,opt,name=clock_term,json=clockTerm,proto3" json:"clock_term,omitempty"`
+	ClockAhead int64  `protobuf:"varint,2,opt,name=clock_ahead,json=clockAhead,proto3" json:"clock_ahead,omitempty"`
+	ClockTerm  uint64 `protobuf:"varint,3,opt,name=clock_term,json=clockTerm,proto3" json:"clock_term,omitempty"`
+	// Digest of the caller's table after the command at index.
+	Index         uint64 `protobuf:"varint,10,opt,name=index,proto3" json:"index,omitempty"`
+	Digest        []byte `protobuf:"bytes,11,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -506,6 +509,20 @@ func (x *ConfirmRequest) GetClockTerm() uint64 {
 	return 0
 }
 
+func (x *ConfirmRequest) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *ConfirmRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
 type ConfirmResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest command that was committed before the leader was confirmed.
@@ -520,7 +537,14 @@ type ConfirmResponse struct {
 	// A majority of the members' clocks agree on the table's time.
 	ClocksAgree bool `protobuf:"varint,6,opt,name=clocks_agree,json=clocksAgree,proto3" json:"clocks_agree,omitempty"`
 	// Member id: its clock less the table's time, in nanoseconds.
-	ClockSkew     map[string]int64 `protobuf:"bytes,7,rep,name=clock_skew,json=clockSkew,proto3" json:"clock_skew,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"zigzag64,2,opt,name=value"`
+	ClockSkew map[string]int64 `protobuf:"bytes,7,rep,name=clock_skew,json=clockSkew,proto3" json:"clock_skew,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"zigzag64,2,opt,name=value"`
+	// Digest of the leader's table after the command at index.
+	Digest []byte `protobuf:"bytes,10,opt,name=digest,proto3" json:"digest,omitempty"`
+	// A majority of the voters agrees with the leader and the caller does not: the
+	// caller replaces its copy.
+	Differs bool `protobuf:"varint,11,opt,name=differs,proto3" json:"differs,omitempty"`
+	// Why the leader confirms no copy, its own included; empty when it does.
+	Doubt         string `protobuf:"bytes,12,opt,name=doubt,proto3" json:"doubt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -604,6 +628,327 @@ func (x *ConfirmResponse) GetClockSkew() map[string]int64 {
 	return nil
 }
 
+func (x *ConfirmResponse) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *ConfirmResponse) GetDiffers() bool {
+	if x != nil {
+		return x.Differs
+	}
+	return false
+}
+
+func (x *ConfirmResponse) GetDoubt() string {
+	if x != nil {
+		return x.Doubt
+	}
+	return ""
+}
+
+type EntriesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         []uint64               `protobuf:"varint,1,rep,packed,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EntriesRequest) Reset() {
+	*x = EntriesRequest{}
+	mi := &file_control_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EntriesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EntriesRequest) ProtoMessage() {}
+
+func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EntriesRequest.ProtoReflect.Descriptor instead.
+func (*EntriesRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *EntriesRequest) GetIndex() []uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return nil
+}
+
+// EntriesResponse holds those entries that the member has intact.
+type EntriesResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Entries []*LogEntry            `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// The cluster that the member's volumes belong to.
+	ClusterId     string `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EntriesResponse) Reset() {
+	*x = EntriesResponse{}
+	mi := &file_control_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EntriesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EntriesResponse) ProtoMessage() {}
+
+func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EntriesResponse.ProtoReflect.Descriptor instead.
+func (*EntriesResponse) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *EntriesResponse) GetEntries() []*LogEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *EntriesResponse) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+// LogEntry is an entry of Raft's log.
+type LogEntry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Type          uint32                 `protobuf:"varint,3,opt,name=type,proto3" json:"type,omitempty"`
+	Data          []byte                 `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogEntry) Reset() {
+	*x = LogEntry{}
+	mi := &file_control_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogEntry) ProtoMessage() {}
+
+func (x *LogEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
+func (*LogEntry) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *LogEntry) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *LogEntry) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *LogEntry) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *LogEntry) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type TableRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TableRequest) Reset() {
+	*x = TableRequest{}
+	mi := &file_control_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TableRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TableRequest) ProtoMessage() {}
+
+func (x *TableRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TableRequest.ProtoReflect.Descriptor instead.
+func (*TableRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{11}
+}
+
+// TableChunk is a part of a Raft snapshot. The first one carries the fields
+// that are not data.
+type TableChunk struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Index uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Term  uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	// Raft's own encoding of the servers and the index of the entry that set them.
+	Configuration      []byte `protobuf:"bytes,3,opt,name=configuration,proto3" json:"configuration,omitempty"`
+	ConfigurationIndex uint64 `protobuf:"varint,4,opt,name=configuration_index,json=configurationIndex,proto3" json:"configuration_index,omitempty"`
+	// The leader's current term.
+	CurrentTerm uint64 `protobuf:"varint,5,opt,name=current_term,json=currentTerm,proto3" json:"current_term,omitempty"`
+	Data        []byte `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`
+	// The last entries of the log up to index, oldest first.
+	Trailing      []*LogEntry `protobuf:"bytes,7,rep,name=trailing,proto3" json:"trailing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TableChunk) Reset() {
+	*x = TableChunk{}
+	mi := &file_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TableChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TableChunk) ProtoMessage() {}
+
+func (x *TableChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TableChunk.ProtoReflect.Descriptor instead.
+func (*TableChunk) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *TableChunk) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *TableChunk) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *TableChunk) GetConfiguration() []byte {
+	if x != nil {
+		return x.Configuration
+	}
+	return nil
+}
+
+func (x *TableChunk) GetConfigurationIndex() uint64 {
+	if x != nil {
+		return x.ConfigurationIndex
+	}
+	return 0
+}
+
+func (x *TableChunk) GetCurrentTerm() uint64 {
+	if x != nil {
+		return x.CurrentTerm
+	}
+	return 0
+}
+
+func (x *TableChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *TableChunk) GetTrailing() []*LogEntry {
+	if x != nil {
+		return x.Trailing
+	}
+	return nil
+}
+
 type ProgressRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -612,7 +957,7 @@ type ProgressRequest struct {
 
 func (x *ProgressRequest) Reset() {
 	*x = ProgressRequest{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +969,7 @@ func (x *ProgressRequest) String() string {
 func (*ProgressRequest) ProtoMessage() {}
 
 func (x *ProgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +982,7 @@ func (x *ProgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressRequest.ProtoReflect.Descriptor instead.
 func (*ProgressRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 type ProgressResponse struct {
@@ -654,7 +999,7 @@ type ProgressResponse struct {
 
 func (x *ProgressResponse) Reset() {
 	*x = ProgressResponse{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -666,7 +1011,7 @@ func (x *ProgressResponse) String() string {
 func (*ProgressResponse) ProtoMessage() {}
 
 func (x *ProgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -679,7 +1024,7 @@ func (x *ProgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressResponse.ProtoReflect.Descriptor instead.
 func (*ProgressResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ProgressResponse) GetIncarnation() string {
@@ -721,7 +1066,7 @@ type StaleGeneration struct {
 
 func (x *StaleGeneration) Reset() {
 	*x = StaleGeneration{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +1078,7 @@ func (x *StaleGeneration) String() string {
 func (*StaleGeneration) ProtoMessage() {}
 
 func (x *StaleGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +1091,7 @@ func (x *StaleGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StaleGeneration.ProtoReflect.Descriptor instead.
 func (*StaleGeneration) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StaleGeneration) GetGeneration() uint64 {
@@ -768,7 +1113,7 @@ type WrongMember struct {
 
 func (x *WrongMember) Reset() {
 	*x = WrongMember{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +1125,7 @@ func (x *WrongMember) String() string {
 func (*WrongMember) ProtoMessage() {}
 
 func (x *WrongMember) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +1138,7 @@ func (x *WrongMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrongMember.ProtoReflect.Descriptor instead.
 func (*WrongMember) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WrongMember) GetId() string {
@@ -851,7 +1196,7 @@ const file_control_proto_rawDesc = "" +
 	"\acommand\x18\x01 \x01(\fR\acommand\"?\n" +
 	"\x0fForwardResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
-	"\x06result\x18\x02 \x01(\fR\x06result\"p\n" +
+	"\x06result\x18\x02 \x01(\fR\x06result\"\x9e\x01\n" +
 	"\x0eConfirmRequest\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -859,7 +1204,10 @@ const file_control_proto_rawDesc = "" +
 	"\vclock_ahead\x18\x02 \x01(\x03R\n" +
 	"clockAhead\x12\x1d\n" +
 	"\n" +
-	"clock_term\x18\x03 \x01(\x04R\tclockTerm\"\xdd\x02\n" +
+	"clock_term\x18\x03 \x01(\x04R\tclockTerm\x12\x14\n" +
+	"\x05index\x18\n" +
+	" \x01(\x04R\x05index\x12\x16\n" +
+	"\x06digest\x18\v \x01(\fR\x06digest\"\xa5\x03\n" +
 	"\x0fConfirmResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12(\n" +
@@ -869,10 +1217,35 @@ const file_control_proto_rawDesc = "" +
 	"tableAhead\x12!\n" +
 	"\fclocks_agree\x18\x06 \x01(\bR\vclocksAgree\x12Q\n" +
 	"\n" +
-	"clock_skew\x18\a \x03(\v22.stemedb.control.v1.ConfirmResponse.ClockSkewEntryR\tclockSkew\x1a<\n" +
+	"clock_skew\x18\a \x03(\v22.stemedb.control.v1.ConfirmResponse.ClockSkewEntryR\tclockSkew\x12\x16\n" +
+	"\x06digest\x18\n" +
+	" \x01(\fR\x06digest\x12\x18\n" +
+	"\adiffers\x18\v \x01(\bR\adiffers\x12\x14\n" +
+	"\x05doubt\x18\f \x01(\tR\x05doubt\x1a<\n" +
 	"\x0eClockSkewEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x12R\x05value:\x028\x01\"\x11\n" +
+	"\x05value\x18\x02 \x01(\x12R\x05value:\x028\x01\"&\n" +
+	"\x0eEntriesRequest\x12\x14\n" +
+	"\x05index\x18\x01 \x03(\x04R\x05index\"h\n" +
+	"\x0fEntriesResponse\x126\n" +
+	"\aentries\x18\x01 \x03(\v2\x1c.stemedb.control.v1.LogEntryR\aentries\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x02 \x01(\tR\tclusterId\"\\\n" +
+	"\bLogEntry\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04type\x18\x03 \x01(\rR\x04type\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data\"\x0e\n" +
+	"\fTableRequest\"\xfe\x01\n" +
+	"\n" +
+	"TableChunk\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12$\n" +
+	"\rconfiguration\x18\x03 \x01(\fR\rconfiguration\x12/\n" +
+	"\x13configuration_index\x18\x04 \x01(\x04R\x12configurationIndex\x12!\n" +
+	"\fcurrent_term\x18\x05 \x01(\x04R\vcurrentTerm\x12\x12\n" +
+	"\x04data\x18\x06 \x01(\fR\x04data\x128\n" +
+	"\btrailing\x18\a \x03(\v2\x1c.stemedb.control.v1.LogEntryR\btrailing\"\x11\n" +
 	"\x0fProgressRequest\"\xf6\x01\n" +
 	"\x10ProgressResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x17\n" +
@@ -891,13 +1264,15 @@ const file_control_proto_rawDesc = "" +
 	"\vWrongMember\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x02 \x01(\tR\tclusterId2\xa1\x03\n" +
+	"cluster_id\x18\x02 \x01(\tR\tclusterId2\xc2\x04\n" +
 	"\aControl\x12L\n" +
 	"\x05Hello\x12 .stemedb.control.v1.HelloRequest\x1a!.stemedb.control.v1.HelloResponse\x12I\n" +
 	"\x04Join\x12\x1f.stemedb.control.v1.JoinRequest\x1a .stemedb.control.v1.JoinResponse\x12R\n" +
 	"\aForward\x12\".stemedb.control.v1.ForwardRequest\x1a#.stemedb.control.v1.ForwardResponse\x12R\n" +
 	"\aConfirm\x12\".stemedb.control.v1.ConfirmRequest\x1a#.stemedb.control.v1.ConfirmResponse\x12U\n" +
-	"\bProgress\x12#.stemedb.control.v1.ProgressRequest\x1a$.stemedb.control.v1.ProgressResponseB>Z<github.com/stemedb/stemedb/server/internal/control/controlpbb\x06proto3"
+	"\bProgress\x12#.stemedb.control.v1.ProgressRequest\x1a$.stemedb.control.v1.ProgressResponse\x12K\n" +
+	"\x05Table\x12 .stemedb.control.v1.TableRequest\x1a\x1e.stemedb.control.v1.TableChunk0\x01\x12R\n" +
+	"\aEntries\x12\".stemedb.control.v1.EntriesRequest\x1a#.stemedb.control.v1.EntriesResponseB>Z<github.com/stemedb/stemedb/server/internal/control/controlpbb\x06proto3"
 
 var (
 	file_control_proto_rawDescOnce sync.Once
@@ -911,7 +1286,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_control_proto_goTypes = []any{
 	(*HelloRequest)(nil),     // 0: stemedb.control.v1.HelloRequest
 	(*HelloResponse)(nil),    // 1: stemedb.control.v1.HelloResponse
@@ -921,31 +1296,42 @@ var file_control_proto_goTypes = []any{
 	(*ForwardResponse)(nil),  // 5: stemedb.control.v1.ForwardResponse
 	(*ConfirmRequest)(nil),   // 6: stemedb.control.v1.ConfirmRequest
 	(*ConfirmResponse)(nil),  // 7: stemedb.control.v1.ConfirmResponse
-	(*ProgressRequest)(nil),  // 8: stemedb.control.v1.ProgressRequest
-	(*ProgressResponse)(nil), // 9: stemedb.control.v1.ProgressResponse
-	(*StaleGeneration)(nil),  // 10: stemedb.control.v1.StaleGeneration
-	(*WrongMember)(nil),      // 11: stemedb.control.v1.WrongMember
-	nil,                      // 12: stemedb.control.v1.ConfirmResponse.ClockSkewEntry
-	nil,                      // 13: stemedb.control.v1.ProgressResponse.CursorsEntry
+	(*EntriesRequest)(nil),   // 8: stemedb.control.v1.EntriesRequest
+	(*EntriesResponse)(nil),  // 9: stemedb.control.v1.EntriesResponse
+	(*LogEntry)(nil),         // 10: stemedb.control.v1.LogEntry
+	(*TableRequest)(nil),     // 11: stemedb.control.v1.TableRequest
+	(*TableChunk)(nil),       // 12: stemedb.control.v1.TableChunk
+	(*ProgressRequest)(nil),  // 13: stemedb.control.v1.ProgressRequest
+	(*ProgressResponse)(nil), // 14: stemedb.control.v1.ProgressResponse
+	(*StaleGeneration)(nil),  // 15: stemedb.control.v1.StaleGeneration
+	(*WrongMember)(nil),      // 16: stemedb.control.v1.WrongMember
+	nil,                      // 17: stemedb.control.v1.ConfirmResponse.ClockSkewEntry
+	nil,                      // 18: stemedb.control.v1.ProgressResponse.CursorsEntry
 }
 var file_control_proto_depIdxs = []int32{
-	12, // 0: stemedb.control.v1.ConfirmResponse.clock_skew:type_name -> stemedb.control.v1.ConfirmResponse.ClockSkewEntry
-	13, // 1: stemedb.control.v1.ProgressResponse.cursors:type_name -> stemedb.control.v1.ProgressResponse.CursorsEntry
-	0,  // 2: stemedb.control.v1.Control.Hello:input_type -> stemedb.control.v1.HelloRequest
-	2,  // 3: stemedb.control.v1.Control.Join:input_type -> stemedb.control.v1.JoinRequest
-	4,  // 4: stemedb.control.v1.Control.Forward:input_type -> stemedb.control.v1.ForwardRequest
-	6,  // 5: stemedb.control.v1.Control.Confirm:input_type -> stemedb.control.v1.ConfirmRequest
-	8,  // 6: stemedb.control.v1.Control.Progress:input_type -> stemedb.control.v1.ProgressRequest
-	1,  // 7: stemedb.control.v1.Control.Hello:output_type -> stemedb.control.v1.HelloResponse
-	3,  // 8: stemedb.control.v1.Control.Join:output_type -> stemedb.control.v1.JoinResponse
-	5,  // 9: stemedb.control.v1.Control.Forward:output_type -> stemedb.control.v1.ForwardResponse
-	7,  // 10: stemedb.control.v1.Control.Confirm:output_type -> stemedb.control.v1.ConfirmResponse
-	9,  // 11: stemedb.control.v1.Control.Progress:output_type -> stemedb.control.v1.ProgressResponse
-	7,  // [7:12] is the sub-list for method output_type
-	2,  // [2:7] is the sub-list for method input_type
-	2,  // [2:2] is the sub-list for extension type_name
-	2,  // [2:2] is the sub-list for extension extendee
-	0,  // [0:2] is the sub-list for field type_name
+	17, // 0: stemedb.control.v1.ConfirmResponse.clock_skew:type_name -> stemedb.control.v1.ConfirmResponse.ClockSkewEntry
+	10, // 1: stemedb.control.v1.EntriesResponse.entries:type_name -> stemedb.control.v1.LogEntry
+	10, // 2: stemedb.control.v1.TableChunk.trailing:type_name -> stemedb.control.v1.LogEntry
+	18, // 3: stemedb.control.v1.ProgressResponse.cursors:type_name -> stemedb.control.v1.ProgressResponse.CursorsEntry
+	0,  // 4: stemedb.control.v1.Control.Hello:input_type -> stemedb.control.v1.HelloRequest
+	2,  // 5: stemedb.control.v1.Control.Join:input_type -> stemedb.control.v1.JoinRequest
+	4,  // 6: stemedb.control.v1.Control.Forward:input_type -> stemedb.control.v1.ForwardRequest
+	6,  // 7: stemedb.control.v1.Control.Confirm:input_type -> stemedb.control.v1.ConfirmRequest
+	13, // 8: stemedb.control.v1.Control.Progress:input_type -> stemedb.control.v1.ProgressRequest
+	11, // 9: stemedb.control.v1.Control.Table:input_type -> stemedb.control.v1.TableRequest
+	8,  // 10: stemedb.control.v1.Control.Entries:input_type -> stemedb.control.v1.EntriesRequest
+	1,  // 11: stemedb.control.v1.Control.Hello:output_type -> stemedb.control.v1.HelloResponse
+	3,  // 12: stemedb.control.v1.Control.Join:output_type -> stemedb.control.v1.JoinResponse
+	5,  // 13: stemedb.control.v1.Control.Forward:output_type -> stemedb.control.v1.ForwardResponse
+	7,  // 14: stemedb.control.v1.Control.Confirm:output_type -> stemedb.control.v1.ConfirmResponse
+	14, // 15: stemedb.control.v1.Control.Progress:output_type -> stemedb.control.v1.ProgressResponse
+	12, // 16: stemedb.control.v1.Control.Table:output_type -> stemedb.control.v1.TableChunk
+	9,  // 17: stemedb.control.v1.Control.Entries:output_type -> stemedb.control.v1.EntriesResponse
+	11, // [11:18] is the sub-list for method output_type
+	4,  // [4:11] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -959,7 +1345,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,8 @@ const (
 	Control_Forward_FullMethodName  = "/stemedb.control.v1.Control/Forward"
 	Control_Confirm_FullMethodName  = "/stemedb.control.v1.Control/Confirm"
 	Control_Progress_FullMethodName = "/stemedb.control.v1.Control/Progress"
+	Control_Table_FullMethodName    = "/stemedb.control.v1.Control/Table"
+	Control_Entries_FullMethodName  = "/stemedb.control.v1.Control/Entries"
 )
 
 // ControlClient is the client API for Control service.
@@ -45,6 +47,13 @@ type ControlClient interface {
 	Confirm(ctx context.Context, in *ConfirmRequest, opts ...grpc.CallOption) (*ConfirmResponse, error)
 	// Progress asks a member how far its log and its cursors are.
 	Progress(ctx context.Context, in *ProgressRequest, opts ...grpc.CallOption) (*ProgressResponse, error)
+	// Table asks the leader for a snapshot of the table that covers every entry
+	// of the leader's log at the time of the call, for a member whose own copy is
+	// damaged or differs.
+	Table(ctx context.Context, in *TableRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TableChunk], error)
+	// Entries asks a member for entries of its Raft log, for a member that has
+	// damaged ones. Any member answers, whether there is a leader or not.
+	Entries(ctx context.Context, in *EntriesRequest, opts ...grpc.CallOption) (*EntriesResponse, error)
 }
 
 type controlClient struct {
@@ -105,6 +114,35 @@ func (c *controlClient) Progress(ctx context.Context, in *ProgressRequest, opts 
 	return out, nil
 }
 
+func (c *controlClient) Table(ctx context.Context, in *TableRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TableChunk], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Control_ServiceDesc.Streams[0], Control_Table_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TableRequest, TableChunk]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Control_TableClient = grpc.ServerStreamingClient[TableChunk]
+
+func (c *controlClient) Entries(ctx context.Context, in *EntriesRequest, opts ...grpc.CallOption) (*EntriesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EntriesResponse)
+	err := c.cc.Invoke(ctx, Control_Entries_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -120,6 +158,13 @@ type ControlServer interface {
 	Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error)
 	// Progress asks a member how far its log and its cursors are.
 	Progress(context.Context, *ProgressRequest) (*ProgressResponse, error)
+	// Table asks the leader for a snapshot of the table that covers every entry
+	// of the leader's log at the time of the call, for a member whose own copy is
+	// damaged or differs.
+	Table(*TableRequest, grpc.ServerStreamingServer[TableChunk]) error
+	// Entries asks a member for entries of its Raft log, for a member that has
+	// damaged ones. Any member answers, whether there is a leader or not.
+	Entries(context.Context, *EntriesRequest) (*EntriesResponse, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -144,6 +189,12 @@ func (UnimplementedControlServer) Confirm(context.Context, *ConfirmRequest) (*Co
 }
 func (UnimplementedControlServer) Progress(context.Context, *ProgressRequest) (*ProgressResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Progress not implemented")
+}
+func (UnimplementedControlServer) Table(*TableRequest, grpc.ServerStreamingServer[TableChunk]) error {
+	return status.Error(codes.Unimplemented, "method Table not implemented")
+}
+func (UnimplementedControlServer) Entries(context.Context, *EntriesRequest) (*EntriesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Entries not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -256,6 +307,35 @@ func _Control_Progress_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_Table_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TableRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ControlServer).Table(m, &grpc.GenericServerStream[TableRequest, TableChunk]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Control_TableServer = grpc.ServerStreamingServer[TableChunk]
+
+func _Control_Entries_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EntriesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Entries(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Entries_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Entries(ctx, req.(*EntriesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -283,7 +363,17 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Progress",
 			Handler:    _Control_Progress_Handler,
 		},
+		{
+			MethodName: "Entries",
+			Handler:    _Control_Entries_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Table",
+			Handler:       _Control_Table_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "control.proto",
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,24 +20,132 @@ var errStale = errors.New("this storage was opened anew by a later start of the 
 
 // Disk is the storage of one node over its restarts.
 type Disk struct {
-	mu       sync.Mutex // guards everything here
-	logs     *raft.InmemStore
-	snapshot *saved // the newest one that was finished
-	opened   int
-	failing  error
+	mu        sync.Mutex // guards everything here
+	logs      *raft.InmemStore
+	snapshots []*saved // finished ones, the newest first
+	opened    int
+	process   int
+	failing   error
+	full      error // of snapshots
+	rotting   func(*raft.Log) bool
 }
+
+// kept is how many snapshots stay, as on a real disk.
+const kept = 2
 
 // New returns an empty disk.
 func New() *Disk {
 	return &Disk{logs: raft.NewInmemStore()}
 }
 
-// Open returns the storage for a start of the node. Earlier ones fail from now on.
+// Process begins a process of the node and returns how it opens the storage.
+// What earlier processes have open or open from now on fails.
+func (d *Disk) Process() func() (*Storage, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.process++
+	d.opened++
+	mine := d.process
+	return func() (*Storage, error) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.process != mine {
+			return nil, errStale
+		}
+		return d.open(), nil
+	}
+}
+
+// Open returns the storage for a test's own look at it. Earlier ones fail from
+// now on.
 func (d *Disk) Open() *Storage {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.open()
+}
+
+func (d *Disk) open() *Storage {
 	d.opened++
 	return &Storage{disk: d, start: d.opened}
+}
+
+// FailSnapshots makes later snapshots fail; nil lets them work again.
+func (d *Disk) FailSnapshots(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.full = err
+}
+
+// RotWrites makes the disk store entries that match with a flipped bit, without
+// an error; nil ends that.
+func (d *Disk) RotWrites(match func(*raft.Log) bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.rotting = match
+}
+
+// RotSnapshot flips a bit of a finished snapshot; 0 is the newest.
+func (d *Disk) RotSnapshot(i int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.snapshots[i].data = bytes.Clone(d.snapshots[i].data)
+	d.snapshots[i].data[len(d.snapshots[i].data)/2] ^= 1
+}
+
+// RotTerm flips a bit of the stored term.
+func (d *Disk) RotTerm() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	key := []byte("CurrentTerm")
+	held, err := d.logs.Get(key)
+	if err != nil {
+		return err
+	}
+	b := bytes.Clone(held)
+	b[0] ^= 1
+	return d.logs.Set(key, b)
+}
+
+// RotLog flips the last bit of the data of each entry that matches, and returns
+// how many those were. Again puts them right.
+func (d *Disk) RotLog(match func(*raft.Log) bool) (rotten int, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	first, err := d.logs.FirstIndex()
+	if err != nil {
+		return 0, err
+	}
+	last, err := d.logs.LastIndex()
+	if err != nil {
+		return 0, err
+	}
+	for i := first; i <= last; i++ {
+		var e raft.Log
+		if err := d.logs.GetLog(i, &e); errors.Is(err, raft.ErrLogNotFound) {
+			continue
+		} else if err != nil {
+			return rotten, err
+		}
+		if !match(&e) {
+			continue
+		}
+		flip(&e)
+		if err := d.logs.StoreLog(&e); err != nil {
+			return rotten, err
+		}
+		rotten++
+	}
+	return rotten, nil
+}
+
+// flip flips the last bit of the data, or of the term when there is no data.
+func flip(e *raft.Log) {
+	if len(e.Data) == 0 {
+		e.Term ^= 1
+		return
+	}
+	e.Data = bytes.Clone(e.Data)
+	e.Data[len(e.Data)-1] ^= 1
 }
 
 // Fail makes all later writes fail; nil lets them work again.
@@ -51,10 +160,10 @@ func (d *Disk) Fail(err error) {
 func (d *Disk) Snapshot() uint64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.snapshot == nil {
+	if len(d.snapshots) == 0 {
 		return 0
 	}
-	return d.snapshot.meta.Index
+	return d.snapshots[0].meta.Index
 }
 
 // Storage is what one start of a node sees. It implements control.RaftStorage.
@@ -94,6 +203,14 @@ func (s *Storage) Close() error {
 	return nil
 }
 
+// DropSnapshot implements control.RaftStorage.
+func (s *Storage) DropSnapshot(id string) error {
+	return s.write(func() error {
+		s.disk.snapshots = slices.DeleteFunc(s.disk.snapshots, func(held *saved) bool { return held.meta.ID == id })
+		return nil
+	})
+}
+
 type logs struct{ s *Storage }
 
 func (l logs) FirstIndex() (uint64, error)            { return l.s.disk.logs.FirstIndex() }
@@ -102,7 +219,17 @@ func (l logs) GetLog(index uint64, e *raft.Log) error { return l.s.disk.logs.Get
 func (l logs) StoreLog(e *raft.Log) error             { return l.StoreLogs([]*raft.Log{e}) }
 
 func (l logs) StoreLogs(e []*raft.Log) error {
-	return l.s.write(func() error { return l.s.disk.logs.StoreLogs(e) })
+	return l.s.write(func() error {
+		stored := slices.Clone(e)
+		for i := range stored {
+			if rots := l.s.disk.rotting; rots != nil && rots(stored[i]) {
+				c := *stored[i]
+				flip(&c)
+				stored[i] = &c
+			}
+		}
+		return l.s.disk.logs.StoreLogs(stored)
+	})
 }
 
 func (l logs) DeleteRange(first, last uint64) error {
@@ -144,22 +271,24 @@ func (t snapshots) Create(version raft.SnapshotVersion, index, term uint64, conf
 func (t snapshots) List() ([]*raft.SnapshotMeta, error) {
 	t.s.disk.mu.Lock()
 	defer t.s.disk.mu.Unlock()
-	if t.s.disk.snapshot == nil {
-		return nil, nil
+	var all []*raft.SnapshotMeta
+	for _, held := range t.s.disk.snapshots {
+		meta := held.meta
+		all = append(all, &meta)
 	}
-	meta := t.s.disk.snapshot.meta
-	return []*raft.SnapshotMeta{&meta}, nil
+	return all, nil
 }
 
 func (t snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	t.s.disk.mu.Lock()
 	defer t.s.disk.mu.Unlock()
-	have := t.s.disk.snapshot
-	if have == nil || have.meta.ID != id {
-		return nil, nil, fmt.Errorf("there is no snapshot %s", id)
+	for _, have := range t.s.disk.snapshots {
+		if have.meta.ID == id {
+			meta := have.meta
+			return &meta, io.NopCloser(bytes.NewReader(bytes.Clone(have.data))), nil
+		}
 	}
-	meta := have.meta
-	return &meta, io.NopCloser(bytes.NewReader(have.data)), nil
+	return nil, nil, fmt.Errorf("there is no snapshot %s", id)
 }
 
 type sink struct {
@@ -181,8 +310,12 @@ func (k *sink) Close() error {
 	}
 	k.done = true
 	return k.s.write(func() error {
+		if k.s.disk.full != nil {
+			return k.s.disk.full
+		}
 		k.meta.Size = int64(len(k.data))
-		k.s.disk.snapshot = &k.saved
+		all := slices.Insert(k.s.disk.snapshots, 0, &k.saved)
+		k.s.disk.snapshots = all[:min(len(all), kept)]
 		return nil
 	})
 }

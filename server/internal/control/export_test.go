@@ -1,0 +1,15 @@
+package control
+
+import "github.com/stemedb/stemedb/server/internal/keys"
+
+// Sealed is how Raft sees a storage: with checksums.
+func Sealed(s RaftStorage) RaftStorage { return sealed{s} }
+
+// Revocation is the command that revokes a key.
+func Revocation(h keys.Hash) []byte {
+	b, err := encodeCommand(&revokeKey{Hash: h, At: 1})
+	if err != nil {
+		panic(err)
+	}
+	return b
+}

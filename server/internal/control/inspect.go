@@ -1,0 +1,118 @@
+package control
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/hashicorp/raft"
+)
+
+// inspection is what a look at all of Raft's storage found, before Raft reads
+// any of it: Raft panics on what it cannot read.
+type inspection struct {
+	snapshot uint64   // index of the newest snapshot that is intact
+	hidden   []string // ids of damaged snapshots
+	lost     uint64   // index of the newest damaged one that is newer than that
+	first    uint64   // of the log
+	cut      uint64   // the newest damaged entry that the snapshot covers
+	// damage is set when this storage alone does not give the table: an entry
+	// that no intact snapshot covers is damaged or missing.
+	damage error
+	bad    []uint64 // the entries that it speaks of
+	// thin: the log goes on behind the snapshot but begins there, so that a leader
+	// that steps back finds no entry to agree on.
+	thin bool
+}
+
+// inspect fails when the storage cannot be read at all, when the term or the
+// vote is damaged, or when a snapshot needs a newer release.
+func inspect(storage sealed) (found inspection, err error) {
+	if err := checkVote(storage.Stable()); err != nil {
+		return found, err
+	}
+	if err := found.lookAtSnapshots(storage.Snapshots()); err != nil {
+		return found, err
+	}
+	return found, found.lookAtLog(storage.Logs())
+}
+
+func checkVote(stable raft.StableStore) error {
+	for _, key := range []string{"CurrentTerm", "LastVoteTerm", "LastVoteCand"} {
+		if _, err := stable.Get([]byte(key)); errors.Is(err, errDamaged) {
+			return voteDamaged(err)
+		}
+	}
+	return nil
+}
+
+func (f *inspection) lookAtSnapshots(snapshots raft.SnapshotStore) error {
+	all, err := snapshots.List()
+	if err != nil {
+		return fmt.Errorf("list the control table's snapshots: %w", err)
+	}
+	for _, meta := range all {
+		err := trySnapshot(snapshots, meta.ID)
+		switch {
+		case errors.Is(err, ErrTooOld):
+			return err
+		case err != nil:
+			f.hidden = append(f.hidden, meta.ID)
+			if f.snapshot == 0 && f.damage == nil {
+				f.lost, f.damage = meta.Index, err // unless the log makes up for it
+			}
+		case f.snapshot == 0:
+			f.snapshot = meta.Index
+		}
+	}
+	return nil
+}
+
+func trySnapshot(snapshots raft.SnapshotStore, id string) error {
+	_, r, err := snapshots.Open(id)
+	if err != nil {
+		return err
+	}
+	b, err := io.ReadAll(r)
+	if err = errors.Join(err, r.Close()); err != nil {
+		return err
+	}
+	_, err = decodeSnapshot(b)
+	return err
+}
+
+func (f *inspection) lookAtLog(logs raft.LogStore) error {
+	first, err := logs.FirstIndex()
+	if err != nil {
+		return fmt.Errorf("read the control table's log: %w", err)
+	}
+	last, err := logs.LastIndex()
+	if err != nil {
+		return fmt.Errorf("read the control table's log: %w", err)
+	}
+	f.first = first
+	if f.lost > last {
+		return nil // the log ends before the damaged snapshot: what that held is not here
+	}
+	f.damage = nil
+	var e raft.Log
+	f.thin = 0 < f.snapshot && f.snapshot < last && errors.Is(logs.GetLog(f.snapshot, &e), raft.ErrLogNotFound)
+	for i := max(1, min(first, f.snapshot+1)); i <= last; i++ {
+		var e raft.Log
+		err := logs.GetLog(i, &e)
+		switch {
+		case err == nil || i <= f.snapshot && errors.Is(err, raft.ErrLogNotFound):
+			// Entries that a snapshot from the leader replaced may be missing.
+		case i <= f.snapshot:
+			f.cut = i
+		default:
+			f.bad = append(f.bad, i)
+			if errors.Is(err, raft.ErrLogNotFound) {
+				err = fmt.Errorf("entry %d of the log is missing", i)
+			}
+			f.damage = cmp.Or(f.damage, err)
+		}
+	}
+	return nil
+}

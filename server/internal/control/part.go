@@ -1,0 +1,298 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// A part is one instance of Raft with its storage. When it fails, Control takes
+// it down and starts another one in the same process: it opens the storage again,
+// inspects it, has damaged entries sent by other members (mend.go) or, failing
+// that, the table by the leader (fetch.go), and starts Raft. It tries until that
+// works, with growing pauses.
+type part struct {
+	storage   *guard
+	raft      *raft.Raft
+	transport *raft.NetworkTransport
+
+	ctx     context.Context
+	stop    context.CancelFunc
+	workers sync.WaitGroup
+
+	renewing atomic.Bool // a snapshot is being taken
+}
+
+// failure is why a part ended. Any other error that fails the table is not
+// mended by another start.
+type failure struct {
+	kind  string
+	err   error
+	fetch bool  // the storage alone does not give the table: the leader's is needed
+	tried error // what came of the last attempt to fetch it
+}
+
+// The kinds of failures, as the metric names them.
+const (
+	storageFailed  = "storage"
+	snapshotFailed = "snapshot"
+	damaged        = "damage"
+	diverged       = "divergence"
+	inMemory       = "memory"
+)
+
+func (f *failure) Error() string {
+	switch {
+	case f.tried != nil:
+		return fmt.Sprintf("%v; this node tries to fetch the table from the leader again until that succeeds; last attempt: %v", f.err, f.tried)
+	case f.fetch:
+		return fmt.Sprintf("%v; this node fetches the table from the leader", f.err)
+	case f.kind == storageFailed:
+		return fmt.Sprintf("%v; this node opens the control table's storage again until that succeeds: mend the WAL volume if it keeps failing", f.err)
+	}
+	return f.err.Error()
+}
+
+func (f *failure) Unwrap() error { return f.err }
+
+func damagedCopy(err error) *failure {
+	return &failure{kind: damaged, fetch: true, err: fmt.Errorf("this node's copy of the control table is damaged: %w", err)}
+}
+
+// voteDamaged: without its term and vote a member might vote twice in one term,
+// so it takes no part any more.
+func voteDamaged(err error) *failure {
+	return &failure{kind: damaged, err: fmt.Errorf("the stored term or vote of this member is unusable (%w), and it must not vote twice: "+
+		"empty both volumes of this node, so that it joins as a new member and is refilled by the others", err)}
+}
+
+// openPart opens the storage. The part exists even when what is stored turns out
+// to be unusable.
+func (c *Control) openPart() (*part, error) {
+	raw, err := c.cfg.Storage()
+	if err != nil {
+		return nil, &failure{kind: storageFailed, err: fmt.Errorf("open the control table's storage: %w", err)}
+	}
+	p := &part{}
+	p.ctx, p.stop = context.WithCancel(c.ctx)
+	p.storage = &guard{
+		sealed: sealed{raw},
+		failed: func(f *failure) { c.table.fail(f) },
+		remake: func() { c.damagedSnapshot(p) },
+		renew:  func() { c.renewSnapshot(p) },
+		missed: c.missedSnapshot,
+	}
+	c.partMu.Lock()
+	defer c.partMu.Unlock()
+	c.part = p
+	return p, nil
+}
+
+// beginPart starts Raft on what the storage holds.
+func (c *Control) beginPart(p *part) error {
+	found, err := inspect(p.storage.sealed)
+	switch {
+	case err != nil:
+		return asFailure(err)
+	case found.damage != nil:
+		return damagedCopy(found.damage)
+	}
+	if err := p.storage.drop(found.hidden); err != nil {
+		return asFailure(err)
+	}
+	if found.cut > 0 {
+		c.log.Warn("drops damaged entries of the control table's log that a snapshot covers", "up_to", found.cut)
+		if err := p.storage.sealed.Logs().DeleteRange(found.first, found.cut); err != nil {
+			return asFailure(err)
+		}
+	}
+	if err := c.startRaft(p); err != nil {
+		return asFailure(err)
+	}
+	if len(found.hidden) > 0 {
+		c.log.Warn("a snapshot of the control table is damaged; the one before it and the log replace it", "snapshots", found.hidden)
+		c.damagedSnapshot(p)
+	}
+	return nil
+}
+
+// asFailure makes an error of the storage one that another start may mend.
+func asFailure(err error) error {
+	var f *failure
+	if errors.As(err, &f) || errors.Is(err, ErrTooOld) {
+		return err
+	}
+	return &failure{kind: storageFailed, err: err}
+}
+
+// endPart takes the part down and returns when nothing of it runs.
+func (c *Control) endPart() error {
+	c.readyTerm.Store(0)
+	c.partMu.Lock()
+	p := c.part
+	c.part = nil
+	c.partMu.Unlock()
+	if p == nil {
+		return nil
+	}
+	p.stop()
+	var errs []error
+	if p.raft != nil {
+		errs = append(errs, p.raft.Shutdown().Error())
+	}
+	if p.transport != nil {
+		p.transport.CloseStreams()
+		errs = append(errs, p.transport.Close())
+	}
+	p.workers.Wait()
+	return errors.Join(append(errs, p.storage.Close())...)
+}
+
+// keepRaft keeps a part running until the control table is closed; err is what
+// the first start met.
+func (c *Control) keepRaft(err error) {
+	pause := c.cfg.Timings.RestartAfter
+	for {
+		if err == nil {
+			began := time.Now()
+			if err = c.watchPart(); err == nil {
+				return
+			}
+			if time.Since(began) > c.cfg.Timings.RestartMax {
+				pause = c.cfg.Timings.RestartAfter
+			}
+		}
+		c.partFailed(err)
+		if err := c.endPart(); err != nil {
+			c.log.Warn("a failed part of the control table did not end cleanly", "error", err)
+		}
+		var f *failure
+		if !errors.As(err, &f) {
+			<-c.ctx.Done() // another start would meet the same
+			return
+		}
+		if !c.sleep(pause) {
+			return
+		}
+		pause = min(2*pause, c.cfg.Timings.RestartMax)
+		if err = c.restartPart(f); err == nil {
+			c.table.mend()
+			c.restarts.Inc()
+			c.log.Info("the control table's part of this node was started again", "after", f.err)
+		}
+	}
+}
+
+// watchPart returns why the part failed, or nil when the control table is closed.
+// Now and then it looks whether memory still holds what was put there.
+func (c *Control) watchPart() error {
+	audit := time.NewTicker(c.cfg.Timings.AuditEvery)
+	defer audit.Stop()
+	for {
+		select {
+		case <-c.ctx.Done():
+			return nil
+		case <-c.table.broken:
+			return c.table.err()
+		case <-audit.C:
+			if err := c.State().verify(); err != nil {
+				c.table.fail(&failure{kind: inMemory, err: err})
+			}
+		}
+	}
+}
+
+// partFailed tells everyone, and lets another member lead if this one did.
+func (c *Control) partFailed(err error) {
+	kind := "other"
+	var f *failure
+	if errors.As(err, &f) {
+		kind = f.kind
+	}
+	c.failures.WithLabelValues(kind).Inc()
+	c.log.Error("this node's copy of the control table has failed", "kind", kind, "error", err)
+	c.table.failed.Store(&err)
+	c.distrust()
+	if kind == diverged || kind == inMemory {
+		c.handOver(c.ctx)
+	}
+}
+
+// restartPart starts another part after f. The storage is always read once more,
+// since a fault may have been one of reading.
+func (c *Control) restartPart(f *failure) error {
+	p, err := c.openPart()
+	if err != nil {
+		return err
+	}
+	found, err := inspect(p.storage.sealed)
+	if err != nil {
+		return asFailure(err)
+	}
+	why := f
+	if len(found.bad) > 0 {
+		if err := c.mendEntries(p.storage.sealed, found.bad); err != nil {
+			c.log.Warn("damaged entries of the control table's log were not mended one by one", "error", err)
+		}
+		if found, err = inspect(p.storage.sealed); err != nil {
+			return asFailure(err)
+		}
+	}
+	if found.damage != nil {
+		why = damagedCopy(found.damage)
+	}
+	if found.damage != nil || f.kind == diverged || found.thin {
+		err := c.fetchTable(p.storage.sealed)
+		if found.thin && found.damage == nil && f.kind != diverged {
+			return c.beginPart(p) // it would only be better
+		}
+		if err != nil {
+			return &failure{kind: why.kind, fetch: true, err: why.err, tried: err}
+		}
+	}
+	return c.beginPart(p)
+}
+
+// missedSnapshot: the log only grows meanwhile, so this copy goes on.
+func (c *Control) missedSnapshot(err error) {
+	c.failures.WithLabelValues(snapshotFailed).Inc()
+	c.log.Error("a snapshot of the control table could not be written; it is tried again", "error", err)
+}
+
+// remakeEvery is between two attempts to replace a damaged snapshot.
+const remakeEvery = 10 * time.Second
+
+func (c *Control) damagedSnapshot(p *part) {
+	c.failures.WithLabelValues(damaged).Inc()
+	c.renewSnapshot(p)
+}
+
+// renewSnapshot takes a new snapshot, which may have to wait for Raft. Several
+// requests at once are one.
+func (c *Control) renewSnapshot(p *part) {
+	if !p.renewing.CompareAndSwap(false, true) {
+		return
+	}
+	p.workers.Go(func() {
+		defer p.renewing.Store(false)
+		for p.ctx.Err() == nil {
+			err := errors.New("Raft has not started yet")
+			if r := c.raft.Load(); r != nil {
+				err = r.Snapshot().Error()
+			}
+			if err == nil || errors.Is(err, raft.ErrNothingNewToSnapshot) {
+				return
+			}
+			c.log.Warn("a snapshot of the control table was not renewed yet", "error", err)
+			select {
+			case <-p.ctx.Done():
+			case <-time.After(remakeEvery):
+			}
+		}
+	})
+}

@@ -1,0 +1,169 @@
+package control
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/stemedb/stemedb/server/internal/control/controlpb"
+)
+
+// Whose table is right. Each confirmation compares the asker's digest with the
+// leader's, at both ends: the asker trusts its copy only when the digests at the
+// leader's index are equal, and the leader remembers what each asker's digest
+// was compared with its own. The tables of two members that differ are told
+// apart by the voters: a copy is right when a majority holds the same one.
+//   - The asker differs, and a majority of the voters, the leader included, agreed
+//     with the leader at that command or later: the asker fetches the leader's.
+//   - A majority differs from the leader: the leader hands over and fetches its
+//     successor's.
+//   - Neither: nobody knows. If that lasts for longer than the others take to be
+//     heard, the leader confirms no copy, its own included.
+
+// opinion is how a member's digest compared with the leader's.
+type opinion struct {
+	index  uint64
+	agrees bool
+}
+
+// jury is what the leader of a term heard.
+type jury struct {
+	mu       sync.Mutex
+	term     uint64
+	opinions map[string]opinion // by member id
+	doubtful time.Time          // since when nobody knows; zero when it is known
+}
+
+// hear notes a member's digest; one that cannot be compared changes nothing.
+func (j *jury) hear(term uint64, id string, at dated, own *history) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.term != term {
+		j.term, j.opinions, j.doubtful = term, map[string]opinion{}, time.Time{}
+	}
+	if held, known := own.at(at.index); id != "" && known {
+		j.opinions[id] = opinion{index: at.index, agrees: held == at.digest}
+	}
+}
+
+// verdict is what the opinions of the voters come to.
+type verdict struct {
+	outvoted  bool            // a majority differs from the leader
+	undecided []string        // members that differ, with no majority against them
+	since     time.Time       // when the first of those was heard
+	differs   map[string]bool // members with a majority against them
+}
+
+func (j *jury) verdict(voters []string) verdict {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	v := verdict{differs: map[string]bool{}}
+	against := 0
+	for id, o := range j.opinions {
+		if o.agrees {
+			continue
+		}
+		agree := 1 // the leader
+		for _, voter := range voters {
+			if other := j.opinions[voter]; other.agrees && other.index >= o.index {
+				agree++
+			}
+		}
+		votes := slices.Contains(voters, id)
+		if votes {
+			against++
+		}
+		switch {
+		case agree >= Majority(len(voters)):
+			v.differs[id] = true
+		case votes:
+			v.undecided = append(v.undecided, id)
+		}
+	}
+	v.outvoted = against >= Majority(len(voters))
+	switch {
+	case len(v.undecided) == 0:
+		j.doubtful = time.Time{}
+	case j.doubtful.IsZero():
+		j.doubtful = time.Now()
+	}
+	v.since = j.doubtful
+	return v
+}
+
+// hearingRounds is how many rounds of confirmations the leader waits for the
+// opinions of the others before it doubts its own table.
+const hearingRounds = 3
+
+// judge hears a member's digest, if there is one. differs: that member has to
+// fetch the leader's table. doubt: why the leader may not confirm anyone.
+func (c *Control) judge(term uint64, id string, at dated) (differs bool, doubt string, err error) {
+	c.jury.hear(term, id, at, &c.table.digests)
+	future := c.raft.Load().GetConfiguration()
+	if err := future.Error(); err != nil {
+		return false, "", err
+	}
+	var voters []string
+	for _, s := range future.Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			voters = append(voters, string(s.ID))
+		}
+	}
+	switch v := c.jury.verdict(voters); {
+	case v.outvoted:
+		err := &failure{kind: diverged, fetch: true, err: errors.New("this node's copy of the control table differs from that of a majority")}
+		c.table.fail(err)
+		return false, "", err
+	case len(v.undecided) > 0 && time.Since(v.since) > hearingRounds*c.cfg.Timings.ConfirmEvery:
+		return false, fmt.Sprintf("the control table of %v differs from that of the leader %s, and no majority is known to hold the same one: "+
+			"start the members that are down, or empty both volumes of the member whose table is wrong", v.undecided, c.id), nil
+	default:
+		return v.differs[id], "", nil
+	}
+}
+
+// compare holds this copy against the leader's answer. Without an error the copy
+// is what a majority decided, up to the leader's index.
+func (c *Control) compare(answer *controlpb.ConfirmResponse) error {
+	if answer.Differs {
+		err := &failure{kind: diverged, fetch: true, err: errors.New("this node's copy of the control table differs from that of a majority")}
+		c.table.fail(err)
+		return err
+	}
+	own, known := c.table.digests.at(answer.Index)
+	switch {
+	case answer.Doubt != "":
+		err := errors.New(answer.Doubt)
+		c.doubts(err)
+		return err
+	case !known || !c.table.digests.reaches(c.State().Index):
+		return fmt.Errorf("this copy cannot be compared with the leader's at %d yet", answer.Index)
+	case !bytes.Equal(own[:], answer.Digest):
+		err := fmt.Errorf("this node's copy of the control table differs from the leader's at %d; it is not trusted until a majority holds the same one", answer.Index)
+		c.doubts(err)
+		return err
+	}
+	c.doubt.Store(nil)
+	return nil
+}
+
+// doubts makes this copy one that is not trusted, until it compares well again.
+func (c *Control) doubts(err error) {
+	if c.doubt.Swap(&err) == nil {
+		c.failures.WithLabelValues(diverged).Inc()
+		c.log.Error("this node's copy of the control table is in doubt", "error", err)
+	}
+	c.distrust()
+	c.changed.broadcast()
+}
+
+func (c *Control) distrust() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.confirmed = time.Time{}
+}

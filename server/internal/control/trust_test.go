@@ -1,0 +1,618 @@
+package control_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/keys"
+)
+
+const kindRevoke = 8
+
+func isRevocation(e *raft.Log) bool { return e.Type == raft.LogCommand && e.Data[1] == kindRevoke }
+
+// rot flips a bit in each revocation of a node's log.
+func (n *node) rot() {
+	n.w.t.Helper()
+	rotten, err := n.disk.RotLog(isRevocation)
+	require.NoError(n.w.t, err)
+	require.NotZero(n.w.t, rotten)
+}
+
+// metric is a counter or gauge of the node.
+func (n *node) metric(name, kind string) float64 {
+	n.w.t.Helper()
+	families, err := n.reg.Gather()
+	require.NoError(n.w.t, err)
+	for _, f := range families {
+		for _, m := range f.Metric {
+			if f.GetName() == "stemedb_control_"+name && (kind == "" || m.Label[0].GetValue() == kind) {
+				return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	n.w.t.Fatalf("%s has no metric %s", n.name, name)
+	return 0
+}
+
+// revokedKey makes a key and revokes it.
+func (w *world) revokedKey(label string) keys.Hash {
+	w.t.Helper()
+	k, _, err := w.running().control.CreateKey(w.t.Context(), key(label))
+	require.NoError(w.t, err)
+	_, err = w.running().control.RevokeKey(w.t.Context(), k.Hash)
+	require.NoError(w.t, err)
+	time.Sleep(time.Second) // until it has reached every copy
+	return k.Hash
+}
+
+// trusts tells whether the node would let a key in.
+func (n *node) trusts(h keys.Hash) bool {
+	ok, _ := n.control.Confirmed()
+	k, there := n.control.GetKey(h)
+	return ok && there && k.Check(time.Now()) == keys.Usable
+}
+
+// follower is a node that does not lead.
+func (w *world) follower() *node {
+	for _, name := range []string{"a", "b", "c"} {
+		if n := w.node[name]; n.control != nil && n != w.leader() {
+			return n
+		}
+	}
+	w.t.Fatal("no follower runs")
+	return nil
+}
+
+// watchKey fails the test when a node trusts a revoked key while f runs.
+func (w *world) watchKey(h keys.Hash, within time.Duration, done func() bool, what string) {
+	w.t.Helper()
+	w.eventually(within, func() bool {
+		for _, n := range w.node {
+			if n.control != nil {
+				require.False(w.t, n.trusts(h), "a revoked key works on %s", n.name)
+			}
+		}
+		return done()
+	}, "%s", what)
+}
+
+func TestARottenRevocationIsNeverApplied(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		revoked := w.revokedKey("k")
+		c := w.node["c"]
+		c.stop()
+		c.rot()
+		c.start()
+		w.watchKey(revoked, time.Minute, func() bool {
+			ok, _ := c.control.Confirmed()
+			return ok && c.control.Err() == nil
+		}, "c has a table that it trusts")
+		held, ok := c.control.GetKey(revoked)
+		require.True(t, ok)
+		require.NotZero(t, held.RevokedAt)
+		require.Positive(t, c.metric("failures_total", "damage"))
+		require.Positive(t, c.metric("restarts_total", ""))
+		w.settled(3)
+		// What c stored by itself is good for another start, alone too.
+		c.kill()
+		c.start()
+		w.watchKey(revoked, time.Minute, func() bool { ok, _ := c.control.Confirmed(); return ok }, "c starts from its own storage")
+		require.Zero(t, c.metric("failures_total", "damage"))
+	})
+}
+
+// Two members elect nobody while one of them has a damaged log: the other one's
+// entries mend it. The same with three of which one is away.
+func TestARottenEntryIsMendedWithoutALeader(t *testing.T) {
+	for _, names := range [][]string{{"a", "b"}, {"a", "b", "c"}} {
+		t.Run(fmt.Sprint(len(names)), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t, names...)
+				defer w.close()
+				w.start()
+				w.settled(len(names))
+				revoked := w.revokedKey("k")
+				for _, n := range w.node {
+					n.stop()
+				}
+				a, b := w.node["a"], w.node["b"]
+				rotten, err := b.disk.RotLog(func(e *raft.Log) bool { return e.Index%2 == 0 })
+				require.NoError(t, err)
+				require.Greater(t, rotten, 2)
+				a.start()
+				b.start()
+				w.watchKey(revoked, 2*time.Minute, func() bool {
+					one, _ := a.control.Confirmed()
+					other, _ := b.control.Confirmed()
+					return one && other
+				}, "both are confirmed")
+				require.Positive(t, b.metric("failures_total", "damage"))
+				held, _ := b.control.GetKey(revoked)
+				require.NotZero(t, held.RevokedAt)
+			})
+		})
+	}
+}
+
+// A member whose log is beyond mending by entries gets the leader's table.
+func TestALogWithoutItsBeginningIsReplacedByTheLeadersTable(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		revoked := w.revokedKey("k")
+		n := w.follower()
+		n.stop()
+		require.NoError(t, n.disk.Open().Logs().DeleteRange(1, 4))
+		n.start()
+		w.settled(3)
+		require.Positive(t, n.disk.Snapshot(), "it has the leader's snapshot")
+		held, _ := n.control.GetKey(revoked)
+		require.NotZero(t, held.RevokedAt)
+		// An entry that was acknowledged before is still there after the loss of
+		// another member: the snapshot covers it.
+		for _, other := range w.node {
+			if other != n && other.control != nil && other != w.leader() {
+				other.kill()
+				break
+			}
+		}
+		_, _, err := w.running().control.CreateKey(t.Context(), key("another"))
+		require.NoError(t, err)
+	})
+}
+
+// The leader finds a rotten entry of its own while it brings a follower up to
+// date: it sends nothing of it, and another member leads.
+func TestALeaderNeverSendsARottenEntry(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		away := w.follower()
+		away.stop()
+		revoked := w.revokedKey("k")
+		leader := w.leader()
+		leader.rot()
+		away.start()
+		w.watchKey(revoked, time.Minute, func() bool { return leader.metric("failures_total", "damage") > 0 }, "the leader notices")
+		w.settled(3)
+		for _, n := range w.node {
+			require.NoError(t, n.control.Err())
+			held, _ := n.control.GetKey(revoked)
+			require.NotZero(t, held.RevokedAt, "at %s", n.name)
+		}
+	})
+}
+
+// The only copy there is: it is not trusted, the remedy is named, and it works
+// again when the disk gives the right bytes again.
+func TestASingleNodeWithARottenEntrySaysSo(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a")
+		defer w.close()
+		w.start()
+		w.settled(1)
+		revoked := w.revokedKey("k")
+		a := w.node["a"]
+		a.stop()
+		a.rot()
+		a.start()
+		w.watchKey(revoked, 10*time.Minute, func() bool { return a.metric("failures_total", "damage") > 10 }, "it keeps trying")
+		require.ErrorContains(t, a.control.Err(), "does not match its checksum")
+		require.ErrorContains(t, a.control.Err(), "volume snapshot")
+		_, _, err := a.control.LookupAtLeader(t.Context(), revoked)
+		require.Error(t, err)
+		a.rot() // a second flip: the bits are right again
+		w.watchKey(revoked, 2*time.Minute, func() bool { ok, _ := a.control.Confirmed(); return ok }, "it works again")
+		require.NoError(t, a.control.Err())
+	})
+}
+
+// A copy whose State differs although every checksum is right, as after a fault
+// of memory or of a release.
+func (n *node) diverge() {
+	n.w.t.Helper()
+	storage := control.Sealed(n.disk.Open())
+	last, err := storage.Logs().LastIndex()
+	require.NoError(n.w.t, err)
+	changed := 0
+	for i := uint64(1); i <= last; i++ {
+		var e raft.Log
+		if storage.Logs().GetLog(i, &e) != nil || !isRevocation(&e) {
+			continue
+		}
+		e.Data = control.Revocation(keys.HashOf("another key"))
+		require.NoError(n.w.t, storage.Logs().StoreLog(&e))
+		changed++
+	}
+	require.Positive(n.w.t, changed)
+}
+
+func TestACopyThatDiffersIsReplaced(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		revoked := w.revokedKey("k")
+		n := w.follower()
+		n.stop()
+		n.diverge()
+		n.start()
+		w.watchKey(revoked, time.Minute, func() bool {
+			held, _ := n.control.GetKey(revoked)
+			return held.RevokedAt != 0 && n.control.Err() == nil
+		}, "the copy is replaced")
+		require.Positive(t, n.metric("failures_total", "divergence"))
+		w.settled(3)
+		for _, other := range w.node {
+			if other != n {
+				require.Zero(t, other.metric("failures_total", "divergence"), "at %s", other.name)
+			}
+		}
+	})
+}
+
+// A leader whose table differs from the majority's hands over and fetches it.
+func TestALeaderThatDiffersStepsDown(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		revoked := w.revokedKey("k")
+		c := w.node["c"]
+		for range 50 {
+			// Both others are down until c has a chance to lead.
+			for _, n := range w.node {
+				n.stop()
+			}
+			c.diverge()
+			w.start()
+			for range 100 {
+				if w.leader() != nil {
+					break
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			if w.leader() == c {
+				break
+			}
+			w.settled(3)
+			// The copy was replaced: the entry is needed again.
+			revoked = w.revokedKey(fmt.Sprint(time.Now().UnixNano()))
+		}
+		require.Equal(t, c, w.leader(), "c never led")
+		w.eventually(time.Minute, func() bool { return c.metric("failures_total", "divergence") > 0 }, "c notices")
+		w.settled(3)
+		for _, n := range w.node {
+			held, _ := n.control.GetKey(revoked)
+			require.NotZero(t, held.RevokedAt, "at %s", n.name)
+		}
+	})
+}
+
+// Two copies differ and there is no third: neither is trusted until there is.
+func TestTwoCopiesThatDifferWaitForAThird(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		revoked := w.revokedKey("k")
+		for _, n := range w.node {
+			n.stop()
+		}
+		a, b, c := w.node["a"], w.node["b"], w.node["c"]
+		c.diverge()
+		a.start()
+		c.start()
+		inDoubt := func() bool { return a.control.Err() != nil && c.control.Err() != nil }
+		w.eventually(time.Minute, inDoubt, "both are in doubt")
+		for range 600 {
+			time.Sleep(time.Second)
+			for _, n := range []*node{a, c} {
+				ok, _ := n.control.Confirmed()
+				require.False(t, ok, "%s trusts its copy", n.name)
+			}
+		}
+		require.True(t, inDoubt())
+		b.start()
+		w.settled(3)
+		for _, n := range w.node {
+			require.NoError(t, n.control.Err())
+			held, _ := n.control.GetKey(revoked)
+			require.NotZero(t, held.RevokedAt, "at %s", n.name)
+		}
+	})
+}
+
+// A bit of the table in memory flips: the next look finds it, and the node's own
+// storage puts it right.
+func TestMemoryThatRotsIsReadAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a")
+		defer w.close()
+		w.start()
+		w.settled(1)
+		revoked := w.revokedKey("k")
+		a := w.node["a"]
+		s := a.control.State()
+		k := s.Keys[revoked]
+		k.RevokedAt = 0
+		s.Keys[revoked] = k
+		w.eventually(5*time.Minute, func() bool {
+			held, _ := a.control.GetKey(revoked)
+			return held.RevokedAt != 0
+		}, "the table is read again")
+		w.settled(1)
+		require.Equal(t, 1.0, a.metric("failures_total", "memory"))
+		require.Equal(t, 1.0, a.metric("restarts_total", ""))
+	})
+}
+
+func TestARottenSnapshotIsMadeAnew(t *testing.T) {
+	timings := control.Timings{SnapshotAfter: 20, SnapshotEvery: 5 * time.Second}
+	grown := func(t *testing.T, names ...string) (w *world, revoked keys.Hash) {
+		w = newWorld(t, names...)
+		for _, n := range w.node {
+			n.timings = timings
+		}
+		w.start()
+		w.settled(len(names))
+		revoked = w.revokedKey("k")
+		for i := range 100 {
+			_, _, err := w.running().control.CreateKey(t.Context(), key(fmt.Sprint(i)))
+			require.NoError(t, err)
+			time.Sleep(time.Second)
+		}
+		return w, revoked
+	}
+	intact := func(t *testing.T, n *node, revoked keys.Hash) {
+		held, _ := n.control.GetKey(revoked)
+		require.NotZero(t, held.RevokedAt)
+		require.Len(t, n.control.ListKeys(), 101)
+	}
+	t.Run("the newest one of a single node", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			w, revoked := grown(t, "a")
+			defer w.close()
+			a := w.node["a"]
+			for range 3 {
+				a.stop()
+				a.disk.RotSnapshot(0)
+				before := a.disk.Snapshot()
+				a.start()
+				w.settled(1)
+				w.eventually(time.Minute, func() bool { return a.disk.Snapshot() >= before }, "another snapshot")
+				intact(t, a, revoked)
+			}
+		})
+	})
+	t.Run("both of a member", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			w, revoked := grown(t, "a", "b", "c")
+			defer w.close()
+			n := w.follower()
+			n.stop()
+			n.disk.RotSnapshot(0)
+			n.disk.RotSnapshot(1)
+			n.start()
+			w.eventually(time.Minute, func() bool { return n.metric("restarts_total", "") == 1 }, "the table is fetched")
+			w.settled(3)
+			intact(t, n, revoked)
+		})
+	})
+	t.Run("that a leader wants to send", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			w, revoked := grown(t, "a", "b", "c")
+			defer w.close()
+			leader := w.leader()
+			leader.disk.RotSnapshot(0)
+			d := w.add("d")
+			d.timings = timings
+			d.start()
+			w.settled(4)
+			intact(t, d, revoked)
+		})
+	})
+}
+
+// Without its term and vote a member might vote twice in a term.
+func TestARottenTermKeepsTheMemberOut(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		c := w.node["c"]
+		c.stop()
+		require.NoError(t, c.disk.RotTerm())
+		c.start()
+		time.Sleep(10 * time.Minute)
+		require.ErrorContains(t, c.control.Err(), "empty both volumes")
+		ok, _ := c.control.Confirmed()
+		require.False(t, ok)
+		w.sync()
+		c.stop()
+		c.wipe()
+		c.start()
+		w.settled(3)
+	})
+}
+
+// A write that fails ends this instance of Raft, not the process: the node says
+// so and starts that part again.
+func TestAFailedStorageIsOpenedAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		for _, who := range []string{"leader", "follower"} {
+			n := w.leader()
+			if who == "follower" {
+				n = w.follower()
+			}
+			restarts := n.metric("restarts_total", "")
+			n.disk.Fail(errors.New("the disk is gone"))
+			for _, other := range w.node {
+				if other != n {
+					_, _, err := other.control.CreateKey(t.Context(), key(who))
+					require.NoError(t, err)
+				}
+			}
+			w.eventually(time.Minute, func() bool { return n.control.Err() != nil }, "it notices")
+			for range 60 {
+				time.Sleep(10 * time.Second)
+				require.ErrorContains(t, n.control.Err(), "the disk is gone")
+				require.ErrorContains(t, n.control.Err(), "mend the WAL volume")
+				ok, _ := n.control.Confirmed()
+				require.False(t, ok)
+			}
+			require.Equal(t, restarts, n.metric("restarts_total", ""))
+			tries := n.metric("failures_total", "storage")
+			require.Greater(t, tries, 5.0, "it keeps trying")
+			require.Less(t, tries, 30.0, "with pauses")
+			n.disk.Fail(nil)
+			w.eventually(2*time.Minute, func() bool { return n.control.Err() == nil }, "it starts again")
+			w.settled(3)
+			require.Equal(t, restarts+1, n.metric("restarts_total", ""))
+			held, ok := n.control.GetKey(key(who).Hash)
+			require.True(t, ok)
+			require.Equal(t, keys.Usable, held.Check(time.Now()))
+		}
+		// A term that cannot be written: Raft itself would panic.
+		n := w.follower()
+		n.disk.Fail(errors.New("the disk is gone"))
+		leader := w.leader()
+		leader.kill()
+		w.eventually(time.Minute, func() bool { return n.control.Err() != nil }, "it notices")
+		n.disk.Fail(nil)
+		w.eventually(2*time.Minute, func() bool { return w.leader() != nil }, "the two that are left elect")
+		leader.start()
+		w.settled(3)
+	})
+}
+
+// What members rely on never goes back while Raft replays in a running process.
+func TestTheTableNeverGoesBackInAProcess(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		w.revokedKey("k")
+		n := w.follower()
+		before := n.control.State()
+		n.disk.Fail(errors.New("the disk is gone"))
+		w.eventually(time.Minute, func() bool {
+			_, _, err := w.leader().control.CreateKey(t.Context(), key(fmt.Sprint(time.Now())))
+			return err == nil && n.control.Err() != nil
+		}, "it notices")
+		w.net.Isolate(host(n.name)) // so that nobody tells it what is committed
+		n.disk.Fail(nil)
+		w.eventually(2*time.Minute, func() bool {
+			now := n.control.State()
+			require.GreaterOrEqual(t, now.Index, before.Index)
+			require.GreaterOrEqual(t, now.Generation, before.Generation)
+			return n.metric("restarts_total", "") == 1
+		}, "it starts again")
+		ok, _ := n.control.Confirmed()
+		require.False(t, ok, "it hears nobody")
+		w.net.Rejoin(host(n.name))
+		w.settled(3)
+	})
+}
+
+// A disk that stores other bytes than it was given, without an error: what is
+// read back is checked before it is applied.
+func TestAnEntryThatIsStoredWronglyIsNotApplied(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		for range 5 {
+			n := w.follower()
+			before := n.metric("failures_total", "damage")
+			n.disk.RotWrites(isRevocation)
+			revoked := w.revokedKey(fmt.Sprint(time.Now().UnixNano()))
+			w.watchKey(revoked, time.Minute, func() bool { return n.metric("failures_total", "damage") > before }, "it notices")
+			n.disk.RotWrites(nil)
+			time.Sleep(2 * time.Minute)
+			w.settled(3)
+			held, _ := n.control.GetKey(revoked)
+			require.NotZero(t, held.RevokedAt)
+		}
+	})
+}
+
+// A snapshot that cannot be written is counted and made later; the copy goes on.
+func TestASnapshotThatCannotBeWrittenIsTriedAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a")
+		defer w.close()
+		a := w.node["a"]
+		a.timings = control.Timings{SnapshotAfter: 20, SnapshotEvery: 5 * time.Second}
+		a.start()
+		w.settled(1)
+		a.disk.FailSnapshots(errors.New("no space left"))
+		for i := range 40 {
+			_, _, err := a.control.CreateKey(t.Context(), key(fmt.Sprint(i)))
+			require.NoError(t, err)
+		}
+		time.Sleep(time.Minute)
+		require.Positive(t, a.metric("failures_total", "snapshot"))
+		require.NoError(t, a.control.Err())
+		require.Zero(t, a.disk.Snapshot())
+		a.disk.FailSnapshots(nil)
+		w.eventually(time.Minute, func() bool { return a.disk.Snapshot() > 0 }, "a snapshot")
+	})
+}
+
+// Raft's leader steps back when a follower could not use what it sent. A follower
+// whose log begins right behind its snapshot still gets on.
+func TestAFollowerWhoseLogBeginsAtItsSnapshotIsFollowedUp(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		w.revokedKey("k")
+		n := w.follower()
+		n.stop()
+		n.diverge() // it fetches a snapshot
+		n.start()
+		w.eventually(time.Minute, func() bool { return n.disk.Snapshot() > 0 }, "it has the leader's snapshot")
+		w.settled(3)
+		n.stop()
+		for i := range 3 {
+			n.stop()
+			require.NoError(t, n.disk.Open().Logs().DeleteRange(1, 1000))
+			for j := range 3 {
+				_, _, err := w.leader().control.CreateKey(t.Context(), key(fmt.Sprint(i, j)))
+				require.NoError(t, err)
+			}
+			n.disk.RotWrites(func(*raft.Log) bool { return true })
+			n.start()
+			w.eventually(time.Minute, func() bool { return n.metric("failures_total", "damage") > 0 }, "it notices")
+			n.disk.RotWrites(nil)
+			w.settled(3)
+		}
+	})
+}
