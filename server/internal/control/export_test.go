@@ -13,3 +13,12 @@ func Revocation(h keys.Hash) []byte {
 	}
 	return b
 }
+
+// RotInMemory takes a revocation out of the table in memory.
+func (c *Control) RotInMemory(h keys.Hash) {
+	s := c.State().clone()
+	k := s.Keys[h]
+	k.RevokedAt = 0
+	s.Keys[h] = k
+	c.table.state.Store(s)
+}

@@ -93,9 +93,10 @@ func (l guardedLogs) GetLog(index uint64, e *raft.Log) error {
 
 // compareWith is for an entry that is not in the log and that a follower compares
 // with the leader's; only the term counts. Raft looks into the log only: when that
-// begins behind a snapshot, the two never agree on an entry before it, and the
-// leader tries for ever. The snapshot knows one term; for earlier entries this
-// part ends, and the next one has the leader's table sent.
+// begins at or near a snapshot, the two never agree on an entry before it, and
+// the leader tries for ever. The snapshot knows one term; for earlier entries this
+// part ends, and the next one has the leader's table sent. (An empty log is
+// filled from wherever the leader begins.)
 func (l guardedLogs) compareWith(index uint64, e *raft.Log) error {
 	snapshots, err := l.g.Snapshots().List()
 	if err != nil || len(snapshots) == 0 {
@@ -104,13 +105,13 @@ func (l guardedLogs) compareWith(index uint64, e *raft.Log) error {
 	at := snapshots[0]
 	last, err := l.LastIndex()
 	switch {
-	case err != nil || index > at.Index || last <= at.Index:
+	case err != nil || index > at.Index || last == 0:
 		return raft.ErrLogNotFound
 	case index == at.Index:
 		*e = raft.Log{Index: index, Term: at.Term, Type: raft.LogNoop}
 		return nil
 	}
-	return l.g.fail(&failure{kind: damaged, err: fmt.Errorf("the log of the control table lacks entry %d, from which the leader goes on", index)})
+	return l.g.fail(&failure{kind: damaged, fetch: true, always: true, err: fmt.Errorf("the log of the control table lacks entry %d, from which the leader goes on", index)})
 }
 
 // The places in Raft at which the guard behaves differently.

@@ -21,8 +21,8 @@ type inspection struct {
 	// that no intact snapshot covers is damaged or missing.
 	damage error
 	bad    []uint64 // the entries that it speaks of
-	// thin: the log goes on behind the snapshot but begins there, so that a leader
-	// that steps back finds no entry to agree on.
+	// thin: the log begins so near the snapshot that a leader that steps back soon
+	// finds no entry to agree on.
 	thin bool
 }
 
@@ -82,6 +82,9 @@ func trySnapshot(snapshots raft.SnapshotStore, id string) error {
 	return err
 }
 
+// leastOverlap is how many entries before the snapshot a log should have.
+const leastOverlap = 16
+
 func (f *inspection) lookAtLog(logs raft.LogStore) error {
 	first, err := logs.FirstIndex()
 	if err != nil {
@@ -96,8 +99,7 @@ func (f *inspection) lookAtLog(logs raft.LogStore) error {
 		return nil // the log ends before the damaged snapshot: what that held is not here
 	}
 	f.damage = nil
-	var e raft.Log
-	f.thin = 0 < f.snapshot && f.snapshot < last && errors.Is(logs.GetLog(f.snapshot, &e), raft.ErrLogNotFound)
+	f.thin = f.snapshot > 0 && last > 0 && first > 1 && first+leastOverlap > f.snapshot
 	for i := max(1, min(first, f.snapshot+1)); i <= last; i++ {
 		var e raft.Log
 		err := logs.GetLog(i, &e)

@@ -33,8 +33,10 @@ type part struct {
 type failure struct {
 	kind  string
 	err   error
-	fetch bool  // the storage alone does not give the table: the leader's is needed
-	tried error // what came of the last attempt to fetch it
+	fetch bool // the storage alone does not give the table: the leader's is needed
+	// always: it is needed even if the storage turns out to be intact.
+	always bool
+	tried  error // what came of the last attempt to fetch it
 }
 
 // The kinds of failures, as the metric names them.
@@ -234,7 +236,6 @@ func (c *Control) restartPart(f *failure) error {
 	if err != nil {
 		return asFailure(err)
 	}
-	why := f
 	if len(found.bad) > 0 {
 		if err := c.mendEntries(p.storage.sealed, found.bad); err != nil {
 			c.log.Warn("damaged entries of the control table's log were not mended one by one", "error", err)
@@ -243,16 +244,19 @@ func (c *Control) restartPart(f *failure) error {
 			return asFailure(err)
 		}
 	}
-	if found.damage != nil {
-		why = damagedCopy(found.damage)
+	if found.damage == nil && !f.always && !found.thin {
+		return c.beginPart(p)
 	}
-	if found.damage != nil || f.kind == diverged || found.thin {
-		err := c.fetchTable(p.storage.sealed)
-		if found.thin && found.damage == nil && f.kind != diverged {
-			return c.beginPart(p) // it would only be better
-		}
-		if err != nil {
-			return &failure{kind: why.kind, fetch: true, err: why.err, tried: err}
+	err = c.fetchTable(p.storage.sealed)
+	switch {
+	case err != nil && found.damage != nil:
+		return &failure{kind: damaged, fetch: true, always: f.always, err: damagedCopy(found.damage).err, tried: err}
+	case err != nil:
+		// The log is intact: this member may vote, and is needed if there is no
+		// leader. Its table is not trusted until it compares well.
+		c.log.Warn("the leader's table was not fetched; it is tried again when this copy is compared", "error", err)
+		if f.kind == diverged {
+			c.doubts(f)
 		}
 	}
 	return c.beginPart(p)

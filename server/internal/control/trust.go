@@ -116,7 +116,7 @@ func (c *Control) judge(term uint64, id string, at dated) (differs bool, doubt s
 	}
 	switch v := c.jury.verdict(voters); {
 	case v.outvoted:
-		err := &failure{kind: diverged, fetch: true, err: errors.New("this node's copy of the control table differs from that of a majority")}
+		err := &failure{kind: diverged, fetch: true, always: true, err: errors.New("this node's copy of the control table differs from that of a majority")}
 		c.table.fail(err)
 		return false, "", err
 	case len(v.undecided) > 0 && time.Since(v.since) > hearingRounds*c.cfg.Timings.ConfirmEvery:
@@ -131,7 +131,7 @@ func (c *Control) judge(term uint64, id string, at dated) (differs bool, doubt s
 // is what a majority decided, up to the leader's index.
 func (c *Control) compare(answer *controlpb.ConfirmResponse) error {
 	if answer.Differs {
-		err := &failure{kind: diverged, fetch: true, err: errors.New("this node's copy of the control table differs from that of a majority")}
+		err := &failure{kind: diverged, fetch: true, always: true, err: errors.New("this node's copy of the control table differs from that of a majority")}
 		c.table.fail(err)
 		return err
 	}

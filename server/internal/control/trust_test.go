@@ -351,10 +351,7 @@ func TestMemoryThatRotsIsReadAgain(t *testing.T) {
 		w.settled(1)
 		revoked := w.revokedKey("k")
 		a := w.node["a"]
-		s := a.control.State()
-		k := s.Keys[revoked]
-		k.RevokedAt = 0
-		s.Keys[revoked] = k
+		a.control.RotInMemory(revoked)
 		w.eventually(5*time.Minute, func() bool {
 			held, _ := a.control.GetKey(revoked)
 			return held.RevokedAt != 0
