@@ -19,7 +19,7 @@ func someCommand(rng *rand.Rand) command {
 	op, label := fmt.Sprint(rng.Uint64()), fmt.Sprint(rng.IntN(3))
 	name := string(rune('a' + rng.IntN(4)))
 	id := MemberID(name, "1")
-	switch rng.IntN(9) {
+	switch rng.IntN(13) {
 	case 0:
 		return &admit{Member: member(name, fmt.Sprint(1+rng.IntN(2))), At: 5}
 	case 1:
@@ -32,6 +32,14 @@ func someCommand(rng *rand.Rand) command {
 		return &createKey{Op: op, Key: keys.Key{Hash: hash(), Project: "p", Role: keys.Admin, Enabled: true, CreatedAt: 1}}
 	case 6:
 		return &patchKey{Op: op, Hash: hash(), Patch: keys.Patch{Version: uint64(rng.IntN(4)), Label: &label}}
+	case 8:
+		return &acceptLoss{Member: id}
+	case 9:
+		return &withdrawLoss{Member: id, Loss: label}
+	case 10:
+		return &live{Member: id, Known: []string{label}, Now: fmt.Sprint(rng.IntN(3)), RolledBack: rng.IntN(2) == 0}
+	case 11:
+		return &cancelChange{Change: uint64(rng.IntN(3))}
 	case 7:
 		return &revokeKey{Hash: hash(), At: 7}
 	default:

@@ -45,39 +45,56 @@ func (t *table) restart() {
 // publish makes next the State, unless readers have seen a newer one.
 func (t *table) publish(next *State) {
 	t.replayed = next
-	t.digests.add(next.Index, next.digest)
 	if next.Index >= t.state.Load().Index {
 		t.state.Store(next)
 	}
 	t.changed.broadcast()
 }
 
-// Apply implements raft.FSM. What is refused leaves only its index behind.
-func (t *table) Apply(l *raft.Log) any {
+// Apply implements raft.FSM.
+func (t *table) Apply(l *raft.Log) any { return t.ApplyBatch([]*raft.Log{l})[0] }
+
+// ApplyBatch implements raft.BatchingFSM. A State is copied before it is changed,
+// which takes as long as it has keys, so a replay copies it once for many
+// commands. Readers see all of them or none.
+func (t *table) ApplyBatch(logs []*raft.Log) []any {
+	answers := make([]any, len(logs))
+	next := t.replayed.clone()
+	for i, l := range logs {
+		if l.Type == raft.LogCommand { // Raft's own entries come here too
+			answers[i] = t.applyTo(next, l)
+		}
+	}
+	t.publish(next)
+	return answers
+}
+
+// applyTo applies one command. A refused one leaves only its index behind.
+func (t *table) applyTo(next *State, l *raft.Log) *result {
 	if err := t.err(); err != nil {
 		return refuse(err)
 	}
-	old := t.replayed
-	c, err := decodeCommand(l.Data, max(old.Format, 1))
+	c, err := decodeCommand(l.Data, max(next.Format, 1))
 	if errors.Is(err, ErrTooOld) {
 		t.fail(err)
 		return refuse(err)
 	}
-	next := old.clone()
 	var answer *result
 	switch _, founding := c.(*found); {
 	case err != nil:
 		answer = refuse(err)
-	case !old.Formed() && !founding:
+	case !next.Formed() && !founding:
 		answer = refuse(errUnformed)
 	default:
 		answer = c.apply(next)
 	}
 	next.Index = l.Index
 	next.sealDigest()
-	t.publish(next)
+	t.digests.add(next.Index, next.digest)
 	return answer
 }
+
+var _ raft.BatchingFSM = (*table)(nil)
 
 func (t *table) err() error {
 	if err := t.failed.Load(); err != nil {
@@ -122,6 +139,7 @@ func (t *table) Restore(r io.ReadCloser) error {
 	if err != nil {
 		return err
 	}
+	t.digests.add(s.Index, s.digest)
 	t.publish(s)
 	return nil
 }

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -324,4 +326,50 @@ func FuzzCommand(f *testing.F) {
 		require.Equal(t, uint64(3), s.Index)
 		require.Equal(t, "c", s.ClusterID)
 	})
+}
+
+// Raft hands over many commands at once, with entries of its own among them: the
+// table is the same as after one at a time, and is copied once for all of them.
+func TestManyCommandsAtOnceAreAppliedLikeOneAtATime(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	one, many := formed(t, "a", "b", "c"), formed(t, "a", "b", "c")
+	index := one.state.Load().Index
+	var batch []*raft.Log
+	var want []any
+	for range 200 {
+		index++
+		if index%7 == 0 {
+			batch = append(batch, &raft.Log{Index: index, Type: raft.LogConfiguration})
+			want = append(want, nil)
+			continue
+		}
+		b, err := encodeCommand(someCommand(rng))
+		require.NoError(t, err)
+		l := &raft.Log{Index: index, Type: raft.LogCommand, Data: b}
+		batch, want = append(batch, l), append(want, one.Apply(l))
+	}
+	require.Equal(t, want, many.ApplyBatch(batch))
+	require.Equal(t, one.state.Load(), many.state.Load())
+}
+
+// BenchmarkReplay applies 10,000 registrations as a start does, in batches of the
+// size that Raft makes.
+func BenchmarkReplay(b *testing.B) {
+	const count, size = 10_000, 64
+	var logs []*raft.Log
+	for i := range count {
+		data, err := encodeCommand(&createKey{Op: fmt.Sprint(i), Key: keys.Key{Hash: keys.HashOf(fmt.Sprint(i)), Project: "p", Role: keys.Admin, Enabled: true}})
+		require.NoError(b, err)
+		logs = append(logs, &raft.Log{Index: uint64(i + 2), Type: raft.LogCommand, Data: data})
+	}
+	for b.Loop() {
+		tb := newTable(&broadcast{})
+		data, err := encodeCommand(&found{ClusterID: "c", Members: wholeMembers(1)})
+		require.NoError(b, err)
+		tb.Apply(&raft.Log{Index: 1, Type: raft.LogCommand, Data: data})
+		for batch := range slices.Chunk(logs, size) {
+			tb.ApplyBatch(batch)
+		}
+		require.Len(b, tb.state.Load().Keys, count)
+	}
 }
