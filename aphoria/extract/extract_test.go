@@ -22,7 +22,7 @@ func run(t *testing.T, e Extractor, name, text string, manifests ...*source.File
 			m.Add(manifest)
 		}
 	}
-	found, err := e.Extract(f, m)
+	found, err := e.Extract(t.Context(), f, m)
 	var lines []string
 	for _, o := range found {
 		line := fmt.Sprintf("%d %s %s %s", o.Line, o.Subject(), o.Predicate, o.Object.String())
@@ -110,7 +110,7 @@ https://example.org/x.whl
 broken==
 three===1.0
 `)
-	require.NoError(t, err)
+	require.ErrorContains(t, err, "line 11, 12;", "what names nothing is said")
 	require.Equal(t, []string{
 		"2 code://python/proj/dep/requests version ==2.31.0 runtime",
 		"3 code://python/proj/dep/django version >=4.2,<5 runtime",
@@ -196,8 +196,12 @@ func TestTLSVerify(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := source.NewFile(tc.file, []byte(tc.text))
 			require.True(t, e.Wants(f))
-			found, err := e.Extract(f, NewModules("proj"))
-			require.NoError(t, err)
+			found, err := e.Extract(t.Context(), f, NewModules("proj"))
+			if f.Language == source.Go && !strings.HasPrefix(tc.text, "package ") && strings.Contains(tc.text, "Skip") {
+				require.ErrorContains(t, err, "cannot be parsed") // and read token by token
+			} else {
+				require.NoError(t, err)
+			}
 			var lines []int
 			for _, o := range found {
 				lines = append(lines, o.Line)
@@ -215,16 +219,38 @@ func TestTLSVerifySofter(t *testing.T) {
 	e, err := TLSVerify()
 	require.NoError(t, err)
 	verdict := func(name, text string) Verdict {
-		found, err := e.Extract(source.NewFile(name, []byte(text)), NewModules("p"))
+		found, err := e.Extract(t.Context(), source.NewFile(name, []byte("package p\nfunc f() {\n"+text+"\n}\n")), NewModules("p"))
 		require.NoError(t, err)
 		require.Len(t, found, 1)
 		return found[0].Verdict
 	}
-	own := "x := tls.Config{\nInsecureSkipVerify: true,\nVerifyConnection: v,\n}"
-	require.Equal(t, Flag, verdict("a.go", own))
-	require.Equal(t, Block, verdict("a.go", "InsecureSkipVerify: true"+strings.Repeat("\n", 20)+"VerifyConnection"))
-	require.Equal(t, Block, verdict("a.go", "InsecureSkipVerify: true // VerifyConnection"))
-	require.Equal(t, Flag, verdict("a_test.go", "InsecureSkipVerify: true"))
+	for text, want := range map[string]Verdict{
+		"x := tls.Config{\nInsecureSkipVerify: true,\nVerifyConnection: v,\n}":                                                                  Flag,
+		"x := tls.Config{VerifyPeerCertificate: func(a [][]byte, b [][]*x509.Certificate) error { return check(a) }, InsecureSkipVerify: true}": Flag,
+		"c.InsecureSkipVerify = true; c.VerifyConnection = v":                                                                                   Flag,
+		"c.InsecureSkipVerify, c.VerifyConnection = true, v":                                                                                    Flag,
+		"x := tls.Config{InsecureSkipVerify: true}" + strings.Repeat("\n", 20) + "c.VerifyConnection = v":                                       Block,
+		"x := tls.Config{InsecureSkipVerify: true} // VerifyConnection":                                                                         Block,
+		"x := tls.Config{InsecureSkipVerify: true, VerifyConnection: nil}":                                                                      Block,
+		"x := tls.Config{InsecureSkipVerify: true, VerifyConnection: (nil)}":                                                                    Block,
+		"x := tls.Config{InsecureSkipVerify: true, VerifyConnection: func(tls.ConnectionState) error { return nil }}":                           Block,
+		"x := tls.Config{InsecureSkipVerify: true, VerifyConnection: func(tls.ConnectionState) error { }}":                                      Block,
+		"x := tls.Config{InsecureSkipVerify: true, ServerName: \"VerifyConnection\"}":                                                           Block,
+		"x := tls.Config{InsecureSkipVerify: (true)}":                                                                                           Block,
+		"x := tls.Config{InsecureSkipVerify: !false}":                                                                                           Block,
+		"x := []any{tls.Config{InsecureSkipVerify: true}, tls.Config{VerifyConnection: v}}":                                                     Block,
+		"x := outer{VerifyConnection: v, tls: tls.Config{InsecureSkipVerify: true}}":                                                            Block,
+		"c.InsecureSkipVerify = true; d.VerifyConnection = v":                                                                                   Block,
+		"c.InsecureSkipVerify = true; c.VerifyConnection = nil":                                                                                 Block,
+		"c.InsecureSkipVerify = true; if x { c.VerifyConnection = v }":                                                                          Block,
+		"c.InsecureSkipVerify = true\n}\nfunc g() {\nc.VerifyConnection = v":                                                                    Block,
+		"switch { case a: c.InsecureSkipVerify = true }":                                                                                        Block,
+		"again: c.InsecureSkipVerify = true":                                                                                                    Block,
+		"if c.tls.InsecureSkipVerify = true; a { }":                                                                                             Block,
+	} {
+		require.Equal(t, want, verdict("a.go", text), text)
+		require.Equal(t, Flag, verdict("a_test.go", text), text)
+	}
 }
 
 func TestModules(t *testing.T) {
@@ -246,13 +272,13 @@ func TestRegistry(t *testing.T) {
 	require.Equal(t, []string{"dep_versions", "tls_verify"}, r.Names())
 	_, err = NewRegistry(DepVersions(), DepVersions())
 	require.ErrorContains(t, err, "dep_versions")
-	_, err = Declare("x", Rule{Pattern: "("})
+	_, err = Declare("x", Rule{Word: "w", After: "("})
 	require.Error(t, err)
 	_, err = Declare("x", Rule{})
 	require.Error(t, err)
 	require.False(t, r.Wants(source.NewFile("README.md", nil)))
 
-	found, warnings := r.Extract(source.NewFile("package.json", []byte(`{"scripts":{"a":"NODE_TLS_REJECT_UNAUTHORIZED=0 x"},"dependencies":{"b":"1"}`)), NewModules("p"))
+	found, warnings := r.Extract(t.Context(), source.NewFile("package.json", []byte(`{"scripts":{"a":"NODE_TLS_REJECT_UNAUTHORIZED=0 x"},"dependencies":{"b":"1"}`)), NewModules("p"))
 	require.Len(t, found, 2)
 	require.Len(t, warnings, 1)
 	require.Contains(t, warnings[0], "package.json: dep_versions")
