@@ -1,9 +1,12 @@
 package extract
 
 import (
+	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"github.com/stretchr/testify/require"
 
@@ -124,6 +127,76 @@ three===1.0
 		source.NewFile("pyproject.toml", []byte("[project]\nname = 'My.App'\n")))
 	require.NoError(t, err)
 	require.Equal(t, []string{"1 code://python/my-app/dep/pytest version >=8 dev"}, got)
+}
+
+func TestARequirementThatOnlyAnAddressNamesIsNamedByIt(t *testing.T) {
+	got, err := run(t, DepVersions(), "requirements.txt", `-e git+https://example.org/a.git@v1#egg=My_App[x]&subdirectory=d
+--editable=git+ssh://git@example.org/b.git#subdirectory=d&egg=b
+git+https://example.org/c.git#egg=c==1.2 ; python_version > "3"
+https://example.org/dist/d_d-1.2.3-py3-none-any.whl
+https://example.org/dist/e-e-1.2.3.tar.gz --hash=sha256:abc
+./local/f-2.0.zip
+-e git+https://example.org/g.git
+--editable .
+./local
+-r other.txt
+--extra-index-url https://example.org/simple
+`)
+	require.ErrorContains(t, err, "no requirement could be read from line 7, 8, 9; write ")
+	require.Equal(t, []string{
+		"1 code://python/proj/dep/my-app version * runtime git+https://example.org/a.git@v1#egg=My_App[x]&subdirectory=d",
+		"2 code://python/proj/dep/b version * runtime git+ssh://git@example.org/b.git#subdirectory=d&egg=b",
+		"3 code://python/proj/dep/c version ==1.2 runtime git+https://example.org/c.git#egg=c==1.2",
+		"4 code://python/proj/dep/d-d version ==1.2.3 runtime https://example.org/dist/d_d-1.2.3-py3-none-any.whl",
+		"5 code://python/proj/dep/e-e version ==1.2.3 runtime https://example.org/dist/e-e-1.2.3.tar.gz",
+		"6 code://python/proj/dep/f version ==2.0 runtime ./local/f-2.0.zip",
+	}, got)
+}
+
+func TestAByteOrderMarkIsNoPartOfAFile(t *testing.T) {
+	for name, text := range map[string]string{
+		"requirements.txt": "a==1\nb==2\n",
+		"package.json":     "{\"dependencies\":{\"a\":\"1\",\n\"b\":\"2\"}}",
+		"Cargo.toml":       "[dependencies]\na = '1'\nb = '2'\n",
+		"go.mod":           "module a.b/c\nrequire a.b/d v1.0.0\nrequire a.b/e v1.0.0\n",
+	} {
+		want, err := run(t, DepVersions(), name, text)
+		require.NoError(t, err, name)
+		require.Len(t, want, 2, name)
+		wide := utf16.Encode([]rune("\ufeff" + text))
+		little, big := make([]byte, 0, 2*len(wide)), make([]byte, 0, 2*len(wide))
+		for _, u := range wide {
+			little, big = binary.LittleEndian.AppendUint16(little, u), binary.BigEndian.AppendUint16(big, u)
+		}
+		for _, marked := range []string{"\ufeff" + text, string(little), string(big)} {
+			got, err := run(t, DepVersions(), name, marked)
+			require.NoError(t, err, name)
+			require.Equal(t, want, got, name)
+		}
+	}
+}
+
+// Whatever a tree holds, an extractor ends without a panic and says no more than
+// lines that there are.
+func FuzzExtract(f *testing.F) {
+	names := []string{"a.go", "a.jsx", "a.ts", "a.py", "package.json", "Cargo.toml", "requirements.txt", "go.mod", "pyproject.toml"}
+	for _, gen := range hostile() {
+		name, text := gen(3)
+		f.Add(uint8(slices.Index(names, name)), []byte(text))
+	}
+	registry, err := Default()
+	require.NoError(f, err)
+	f.Fuzz(func(t *testing.T, name uint8, text []byte) {
+		file := source.NewFile(names[int(name)%len(names)], text)
+		m := NewModules("p")
+		if IsManifest(file) {
+			m.Add(file)
+		}
+		found, _ := registry.Extract(t.Context(), file, m) // most are broken
+		for i := range found {
+			require.LessOrEqual(t, found[i].Line, strings.Count(string(file.Text), "\n")+1)
+		}
+	})
 }
 
 func TestCargo(t *testing.T) {

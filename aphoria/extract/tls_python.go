@@ -234,5 +234,10 @@ func kindOfCall(call string) callKind {
 			return callsHTTP
 		}
 	}
+	for _, part := range []string{"request", "http", "fetch"} { // self._request, http_get
+		if strings.Contains(strings.ToLower(name), part) {
+			return callsHTTP
+		}
+	}
 	return callsUnknown
 }

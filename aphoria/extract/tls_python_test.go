@@ -50,6 +50,8 @@ func TestTheCallDecidesWhatVerifyFalseMeans(t *testing.T) {
 		`x = f"{a:'>10}"; requests.get(u, verify=False)`:              block,
 		"x = f'''{a:\">10}'''\nrequests.get(u, verify=False)":         block,
 		"'''never\nends\nrequests.get(u, verify=False)":               block,
+		`self._request("GET", u, verify=False)`:                       block,
+		`http_get(u, verify=False)`:                                   block,
 		`hmac_check(s, verify=False)`:                                 flag,
 		`self.merge(verify=False)`:                                    flag,
 		`self.verify = False`:                                         flag,

@@ -86,7 +86,7 @@ func (t *Tree) Names() []string { return t.names }
 func (t *Tree) pass(reason, name string) { t.Passed[reason] = append(t.Passed[reason], name) }
 
 // maxIgnoreFile bounds an ignore file; none that people write comes near.
-const maxIgnoreFile = 1 << 20
+const maxIgnoreFile = 128 << 10
 
 func (t *Tree) readIgnore(dir string) ([]byte, error) {
 	name := path.Join(dir, IgnoreFile)
@@ -137,7 +137,7 @@ func (t *Tree) listGit(ctx context.Context, dir string) (known bool, err error) 
 	for line := range strings.SplitSeq(strings.TrimSuffix(string(tracked), "\x00"), "\x00") {
 		about, name, _ := strings.Cut(line, "\t")
 		mode, _, _ := strings.Cut(about, " ")
-		if err := t.add(name, map[string]string{"160000": Submodule, "120000": NotRegular}[mode]); err != nil {
+		if err := t.add(ctx, name, map[string]string{"160000": Submodule, "120000": NotRegular}[mode]); err != nil {
 			return false, err
 		}
 	}
@@ -149,7 +149,7 @@ func (t *Tree) listGit(ctx context.Context, dir string) (known bool, err error) 
 		if strings.HasSuffix(name, "/") { // a repository that is no submodule yet
 			reason = Submodule
 		}
-		if err := t.add(strings.TrimSuffix(name, "/"), reason); err != nil {
+		if err := t.add(ctx, strings.TrimSuffix(name, "/"), reason); err != nil {
 			return false, err
 		}
 	}
@@ -157,7 +157,10 @@ func (t *Tree) listGit(ctx context.Context, dir string) (known bool, err error) 
 }
 
 // add lists a name of git's, or passes it over for the reason that git knows.
-func (t *Tree) add(name, reason string) error {
+func (t *Tree) add(ctx context.Context, name, reason string) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	name = path.Join(t.opts.Under, name)
 	ignored, err := t.ignore.Ignored(name, reason == Submodule)
 	switch {
