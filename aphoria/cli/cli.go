@@ -45,7 +45,7 @@ type Stopped struct {
 
 func (s *Stopped) Error() string { return "stopped by a signal: " + s.Signal.String() }
 
-// exitCode is what a shell gives to a program that the signal ended.
+// exitCode follows the shells: 128 and the signal's number.
 func (s *Stopped) exitCode() int { return 128 + int(s.Signal) }
 
 // codedError carries an exit code other than exitUsage.
@@ -101,7 +101,7 @@ func (a *app) root() *cobra.Command {
 Exit codes:
   0  done
   1  scan --exit-code: something is blocked; --persist: claims were not kept;
-     both: what was seen makes no claim; standard error says which and why
+     both: no claim can hold an observation; standard error says which and why
   2  the command line, the configuration or the agent key is not usable
   130, 143  stopped by SIGINT or SIGTERM`,
 		Version:       a.Version,

@@ -16,14 +16,14 @@ import (
 
 const offJS = "const a = new https.Agent({rejectUnauthorized: false})\n"
 
-func TestWhatMakesNoClaimBlocksAllTheSame(t *testing.T) {
+func TestAnObservationWithoutAClaimBlocksAllTheSame(t *testing.T) {
 	long := strings.Repeat("n", 1100)
 	for name, files := range map[string]map[string]string{
-		"package.json":            {"package.json": `{"name":"` + long + `"}`, "a.js": offJS},
-		"pyproject.toml":          {"pyproject.toml": "[project]\nname = '" + long + "'\n", "a.py": "requests.get(u, verify=False)\n"},
-		"poetry":                  {"pyproject.toml": "[tool.poetry]\nname = '" + long + "'\n", "a.py": "requests.get(u, verify=False)\n"},
-		"go.mod":                  {"go.mod": "module example.org/" + long + "\n", "a.go": "package a\nvar c = tls.Config{InsecureSkipVerify: true}\n"},
-		"far above what can hold": {"package.json": `{"name":"` + strings.Repeat(long, 500) + `"}`, "a.js": offJS},
+		"package.json":     {"package.json": `{"name":"` + long + `"}`, "a.js": offJS},
+		"pyproject.toml":   {"pyproject.toml": "[project]\nname = '" + long + "'\n", "a.py": "requests.get(u, verify=False)\n"},
+		"poetry":           {"pyproject.toml": "[tool.poetry]\nname = '" + long + "'\n", "a.py": "requests.get(u, verify=False)\n"},
+		"go.mod":           {"go.mod": "module example.org/" + long + "\n", "a.go": "package a\nvar c = tls.Config{InsecureSkipVerify: true}\n"},
+		"a very long name": {"package.json": `{"name":"` + strings.Repeat(long, 500) + `"}`, "a.js": offJS},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
@@ -186,7 +186,7 @@ func TestAPartOfAProjectIsScannedAsPartOfIt(t *testing.T) {
 	require.Contains(t, out, "2 observations in 2 files", "without a configuration git's root is the project's")
 }
 
-func TestWhatIsNotReadIsSaid(t *testing.T) {
+func TestSkippedFilesAreReported(t *testing.T) {
 	b := newBench(t)
 	_, stderr := b.mustRun("scan", t.TempDir())
 	require.Contains(t, stderr, "no file was read")
@@ -243,7 +243,7 @@ func TestInitChangesNoConfigurationAndSaysSo(t *testing.T) {
 	require.Equal(t, before, after)
 }
 
-func TestTheVersionIsToldByFlagAndByCommand(t *testing.T) {
+func TestFlagAndCommandPrintTheVersion(t *testing.T) {
 	for _, arg := range []string{"version", "--version"} {
 		out, _ := newBench(t).mustRun(arg)
 		require.Equal(t, "test\n", out)

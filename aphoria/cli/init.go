@@ -15,7 +15,7 @@ import (
 	"github.com/stemedb/stemedb/aphoria/scan"
 )
 
-// wishes are what init was given for the configuration; "" is not given.
+// wishes are the flags of init for the configuration; "" is a flag not given.
 type wishes struct {
 	name, language, url string
 }

@@ -10,12 +10,12 @@ import (
 )
 
 // A scanned tree chooses its names and texts, and a server its answers. Neither
-// may steer the terminal or the CI system that reads what is printed: control
-// characters, ESC, what turns the direction of text, and the marks that begin a
-// command of a CI system in the middle of a line. So all that is printed goes
-// through one of the functions here.
+// may control the terminal or the CI system that reads the output: by control
+// characters, ESC, marks of text direction, or the marks that begin a command of
+// a CI system in the middle of a line. So all output goes through one of the
+// functions here.
 
-// printable writes what could steer as \n, \x1b or \u202e.
+// printable escapes unsafe characters as \n, \x1b or \u202e.
 func printable(s string) string {
 	safe := func(r rune) bool { return strconv.IsPrint(r) && r != utf8.RuneError }
 	if !strings.ContainsFunc(s, func(r rune) bool { return !safe(r) }) && !strings.Contains(s, "##") {
@@ -57,8 +57,8 @@ func (a *app) say(format string, args ...any) {
 
 func (a *app) warn(format string, args ...any) { a.say("warning: "+format, args...) }
 
-// safeJSON writes what could steer as JSON's own escapes, which mean the same:
-// outside of strings JSON has none of it.
+// safeJSON replaces unsafe characters by JSON's own escapes, which mean the same:
+// outside of strings JSON has no such characters.
 func safeJSON(doc []byte) []byte {
 	out := make([]byte, 0, len(doc))
 	for len(doc) > 0 {

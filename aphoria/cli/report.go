@@ -109,7 +109,7 @@ func (r *report) passedCounts() map[string]int {
 	return counts
 }
 
-// passedNames goes through what was passed over, reason by reason.
+// passedNames goes through the skipped files, reason by reason.
 func (r *report) passedNames() func(yield func(reason, name string) bool) {
 	return func(yield func(reason, name string) bool) {
 		for _, reason := range slices.Sorted(maps.Keys(r.Passed)) {
@@ -131,7 +131,7 @@ func (r *report) table(w io.Writer) error {
 		return err
 	}
 	if n := r.NotKept(); n > 0 {
-		if err := line(w, "not kept: %d, which no claim can hold", n); err != nil {
+		if err := line(w, "not kept: %d, because no claim can hold them", n); err != nil {
 			return err
 		}
 	}

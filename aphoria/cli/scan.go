@@ -39,7 +39,7 @@ func (a *app) scanCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&f.persist, "persist", false, "sign the observations and send them to the server of [hosted]")
-	flags.BoolVar(&f.exitCode, "exit-code", false, "exit with 1 when something is blocked, or can be kept as no claim")
+	flags.BoolVar(&f.exitCode, "exit-code", false, "exit with 1 when an observation is blocked, or no claim can hold it")
 	flags.BoolVar(&f.all, "show-observations", false, "list plain facts too, not only what is flagged or blocked")
 	flags.BoolVar(&f.skipped, "show-skipped", false, "name the files that were passed over")
 	flags.StringVar(&f.format, "format", "table", "`FORMAT` of the output: table or json")
@@ -93,8 +93,8 @@ func (a *app) look(ctx context.Context, dir string, s *settings, now time.Time) 
 }
 
 // show prints the result, and sends it when send is not nil. A server may take
-// long, so what was found is printed first; JSON is one document, which must
-// hold what became of the claims too, so there the table goes to standard error.
+// long, so the findings are printed first; JSON is one document, which must hold
+// the outcome of sending too, so there the table goes to standard error.
 func (a *app) show(ctx context.Context, out *report, send *sending, format string) (sendErr, err error) {
 	if format == "table" {
 		err = out.table(a.Stdout)
@@ -117,8 +117,8 @@ func (a *app) show(ctx context.Context, out *report, send *sending, format strin
 	return sendErr, err
 }
 
-// verdict is the exit code. It depends on what was seen, and on whether all of
-// it can be kept: what cannot must not vanish behind a green gate.
+// verdict is the exit code. It depends on the observations alone; one that no
+// claim can hold must not vanish behind a green gate.
 func verdict(res *scan.Result, f scanFlags) error {
 	var errs []error
 	if n := res.Count(extract.Block); f.exitCode && n > 0 {
@@ -133,7 +133,7 @@ func verdict(res *scan.Result, f scanFlags) error {
 	return failed(errors.Join(errs...))
 }
 
-// maxNotKept bounds how many of what could not be kept are named one by one.
+// maxNotKept bounds how many observations without a claim are named one by one.
 const maxNotKept = 20
 
 func (a *app) warnings(r *report, s *settings) {
@@ -150,7 +150,7 @@ func (a *app) warnings(r *report, s *settings) {
 			a.warn("not kept: %d more; --format json names them all", r.NotKept()-maxNotKept)
 			break
 		}
-		a.warn("not kept: %s %s:%d: what %s saw makes no claim that a server would take: %v", f.Verdict, f.File, f.Line, f.Extractor, f.NotKept)
+		a.warn("not kept: %s %s:%d: no claim can hold this observation of %s: %v", f.Verdict, f.File, f.Line, f.Extractor, f.NotKept)
 	}
 	if len(r.Passed) > 0 {
 		remedy := ""
@@ -160,11 +160,11 @@ func (a *app) warnings(r *report, s *settings) {
 		a.warn("passed over: %s; --show-skipped names them%s", r.passedOver(), remedy)
 	}
 	if r.Files == 0 {
-		a.warn("no file was read: nothing in %s is of a kind that is looked at, or all of it is excluded", r.Root)
+		a.warn("no file was read: %s has no file of a kind that aphoria scans, or all of them are excluded", r.Root)
 	}
 }
 
-// sending is what --persist needs beside the findings.
+// sending holds the key and the outbox of --persist.
 type sending struct {
 	key ed25519.PrivateKey
 	box *outbox.Outbox

@@ -113,8 +113,8 @@ func cutEditable(text string) (rest string, editable bool) {
 	return text, false
 }
 
-// addressedRequirement names what a bare address leads to: by its egg fragment,
-// or by the name of the archive.
+// addressedRequirement takes the name from a bare address: from its egg fragment,
+// or from the archive's name.
 func addressedRequirement(text string) (name, version string) {
 	address, _, _ := strings.Cut(text, " ")
 	u, err := url.Parse(address)

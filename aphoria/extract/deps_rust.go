@@ -8,7 +8,7 @@ import (
 	"github.com/stemedb/stemedb/aphoria/source"
 )
 
-// crate is what a manifest says of one dependency: a version, or a table.
+// crate is one dependency of a manifest: a version, or a table.
 type crate struct {
 	order  int    // of its section
 	target string // that the section is for; "" for all
@@ -18,8 +18,8 @@ type crate struct {
 	fields map[string]string
 }
 
-// cargoSection tells whether a path leads into a section of dependencies, and
-// what is left of it then.
+// cargoSection gives the section of dependencies that a path leads into and the
+// rest of the path, which is empty for any other path.
 func cargoSection(path []string) (order int, scope, target string, rest []string) {
 	if len(path) >= 2 && path[0] == "target" {
 		target, path = path[1], path[2:]
@@ -53,7 +53,7 @@ func readCargo(f *source.File) ([]dependency, error) {
 	var failure error
 	for v, err := range tomlValues(f) {
 		if err != nil {
-			failure = err // what was found until then counts
+			failure = err // dependencies before the fault count
 			break
 		}
 		order, scope, target, rest := cargoSection(v.path)

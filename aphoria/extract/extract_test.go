@@ -113,7 +113,7 @@ https://example.org/x.whl
 broken==
 three===1.0
 `)
-	require.ErrorContains(t, err, "line 11, 12;", "what names nothing is said")
+	require.ErrorContains(t, err, "line 11, 12;", "lines without a name are reported")
 	require.Equal(t, []string{
 		"2 code://python/proj/dep/requests version ==2.31.0 runtime",
 		"3 code://python/proj/dep/django version >=4.2,<5 runtime",

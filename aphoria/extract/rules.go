@@ -11,10 +11,10 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Rule is an extractor's rule as data: where Word stands on its own and After
+// Rule is an extractor's rule as data: where Word is a word by itself and After
 // fits the text behind it, the observation holds. Nothing else in the file
-// changes that. Comments are blanked first; what lies wholly inside a string is
-// passed over, unless the rule asks for strings.
+// changes that. Comments are blanked first; matches wholly inside a string are
+// skipped, unless the rule asks for strings.
 type Rule struct {
 	Languages []source.Language
 	Files     []string // names that it applies to beside its languages
@@ -24,7 +24,7 @@ type Rule struct {
 	finding
 }
 
-// finding is what a rule says of a place that it fits.
+// finding is the observation that a rule makes where it fits.
 type finding struct {
 	Aspect     string
 	Predicate  string
@@ -74,7 +74,7 @@ func (r *compiledRule) applies(f *source.File) bool {
 	return isSource(f) && slices.Contains(r.Languages, f.Language)
 }
 
-// isSource tells code from the lists of requirements that count as its language.
+// isSource distinguishes code from manifests and lists of requirements.
 func isSource(f *source.File) bool { return f.Language != "" && !IsManifest(f) && !f.IsRequirements() }
 
 func (d declared) Extract(ctx context.Context, f *source.File, m *Modules) ([]Observation, error) {

@@ -130,8 +130,8 @@ func isVerifier(field string) bool {
 	return field == "VerifyConnection" || field == "VerifyPeerCertificate"
 }
 
-// setsVerifier tells a function that may verify from none, and from one that
-// does nothing but agree.
+// setsVerifier reports whether the value is a function that may refuse a
+// certificate: not nil, and not one that only returns nil.
 func setsVerifier(value ast.Expr) bool {
 	switch v := ast.Unparen(value).(type) {
 	case *ast.Ident:

@@ -57,7 +57,7 @@ type pyPath struct {
 
 func (p pyPath) name() string { return p.text[strings.LastIndexByte(p.text, '.')+1:] }
 
-// token reads what begins at offset and returns the offset behind it.
+// token reads the token at offset and returns the offset behind it.
 func (p *pythonFinder) token(kinds []source.Kind, at int) int {
 	text := p.file.Text
 	c := text[at]
@@ -158,7 +158,7 @@ func (p *pythonFinder) operator(op string) {
 	p.last = op
 }
 
-// value takes what stands behind an equals sign.
+// value takes the value after an equals sign.
 func (p *pythonFinder) value(value string) {
 	switch name := p.target.name(); {
 	case name == "verify" && value == "False":

@@ -22,7 +22,7 @@ func verdicts(t *testing.T, name, text string) []Verdict {
 	return vs
 }
 
-func TestTheCallDecidesWhatVerifyFalseMeans(t *testing.T) {
+func TestTheCallDecidesAboutVerifyFalse(t *testing.T) {
 	block, flag := []Verdict{Block}, []Verdict{Flag}
 	for text, want := range map[string][]Verdict{
 		`requests.get(u.decode("utf-8"), verify=False)`:               block,

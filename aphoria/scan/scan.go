@@ -1,6 +1,6 @@
 // Package scan turns a directory into observations and claims. It promises that
 // the same code at the same revision gives the same claims, byte for byte, and
-// that what makes no claim is an observation all the same.
+// that an observation counts even if no claim can hold it.
 package scan
 
 import (
@@ -161,7 +161,7 @@ func (res *Result) claim(ctx context.Context, found []extract.Observation, now t
 			SourceClass: record.Observational, SourceMetadata: res.metadata(o), Timestamp: timestamp,
 		}
 		if err := c.Validate(); err != nil {
-			// What was seen was seen: the verdict does not depend on the claim.
+			// The verdict does not depend on the claim.
 			res.Findings = append(res.Findings, Finding{Observation: *o, NotKept: err})
 			continue
 		}
@@ -197,7 +197,7 @@ func (res *Result) metadata(o *extract.Observation) map[string]string {
 	return m
 }
 
-// UTF8 writes what is no UTF-8 as \xff, byte by byte: a claim holds text only.
+// UTF8 writes invalid bytes as \xff: a claim holds valid UTF-8 only.
 func UTF8(s string) string {
 	if utf8.ValidString(s) {
 		return s

@@ -106,7 +106,7 @@ func TestOneClaimForTheSameTwice(t *testing.T) {
 	require.Len(t, res.Findings, 1)
 }
 
-func TestWhatMakesNoClaimIsAFindingAllTheSame(t *testing.T) {
+func TestAnObservationWithoutAClaimIsAFindingAllTheSame(t *testing.T) {
 	res := run(t, project(t, map[string]string{
 		"package.json": `{"dependencies":{"` + strings.Repeat("n", 2000) + `":"1","ok":"2"}`,
 	}), config.Default(), time.Unix(1, 0))

@@ -8,7 +8,7 @@ import (
 
 // globExpr translates one pattern of git into package regexp, whose matching
 // takes linear time whatever the pattern. Where slashes count, "**" as a whole
-// component stands for any number of directories; everywhere else it is "*".
+// component means any number of directories; everywhere else it is "*".
 // Git takes the text before the first wildcard off before it looks at the rest,
 // so "**" right after that text counts as whole too.
 func globExpr(p string, slashes bool) (string, error) {
@@ -66,7 +66,7 @@ func firstRune(s string) string {
 	return s
 }
 
-// globClass translates the bracket that p begins with. It never stands for a
+// globClass translates the bracket that p begins with. It never matches a
 // slash.
 func globClass(p string) (expr, rest string, err error) {
 	rest = p[1:]

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Ignore decides which paths are passed over. It means by its patterns what
-// git means in .gitignore: a file in each directory, the last pattern that fits
+// Ignore decides which paths are passed over. Its patterns follow
+// .gitignore: a file in each directory, the last pattern that fits
 // decides, and that of the nearest file before those of the directories above.
 // A path below a directory that is passed over cannot be taken back.
 type Ignore struct {

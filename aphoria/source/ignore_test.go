@@ -10,21 +10,83 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// git itself is asked what a pattern means.
-func TestAPatternMeansWhatGitMeansByIt(t *testing.T) {
+// The reference is git itself.
+func TestAPatternMatchesAsInGit(t *testing.T) {
 	names := []string{
 		"a.py", "b.py", "c.py", "ab.py", "]x", "-x", "^x", "!x", "#x", "x ", "x", `x\`, "d/a.py", "d/e/a.py", "d/e/f/a.py", "d/x", "d/e/x",
 		"foo", "foo/a", "d/foo", "d/foo/a", "é", "ab", "a/b", "a/c/b", "a/c/d/b", "axb", "build/x", "src/build/x", "keep/a.log", "a.log",
 		"d/a.log", "A.py", "7z", "xy", "a*b", "a?b", "[ab].py", "tab\t", "x.tar.gz", "deep/1/2/3", "d/.hidden", ".hidden", "a-b", "aXb", "a.b", "a_b", "a b",
 	}
 	for _, file := range []map[string]string{
-		{".": "[ab].py"}, {".": "[!a].py"}, {".": "[^a].py"}, {".": "[]x]x"}, {".": "[]-]x"}, {".": "[a-c].py"}, {".": "[c-a].py"}, {".": "[[:digit:]]z"}, {".": "[[:upper:]].py"},
-		{".": "a[!x]b"}, {".": "a[/]b"}, {".": "a[!/]b"}, {".": "a[[:punct:]]b"}, {".": "a[[:space:]]b"}, {".": `[\]]x`}, {".": `\[ab].py`}, {".": "[+--]x"},
-		{".": `\#x`}, {".": `\!x`}, {".": "#x"}, {".": `x\ `}, {".": "x "}, {".": "x   "}, {".": "\ufeffa.py"}, {".": "a.py\r\nb.py\r\n"}, {".": "tab\t"}, {".": `x\\`},
-		{".": "**/a.py"}, {".": "d/**/a.py"}, {".": "d/**"}, {".": "**/foo/**"}, {".": "a/**/b"}, {".": "a/**/**/b"}, {".": "a**b"}, {".": "**"}, {".": "d/**/"}, {".": "/**/a.py"}, {".": "foo**"}, {".": "**foo"}, {".": "d**/a.py"},
-		{".": "/a.py"}, {".": "d/a.py"}, {".": "foo/"}, {".": "/foo/"}, {".": "d/*"}, {".": "d/*\n!d/a.py"}, {".": "d/\n!d/a.py"}, {".": "*\n!a.py"}, {".": "*\n!*/\n!a.py"}, {".": "*.log\n!keep/*.log"},
-		{".": "?"}, {".": "??"}, {".": "a?b"}, {".": `a\*b`}, {".": `a\?b`}, {".": "*.tar.*"}, {".": ".*"}, {".": "é"}, {".": "a/b\n!a/b\n"}, {".": "deep/*/2"}, {".": "//a.py"}, {".": "d//a.py"},
-		{".": "a.py", "d": "!a.py"}, {".": "!a.py", "d": "a.py"}, {".": "*.py", "d": "!*.py", "d/e": "a.py"}, {"d": "/a.py"}, {"d": "e/"}, {"d": "**/f"}, {".": "d/e/\n", "d/e": "!a.py"},
+		{".": "[ab].py"},
+		{".": "[!a].py"},
+		{".": "[^a].py"},
+		{".": "[]x]x"},
+		{".": "[]-]x"},
+		{".": "[a-c].py"},
+		{".": "[c-a].py"},
+		{".": "[[:digit:]]z"},
+		{".": "[[:upper:]].py"},
+		{".": "a[!x]b"},
+		{".": "a[/]b"},
+		{".": "a[!/]b"},
+		{".": "a[[:punct:]]b"},
+		{".": "a[[:space:]]b"},
+		{".": `[\]]x`},
+		{".": `\[ab].py`},
+		{".": "[+--]x"},
+		{".": `\#x`},
+		{".": `\!x`},
+		{".": "#x"},
+		{".": `x\ `},
+		{".": "x "},
+		{".": "x   "},
+		{".": "\ufeffa.py"},
+		{".": "a.py\r\nb.py\r\n"},
+		{".": "tab\t"},
+		{".": `x\\`},
+		{".": "**/a.py"},
+		{".": "d/**/a.py"},
+		{".": "d/**"},
+		{".": "**/foo/**"},
+		{".": "a/**/b"},
+		{".": "a/**/**/b"},
+		{".": "a**b"},
+		{".": "**"},
+		{".": "d/**/"},
+		{".": "/**/a.py"},
+		{".": "foo**"},
+		{".": "**foo"},
+		{".": "d**/a.py"},
+		{".": "/a.py"},
+		{".": "d/a.py"},
+		{".": "foo/"},
+		{".": "/foo/"},
+		{".": "d/*"},
+		{".": "d/*\n!d/a.py"},
+		{".": "d/\n!d/a.py"},
+		{".": "*\n!a.py"},
+		{".": "*\n!*/\n!a.py"},
+		{".": "*.log\n!keep/*.log"},
+		{".": "?"},
+		{".": "??"},
+		{".": "a?b"},
+		{".": `a\*b`},
+		{".": `a\?b`},
+		{".": "*.tar.*"},
+		{".": ".*"},
+		{".": "é"},
+		{".": "a/b\n!a/b\n"},
+		{".": "deep/*/2"},
+		{".": "//a.py"},
+		{".": "d//a.py"},
+		{".": "a.py", "d": "!a.py"},
+		{".": "!a.py", "d": "a.py"},
+		{".": "*.py", "d": "!*.py", "d/e": "a.py"},
+		{"d": "/a.py"},
+		{"d": "e/"},
+		{"d": "**/f"},
+		{".": "d/e/\n", "d/e": "!a.py"},
 	} {
 		dir := t.TempDir()
 		git(t, dir, "init", "-q")
@@ -87,7 +149,7 @@ func TestIgnoreFilesHoldInTheirDirectoriesWhereverTheScanBegins(t *testing.T) {
 		}
 		require.Equal(t, []string{IgnoreFile, "a.py", "sub/a.py", "sub/deep/" + IgnoreFile, "sub/deep/b.py"}, open(t, dir, Options{}).Names(), inGit)
 		require.Equal(t, []string{"sub/a.py", "sub/deep/" + IgnoreFile, "sub/deep/b.py"}, open(t, dir, Options{Under: "sub"}).Names(), inGit)
-		require.Equal(t, []string{"sub/gen/a.py"}, open(t, dir, Options{Under: "sub/gen"}).Names(), "what is asked for by name is looked at")
+		require.Equal(t, []string{"sub/gen/a.py"}, open(t, dir, Options{Under: "sub/gen"}).Names(), "a directory that is given by name is scanned")
 		require.Empty(t, open(t, dir, Options{Under: "sub", Exclude: []string{"sub"}}).Names()[3:], inGit)
 	}
 }

@@ -17,9 +17,8 @@ const (
 
 // Kinds gives the kind of every byte of the text. It knows as much of each
 // language as that needs, and no more. Where a file is broken it errs for a
-// line, because quotes of one line end with it, and what never ends (a template,
-// an element of JSX, a long string) is read as code, so that nothing hides in
-// it. Its time grows with the text's length and with nothing else. When ctx
+// line, because quotes of one line end with it, and an unterminated template,
+// element of JSX or long string is read as code, so that nothing hides in it. Its time grows with the text's length and with nothing else. When ctx
 // ends it stops early, and the rest counts as code.
 func (f *File) Kinds(ctx context.Context) []Kind {
 	if f.kinds == nil {
@@ -63,7 +62,7 @@ type lexer struct {
 	rewinds int    // that are left, see rewind
 	plain   bool   // nothing may be opened any more
 	jsx     bool   // the file may hold elements
-	skip    int    // the offset of what looked like an opening and was none; -1 is none
+	skip    int    // offset of a false opening, which is code; -1 is none
 	failed  []byte // of each byte, in which states a regular expression was sought in vain from there
 	steps   int
 }
@@ -146,7 +145,7 @@ func (l *lexer) push(f frame, n int, kind Kind) {
 	l.last = 0
 }
 
-// pop ends the innermost frame; in code, after is what came last.
+// pop ends the innermost frame; after becomes the last byte of code.
 func (l *lexer) pop(after byte) {
 	l.open = l.open[:len(l.open)-1]
 	l.last = after

@@ -82,8 +82,8 @@ func (l *lexer) jsTemplate() {
 	}
 }
 
-// elementBegins tells an element of JSX from a comparison and from the type
-// parameters of an arrow function.
+// elementBegins distinguishes an element of JSX from a comparison and from the
+// type parameters of an arrow function.
 func (l *lexer) elementBegins() bool {
 	rest := l.text[l.pos+1:]
 	name := jsxName(rest)
@@ -171,8 +171,8 @@ func (l *lexer) jsxClosing() {
 	l.elementEnds()
 }
 
-// expressionMayBegin tells a regular expression from a division, and an element
-// from a comparison, by what stands before it.
+// expressionMayBegin distinguishes a regular expression from a division, and an
+// element from a comparison, by the code before it.
 func (l *lexer) expressionMayBegin() bool {
 	if l.last == 0 || strings.IndexByte("(,=:[!&|?{};+*%<>~^", l.last) >= 0 {
 		return true

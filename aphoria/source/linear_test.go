@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Steps are counted, not time: each passes at least a byte, and what a step
-// looks at beyond that it passes too, or never looks at again.
+// Steps are counted, not time. A frame that never ends is read again, so the
+// bound is the number of rewinds.
 func TestALexerTakesStepsInProportionToTheText(t *testing.T) {
 	parts := []string{"`", "${", "}", "<a>", "</a>", "<", "/", "[", "]", "\\", "\n", "'", "\"", "\"\"\"", "f'", "f'''", "{", "(", "=", "//", "/*", "#", ":", " ", "x", "return "}
 	random := rand.New(rand.NewPCG(1, 2))

@@ -115,6 +115,9 @@ func (t *Tree) list(ctx context.Context, dir string) error {
 	for at := t.opts.Under; at != "."; at = path.Dir(at) {
 		t.ignore.dirs[at] = false
 	}
+	if _, err := t.readDir(t.opts.Under); err != nil {
+		return fmt.Errorf("read the directory to scan: %w", err)
+	}
 	known, err := t.listGit(ctx, dir)
 	if err != nil || known {
 		return err
@@ -182,11 +185,7 @@ func (t *Tree) walk(ctx context.Context, dir string) error {
 	}
 	entries, err := t.readDir(dir)
 	if err != nil {
-		if dir == t.opts.Under {
-			return fmt.Errorf("read the directory to scan: %w", err)
-		}
-		t.pass(Unreadable, dir)
-		return nil
+		t.pass(Unreadable, dir) // entries are those that could be read
 	}
 	for _, e := range entries {
 		name := path.Join(dir, e.Name())
