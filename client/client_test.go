@@ -283,6 +283,24 @@ func TestContextEndsWaiting(t *testing.T) {
 	require.Error(t, err)
 }
 
+func TestTheEndOfTheCallersContextIsFinal(t *testing.T) {
+	for name, sleeping := range map[string]bool{"during an attempt": false, "between attempts": true} {
+		ctx, cancel := context.WithCancel(t.Context())
+		c, _ := newClient(t, func(w http.ResponseWriter, _ *http.Request) {
+			if !sleeping {
+				cancel()
+			}
+			problem(w, 503, "unavailable")
+		}, WithSleep(func(ctx context.Context, _ time.Duration) error {
+			cancel()
+			return ctx.Err()
+		}))
+		_, err := c.WhoAmI(ctx)
+		require.ErrorIs(t, err, context.Canceled, name)
+		require.False(t, IsTemporary(err), name)
+	}
+}
+
 func TestSlowAttemptIsTemporary(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)

@@ -90,7 +90,8 @@ func IsNotFound(err error) bool {
 
 // IsTemporary reports whether err is of the kind that may pass: the server
 // could not be reached, or could not do it now. It tells a caller that has its
-// own way of waiting (a queue) what to keep, and what must be corrected.
+// own way of waiting (a queue) what to keep, and what must be corrected. The end
+// of the caller's own context is final, whatever the last attempt met.
 func IsTemporary(err error) bool { return may(err, (*Error).Temporary) }
 
 // worthRetry reports whether err is one to try again after, here and now.
@@ -98,6 +99,10 @@ func worthRetry(err error) bool { return may(err, (*Error).passesSoon) }
 
 // may judges an answer by the given rule, and the lack of one by its cause.
 func may(err error, rule func(*Error) bool) bool {
+	var end *endedError
+	if errors.As(err, &end) {
+		return false
+	}
 	var e *Error
 	if errors.As(err, &e) {
 		return rule(e)
@@ -114,6 +119,22 @@ type connError struct {
 
 func (e *connError) Error() string { return e.err.Error() }
 func (e *connError) Unwrap() error { return e.err }
+
+// endedError is the end of the caller's context after an attempt that failed.
+type endedError struct {
+	end, last error
+}
+
+func ended(end, last error) error {
+	var c *connError
+	if errors.Is(last, end) && !errors.As(last, &c) {
+		return last // the attempt itself met it, and did not just take too long
+	}
+	return &endedError{end, last}
+}
+
+func (e *endedError) Error() string   { return e.end.Error() + "; the last attempt: " + e.last.Error() }
+func (e *endedError) Unwrap() []error { return []error{e.end, e.last} }
 
 // connectionError sorts a failure of the transport. A certificate that does not
 // verify does not get better by waiting, and the caller's own end is final.

@@ -54,13 +54,16 @@ func (c *Client) retry(ctx context.Context, method, path string, attempt func(co
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() != nil {
+			return c.describe(method, path, n+1, ended(ctx.Err(), err))
+		}
 		wait, again := c.wait(err, n)
-		if !again || ctx.Err() != nil {
+		if !again {
 			return c.describe(method, path, n+1, err)
 		}
 		c.onRetry(Retry{Method: method, Path: path, Attempt: n + 1, Wait: wait, Err: err})
 		if serr := c.sleep(ctx, wait); serr != nil {
-			return c.describe(method, path, n+1, errors.Join(serr, err))
+			return c.describe(method, path, n+1, ended(serr, err))
 		}
 	}
 }

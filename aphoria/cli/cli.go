@@ -1,7 +1,7 @@
 // Package cli holds aphoria's commands. Results go to standard output, all
 // else to standard error. The exit code is 0 for success, 1 when the scan
 // blocks or claims could not be kept, 2 when the command cannot be carried out
-// as it was given.
+// as it was given, 128 and the signal's number when a signal stopped it.
 package cli
 
 import (
@@ -11,6 +11,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -35,6 +37,16 @@ const (
 	exitBlocked = 1 // also: claims were not kept
 	exitUsage   = 2
 )
+
+// Stopped is the cause of a context that a signal ended.
+type Stopped struct {
+	Signal syscall.Signal
+}
+
+func (s *Stopped) Error() string { return "stopped by a signal: " + s.Signal.String() }
+
+// exitCode follows the shells: 128 and the signal's number.
+func (s *Stopped) exitCode() int { return 128 + int(s.Signal) }
 
 // codedError carries an exit code other than exitUsage.
 type codedError struct {
@@ -63,10 +75,16 @@ func Run(ctx context.Context, args []string, env Env) int {
 	root := a.root()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
+	var stopped *Stopped
+	if errors.As(context.Cause(ctx), &stopped) {
+		// Whatever was done until then, it is not all that was asked for.
+		a.say("%v", stopped)
+		return stopped.exitCode()
+	}
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintf(env.Stderr, "aphoria: %v\n", err)
+	a.say("%s", strings.ReplaceAll(err.Error(), "\n", "; ")) // of errors.Join
 	var coded *codedError
 	if errors.As(err, &coded) {
 		return coded.code
@@ -82,12 +100,15 @@ func (a *app) root() *cobra.Command {
 
 Exit codes:
   0  done
-  1  scan --exit-code: something is blocked; --persist: claims were not kept,
-     standard error says which and why
-  2  the command line, the configuration or the agent key is not usable`,
+  1  scan --exit-code: something is blocked; --persist: claims were not kept;
+     both: no claim can hold an observation; standard error says which and why
+  2  the command line, the configuration or the agent key is not usable
+  130, 143  stopped by SIGINT or SIGTERM`,
+		Version:       a.Version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	cmd.SetVersionTemplate("{{.Version}}\n")
 	cmd.SetOut(a.Stdout)
 	cmd.SetErr(a.Stderr)
 	flags := cmd.PersistentFlags()
@@ -101,8 +122,7 @@ func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(a.Stdout, a.Version)
-			return err
+			return a.out("%s", a.Version)
 		},
 	}
 }
@@ -110,8 +130,9 @@ func (a *app) versionCommand() *cobra.Command {
 // settings are the configuration and where things lie.
 type settings struct {
 	config.Config
-	file     string // "" when there is none
-	stateDir string
+	file        string // "" when there is none
+	stateDir    string
+	projectRoot string // the directory of .aphoria; "" when it was not looked for or found
 }
 
 // load finds the configuration of the project at dir. Without one the defaults
@@ -123,7 +144,9 @@ func (a *app) load(dir string) (*settings, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.file = found
+		if s.file = found; found != "" {
+			s.projectRoot = filepath.Dir(filepath.Dir(found))
+		}
 	}
 	if s.file != "" {
 		c, err := config.Load(s.file)
@@ -156,12 +179,12 @@ func (a *app) client(s *settings, url string, opts ...client.Option) (*client.Cl
 	}
 	key := a.Getenv(s.Hosted.APIKeyEnv)
 	if key == "" {
-		fmt.Fprintf(a.Stderr, "aphoria: warning: %s is not set, so requests carry no API key\n", s.Hosted.APIKeyEnv)
+		a.warn("%s is not set, so requests carry no API key", s.Hosted.APIKeyEnv)
 	}
 	opts = append([]client.Option{
 		client.WithUserAgent("aphoria/" + a.Version),
 		client.WithOnRetry(func(r client.Retry) {
-			fmt.Fprintf(a.Stderr, "aphoria: attempt %d failed: %v; next one in %s\n", r.Attempt, r.Err, r.Wait.Round(100*time.Millisecond))
+			a.say("attempt %d failed: %v; next one in %s", r.Attempt, r.Err, r.Wait.Round(100*time.Millisecond))
 		}),
 	}, opts...)
 	return client.New(url, key, append(opts, a.ClientOptions...)...)

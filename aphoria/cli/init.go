@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,11 +12,17 @@ import (
 
 	"github.com/stemedb/stemedb/aphoria/agent"
 	"github.com/stemedb/stemedb/aphoria/config"
+	"github.com/stemedb/stemedb/aphoria/scan"
 )
+
+// wishes are the flags of init for the configuration; "" is a flag not given.
+type wishes struct {
+	name, language, url string
+}
 
 // initCommand makes what a project needs and leaves alone what is there.
 func (a *app) initCommand() *cobra.Command {
-	var name, language, url string
+	var w wishes
 	cmd := &cobra.Command{
 		Use:   "init [PATH]",
 		Short: "Make .aphoria with a configuration and an agent key; what is there stays",
@@ -25,22 +32,41 @@ func (a *app) initCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.init(dir, name, language, url)
+			return a.init(dir, w)
 		},
 	}
-	cmd.Flags().StringVar(&name, "name", "", "project `NAME` (default: the directory's name)")
-	cmd.Flags().StringVar(&language, "language", "auto", "restrict scans to one `LANGUAGE`")
-	cmd.Flags().StringVar(&url, "url", "", "`URL` of the StemeDB server")
+	cmd.Flags().StringVar(&w.name, "name", "", "project `NAME` (default: the directory's name)")
+	cmd.Flags().StringVar(&w.language, "language", "", "restrict scans to one `LANGUAGE` (default: auto, which is all)")
+	cmd.Flags().StringVar(&w.url, "url", "", "`URL` of the StemeDB server")
 	return cmd
 }
 
-func (a *app) init(dir, name, language, url string) error {
-	if name == "" {
-		abs, err := filepath.Abs(dir)
-		if err != nil {
-			return fmt.Errorf("name the project: %w", err)
+// check compares with a configuration that is there already: init changes none.
+func (w wishes) check(file string) error {
+	c, err := config.Load(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, f := range []struct{ flag, want, setting, has string }{
+		{"--name", w.name, "project.name", c.Project.Name},
+		{"--language", w.language, "project.language", c.Project.Language},
+		{"--url", w.url, "hosted.url", c.Hosted.URL},
+	} {
+		if f.want != "" && f.want != f.has {
+			return fmt.Errorf("%s exists and has %s = %q, which %s does not change; edit that line, or remove the file and run init again",
+				file, f.setting, f.has, f.flag)
 		}
-		name = filepath.Base(abs)
+	}
+	return nil
+}
+
+func (a *app) init(dir string, w wishes) error {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("name the project: %w", err)
 	}
 	file, state := a.configFile, a.stateDir
 	if file == "" {
@@ -49,9 +75,12 @@ func (a *app) init(dir, name, language, url string) error {
 	if state == "" {
 		state = filepath.Dir(file)
 	}
-	text := config.Template(name, language, url)
+	text := config.Template(cmp.Or(w.name, scan.UTF8(filepath.Base(abs))), cmp.Or(w.language, "auto"), w.url)
 	if _, err := config.Parse(text); err != nil {
 		return err // a flag's value is wrong
+	}
+	if err := w.check(file); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return fmt.Errorf("make the configuration's directory: %w", err)
@@ -61,9 +90,6 @@ func (a *app) init(dir, name, language, url string) error {
 	}
 	if err := a.create(file, text); err != nil {
 		return err
-	}
-	if _, err := config.Load(file); err != nil {
-		return err // it was there before, and is wrong
 	}
 	// The key must never be committed, so it is ignored before it exists.
 	if err := a.create(filepath.Join(state, ".gitignore"), agent.KeyFile+"\nqueue/\n"); err != nil {
@@ -83,16 +109,17 @@ func (a *app) createKey(state string) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(a.Stdout, "%s %s\nagent id %s\n", verb, filepath.Join(state, agent.KeyFile), agent.ID(key))
-	return err
+	if err := a.out("%s %s", verb, filepath.Join(state, agent.KeyFile)); err != nil {
+		return err
+	}
+	return a.out("agent id %s", agent.ID(key))
 }
 
 // create writes a file that is not there yet.
 func (a *app) create(file, text string) error {
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if errors.Is(err, fs.ErrExist) {
-		_, err = fmt.Fprintf(a.Stdout, "kept %s\n", file)
-		return err
+		return a.out("kept %s", file)
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", file, err)
@@ -104,6 +131,5 @@ func (a *app) create(file, text string) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", file, err)
 	}
-	_, err = fmt.Fprintf(a.Stdout, "made %s\n", file)
-	return err
+	return a.out("made %s", file)
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"maps"
@@ -23,15 +24,9 @@ import (
 type report struct {
 	*scan.Result
 	persisted *outbox.Summary // nil without --persist
-	all       bool
+	all       bool            // plain facts too
+	skipped   bool            // the files that were passed over, by name
 	took      time.Duration
-}
-
-func (r *report) write(w io.Writer, format string) error {
-	if format == "json" {
-		return r.json(w)
-	}
-	return r.table(w)
 }
 
 // jsonReport is the form of --format json.
@@ -40,6 +35,7 @@ type jsonReport struct {
 	Revision     revision.Revision `json:"revision"`
 	Observations []jsonFinding     `json:"observations"`
 	Summary      jsonSummary       `json:"summary"`
+	Skipped      []jsonSkipped     `json:"skipped,omitempty"`
 	Persisted    *outbox.Summary   `json:"persisted,omitempty"`
 	Warnings     []string          `json:"warnings,omitempty"`
 }
@@ -50,8 +46,10 @@ type jsonFinding struct {
 	File      string          `json:"file"`
 	Line      int             `json:"line,omitempty"`
 	Message   string          `json:"message,omitempty"`
-	Hash      record.Hash     `json:"hash"`
-	Claim     record.Content  `json:"claim"`
+	// A finding has either a claim or the reason why it makes none.
+	Hash    *record.Hash    `json:"hash,omitempty"`
+	Claim   *record.Content `json:"claim,omitempty"`
+	NotKept string          `json:"not_kept,omitempty"`
 }
 
 type jsonSummary struct {
@@ -60,31 +58,99 @@ type jsonSummary struct {
 	Observations int            `json:"observations"`
 	Flagged      int            `json:"flagged"`
 	Blocked      int            `json:"blocked"`
+	NotKept      int            `json:"not_kept"`
 }
 
-// json gives every observation: programs do their own choosing.
+type jsonSkipped struct {
+	Reason string `json:"reason"`
+	File   string `json:"file"`
+}
+
+// json gives every observation: programs do their own choosing. The document is
+// made before any of it is written, so that it is never cut short by something
+// in it.
 func (r *report) json(w io.Writer) error {
 	out := jsonReport{
 		Project: r.Project, Revision: r.Revision, Observations: []jsonFinding{}, Persisted: r.persisted, Warnings: r.Warnings,
 		Summary: jsonSummary{
-			Files: r.Files, PassedOver: r.Passed, Observations: len(r.Findings),
-			Flagged: r.Count(extract.Flag), Blocked: r.Count(extract.Block),
+			Files: r.Files, PassedOver: r.passedCounts(), Observations: len(r.Findings),
+			Flagged: r.Count(extract.Flag), Blocked: r.Count(extract.Block), NotKept: r.NotKept(),
 		},
 	}
 	for i := range r.Findings {
 		f := &r.Findings[i]
-		out.Observations = append(out.Observations, jsonFinding{
-			Verdict: f.Verdict, Extractor: f.Extractor, File: f.File, Line: f.Line, Message: f.Message, Hash: f.ID, Claim: f.Content,
-		})
+		j := jsonFinding{Verdict: f.Verdict, Extractor: f.Extractor, File: scan.UTF8(f.File), Line: f.Line, Message: f.Message}
+		if f.NotKept != nil {
+			j.NotKept = f.NotKept.Error()
+		} else {
+			j.Hash, j.Claim = &f.ID, &f.Content
+		}
+		out.Observations = append(out.Observations, j)
 	}
-	if err := json.MarshalWrite(w, out, jsontext.WithIndent("  "), json.Deterministic(true)); err != nil {
+	for reason, name := range r.passedNames() {
+		if r.skipped {
+			out.Skipped = append(out.Skipped, jsonSkipped{reason, scan.UTF8(name)})
+		}
+	}
+	var doc bytes.Buffer
+	// Texts of other origin, such as an error of the system, may hold anything.
+	if err := json.MarshalWrite(&doc, out, jsontext.WithIndent("  "), json.Deterministic(true), jsontext.AllowInvalidUTF8(true)); err != nil {
 		return err
 	}
-	_, err := io.WriteString(w, "\n")
+	_, err := w.Write(append(safeJSON(doc.Bytes()), '\n'))
 	return err
 }
 
+func (r *report) passedCounts() map[string]int {
+	counts := make(map[string]int)
+	for reason, names := range r.Passed {
+		counts[reason] = len(names)
+	}
+	return counts
+}
+
+// passedNames goes through the skipped files, reason by reason.
+func (r *report) passedNames() func(yield func(reason, name string) bool) {
+	return func(yield func(reason, name string) bool) {
+		for _, reason := range slices.Sorted(maps.Keys(r.Passed)) {
+			for _, name := range slices.Sorted(slices.Values(r.Passed[reason])) {
+				if !yield(reason, name) {
+					return
+				}
+			}
+		}
+	}
+}
+
 func (r *report) table(w io.Writer) error {
+	if err := r.rows(w); err != nil {
+		return err
+	}
+	if err := line(w, "%s at %s: %d observations in %d files (%d blocked, %d flagged) in %s",
+		r.Project, r.revision(), len(r.Findings), r.Files, r.Count(extract.Block), r.Count(extract.Flag), r.took.Round(time.Millisecond)); err != nil {
+		return err
+	}
+	if n := r.NotKept(); n > 0 {
+		if err := line(w, "not kept: %d, because no claim can hold them", n); err != nil {
+			return err
+		}
+	}
+	if len(r.Passed) == 0 {
+		return nil
+	}
+	if err := line(w, "passed over: %s", r.passedOver()); err != nil || !r.skipped {
+		return err
+	}
+	for reason, name := range r.passedNames() {
+		if err := line(w, "  %s: %s", reason, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rows lists the findings.
+func (r *report) rows(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	rows := 0
 	for i := range r.Findings {
@@ -97,34 +163,23 @@ func (r *report) table(w io.Writer) error {
 		}
 		what := f.Message
 		if what == "" {
-			what = f.Content.Subject + " " + f.Content.Predicate + " " + f.Content.Object.String()
+			what = f.Subject() + " " + f.Predicate + " " + f.Object.String()
 		}
 		fmt.Fprintf(t, "%s\t%s:%d\t%s\n", f.Verdict, printable(f.File), f.Line, printable(what))
 	}
 	if rows > 0 {
 		fmt.Fprintln(t)
 	}
-	if err := t.Flush(); err != nil {
-		return err
+	return t.Flush()
+}
+
+func (r *report) passedOver() string {
+	counts := r.passedCounts()
+	var parts []string
+	for _, reason := range slices.Sorted(maps.Keys(counts)) {
+		parts = append(parts, fmt.Sprintf("%d %s", counts[reason], reason))
 	}
-	if _, err := fmt.Fprintf(w, "%s at %s: %d observations in %d files (%d blocked, %d flagged) in %s\n",
-		printable(r.Project), r.revision(), len(r.Findings), r.Files, r.Count(extract.Block), r.Count(extract.Flag), r.took.Round(time.Millisecond)); err != nil {
-		return err
-	}
-	if len(r.Passed) > 0 {
-		var parts []string
-		for _, reason := range slices.Sorted(maps.Keys(r.Passed)) {
-			parts = append(parts, fmt.Sprintf("%d %s", r.Passed[reason], reason))
-		}
-		if _, err := fmt.Fprintf(w, "passed over: %s\n", strings.Join(parts, ", ")); err != nil {
-			return err
-		}
-	}
-	if p := r.persisted; p != nil {
-		_, err := fmt.Fprintf(w, "persisted: %d created, %d exist, %d failed, %d queued, %d skipped\n", p.Created, p.Exists, p.Failed, p.Queued, p.Skipped)
-		return err
-	}
-	return nil
+	return strings.Join(parts, ", ")
 }
 
 func (r *report) revision() string {
@@ -139,14 +194,4 @@ func (r *report) revision() string {
 		id += " with changes"
 	}
 	return id
-}
-
-// printable keeps a scanned project's own text from steering the terminal.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return '?'
-		}
-		return r
-	}, s)
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"time"
@@ -12,13 +13,14 @@ import (
 	"github.com/stemedb/stemedb/aphoria/extract"
 	"github.com/stemedb/stemedb/aphoria/outbox"
 	"github.com/stemedb/stemedb/aphoria/scan"
+	"github.com/stemedb/stemedb/aphoria/source"
 	"github.com/stemedb/stemedb/client"
 	"github.com/stemedb/stemedb/server/record"
 )
 
 type scanFlags struct {
-	persist, exitCode, all bool
-	format, url            string
+	persist, exitCode, all, skipped bool
+	format, url                     string
 }
 
 func (a *app) scanCommand() *cobra.Command {
@@ -37,8 +39,9 @@ func (a *app) scanCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&f.persist, "persist", false, "sign the observations and send them to the server of [hosted]")
-	flags.BoolVar(&f.exitCode, "exit-code", false, "exit with 1 when something is blocked")
+	flags.BoolVar(&f.exitCode, "exit-code", false, "exit with 1 when an observation is blocked, or no claim can hold it")
 	flags.BoolVar(&f.all, "show-observations", false, "list plain facts too, not only what is flagged or blocked")
+	flags.BoolVar(&f.skipped, "show-skipped", false, "name the files that were passed over")
 	flags.StringVar(&f.format, "format", "table", "`FORMAT` of the output: table or json")
 	flags.StringVar(&f.url, "url", "", "`URL` of the server, instead of the configured one")
 	return cmd
@@ -52,148 +55,169 @@ func (a *app) scan(ctx context.Context, dir string, f scanFlags) error {
 	if err != nil {
 		return err
 	}
-	var box *outbox.Outbox
-	var sign func([]scan.Finding) []*record.Assertion
+	var send *sending
 	if f.persist {
 		// Before the scan: what is wrong here should not take its time to show.
-		if box, sign, err = a.outbox(s, f.url); err != nil {
+		if send, err = a.sending(s, f.url); err != nil {
 			return err
 		}
 	}
-	registry, err := extract.Default()
-	if err != nil {
-		return err
-	}
 	start := a.Now()
-	res, err := scan.Run(ctx, dir, s.stateDir, s.Config, registry, start)
+	res, err := a.look(ctx, dir, s, start)
 	if err != nil {
 		return err
 	}
-	for _, w := range res.Warnings {
-		fmt.Fprintf(a.Stderr, "aphoria: warning: %s\n", w)
-	}
-	out := report{Result: res, all: f.all, took: a.Now().Sub(start)}
-	var sendErr error
-	if f.persist {
-		out.persisted, sendErr = box.Send(ctx, sign(res.Findings))
-		a.explain(out.persisted)
-	}
-	if err := out.write(a.Stdout, f.format); err != nil {
+	out := report{Result: res, all: f.all, skipped: f.skipped, took: a.Now().Sub(start)}
+	a.warnings(&out, s)
+	sendErr, err := a.show(ctx, &out, send, f.format)
+	switch {
+	case err != nil:
 		return fmt.Errorf("write the result: %w", err)
-	}
-	if sendErr != nil {
+	case sendErr != nil:
 		return failed(sendErr)
 	}
-	if blocked := res.Count(extract.Block); f.exitCode && blocked > 0 {
-		return failed(fmt.Errorf("%d observations are blocked", blocked))
-	}
-	return nil
+	return verdict(res, f)
 }
 
-// outbox prepares sending: the agent's key, the client, the queue.
-func (a *app) outbox(s *settings, url string) (*outbox.Outbox, func([]scan.Finding) []*record.Assertion, error) {
+// look scans the directory as part of its project.
+func (a *app) look(ctx context.Context, dir string, s *settings, now time.Time) (*scan.Result, error) {
+	registry, err := extract.Default()
+	if err != nil {
+		return nil, err
+	}
+	at, err := scan.Find(ctx, dir, s.projectRoot)
+	if err != nil {
+		return nil, err
+	}
+	return scan.Run(ctx, at, s.stateDir, s.Config, registry, now)
+}
+
+// show prints the result, and sends it when send is not nil. A server may take
+// long, so the findings are printed first; JSON is one document, which must hold
+// the outcome of sending too, so there the table goes to standard error.
+func (a *app) show(ctx context.Context, out *report, send *sending, format string) (sendErr, err error) {
+	if format == "table" {
+		err = out.table(a.Stdout)
+	} else if send != nil {
+		err = out.table(a.Stderr)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if send != nil {
+		out.persisted, sendErr = send.send(ctx, out.Findings)
+		a.explain(out.persisted)
+	}
+	if format == "json" {
+		return sendErr, out.json(a.Stdout)
+	}
+	if p := out.persisted; p != nil {
+		err = a.out("persisted: %d created, %d exist, %d failed, %d queued, %d skipped", p.Created, p.Exists, p.Failed, p.Queued, p.Skipped)
+	}
+	return sendErr, err
+}
+
+// verdict is the exit code. It depends on the observations alone; one that no
+// claim can hold must not vanish behind a green gate.
+func verdict(res *scan.Result, f scanFlags) error {
+	var errs []error
+	if n := res.Count(extract.Block); f.exitCode && n > 0 {
+		errs = append(errs, fmt.Errorf("%d observations are blocked", n))
+	}
+	if n := res.NotKept(); (f.exitCode || f.persist) && n > 0 {
+		errs = append(errs, fmt.Errorf("%d observations were not kept: no claim can hold them", n))
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return failed(errors.Join(errs...))
+}
+
+// maxNotKept bounds how many observations without a claim are named one by one.
+const maxNotKept = 20
+
+func (a *app) warnings(r *report, s *settings) {
+	for _, w := range r.Warnings {
+		a.warn("%s", w)
+	}
+	shown := 0
+	for i := range r.Findings {
+		f := &r.Findings[i]
+		if f.NotKept == nil {
+			continue
+		}
+		if shown++; shown > maxNotKept {
+			a.warn("not kept: %d more; --format json names them all", r.NotKept()-maxNotKept)
+			break
+		}
+		a.warn("not kept: %s %s:%d: no claim can hold this observation of %s: %v", f.Verdict, f.File, f.Line, f.Extractor, f.NotKept)
+	}
+	if len(r.Passed) > 0 {
+		remedy := ""
+		if len(r.Passed[source.TooLarge]) > 0 {
+			remedy = fmt.Sprintf("; scan.max_file_bytes is %d", s.Scan.MaxFileBytes)
+		}
+		a.warn("passed over: %s; --show-skipped names them%s", r.passedOver(), remedy)
+	}
+	if r.Files == 0 {
+		a.warn("no file was read: %s has no file of a kind that aphoria scans, or all of them are excluded", r.Root)
+	}
+}
+
+// sending holds the key and the outbox of --persist.
+type sending struct {
+	key ed25519.PrivateKey
+	box *outbox.Outbox
+	say func(format string, args ...any)
+	url string
+}
+
+func (s *sending) send(ctx context.Context, findings []scan.Finding) (*outbox.Summary, error) {
+	var as []*record.Assertion
+	for i := range findings {
+		if f := &findings[i]; f.NotKept == nil {
+			as = append(as, &record.Assertion{
+				Content:    f.Content,
+				Signatures: []record.Signature{record.SignContent(s.key, f.ID)},
+			})
+		}
+	}
+	s.say("sending %d claims to %s", len(as), s.url)
+	return s.box.Send(ctx, as)
+}
+
+// sending prepares it: the agent's key, the client, the queue.
+func (a *app) sending(s *settings, url string) (*sending, error) {
 	key, err := agent.Load(s.stateDir, a.Getenv)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	c, err := a.client(s, url, client.WithAgentKey(key))
 	if err != nil {
-		return nil, nil, err
-	}
-	sign := func(findings []scan.Finding) []*record.Assertion {
-		as := make([]*record.Assertion, len(findings))
-		for i := range findings {
-			as[i] = &record.Assertion{
-				Content:    findings[i].Content,
-				Signatures: []record.Signature{record.SignContent(key, findings[i].ID)},
-			}
-		}
-		return as
+		return nil, err
 	}
 	started, shown := a.Now(), a.Now()
-	return &outbox.Outbox{
+	box := &outbox.Outbox{
 		Sender: c, Queue: outbox.NewQueue(s.stateDir), Fallback: s.Hosted.OfflineFallback, Now: a.Now,
 		Progress: func(done, total int) {
 			if now := a.Now(); done < total && now.Sub(shown) > time.Second {
 				shown = now
-				fmt.Fprintf(a.Stderr, "aphoria: sent %d of %d after %s\n", done, total, now.Sub(started).Round(time.Second))
+				a.say("sent %d of %d after %s", done, total, now.Sub(started).Round(time.Second))
 			}
 		},
-	}, sign, nil
+	}
+	return &sending{key: key, box: box, say: a.say, url: c.BaseURL()}, nil
 }
 
 // explain says what did not go as it should.
 func (a *app) explain(s *outbox.Summary) {
 	for _, e := range s.Errors {
-		fmt.Fprintf(a.Stderr, "aphoria: warning: %s\n", e)
+		a.warn("%s", e)
 	}
 	if s.Queued > 0 {
-		fmt.Fprintf(a.Stderr, "aphoria: warning: %d claims wait in the queue; the next scan --persist sends them first\n", s.Queued)
+		a.warn("%d claims wait in the queue; the next scan --persist sends them first", s.Queued)
 	}
 	if s.Skipped > 0 {
-		fmt.Fprintf(a.Stderr, "aphoria: warning: %d claims were not sent (offline_fallback = skip); scan again when the server is back\n", s.Skipped)
+		a.warn("%d claims were not sent (offline_fallback = skip); scan again when the server is back", s.Skipped)
 	}
-}
-
-func (a *app) checkCommand() *cobra.Command {
-	var url string
-	cmd := &cobra.Command{
-		Use:   "check-remote [PATH]",
-		Short: "Try the configured server and the project's API key",
-		Args:  cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			dir, err := directory(args)
-			if err != nil {
-				return err
-			}
-			return a.checkRemote(cmd.Context(), dir, url)
-		},
-	}
-	cmd.Flags().StringVar(&url, "url", "", "`URL` of the server, instead of the configured one")
-	return cmd
-}
-
-func (a *app) checkRemote(ctx context.Context, dir, url string) error {
-	s, err := a.load(dir)
-	if err != nil {
-		return err
-	}
-	c, err := a.client(s, url)
-	if err != nil {
-		return err
-	}
-	who, err := c.WhoAmI(ctx)
-	if err != nil {
-		return failed(err)
-	}
-	if _, err := fmt.Fprintf(a.Stdout, "server   %s\nproject  %s\nrole     %s\n", c.BaseURL(), who.Project, who.Role); err != nil {
-		return err
-	}
-	if who.ExpiresAt > 0 {
-		if _, err := fmt.Fprintf(a.Stdout, "expires  %s\n", time.Unix(who.ExpiresAt, 0).UTC().Format(time.RFC3339)); err != nil {
-			return err
-		}
-	}
-	status, err := c.ClusterStatus(ctx)
-	if err != nil {
-		return failed(err)
-	}
-	if _, err := fmt.Fprintf(a.Stdout, "cluster  %d members, %d alive, %d whole\n", status.MemberCount, status.AliveCount, status.WholeCount); err != nil {
-		return err
-	}
-	key, err := agent.Load(s.stateDir, a.Getenv)
-	switch {
-	case errors.Is(err, agent.ErrNoKey):
-		fmt.Fprintf(a.Stderr, "aphoria: warning: %v\n", err)
-	case err != nil:
-		return err
-	default:
-		if _, err := fmt.Fprintf(a.Stdout, "agent    %s\n", agent.ID(key)); err != nil {
-			return err
-		}
-	}
-	if who.Auth && who.Role != "write_agent" && who.Role != "admin" {
-		return failed(fmt.Errorf("the key's role is %s, which may not write; ask for one with write_agent", who.Role))
-	}
-	return nil
 }

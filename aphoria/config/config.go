@@ -13,7 +13,7 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/BurntSushi/toml"
+	"github.com/pelletier/go-toml/v2"
 )
 
 // Where things lie below a project's root.
@@ -76,31 +76,52 @@ func Default() Config {
 
 // Load reads one file.
 func Load(file string) (Config, error) {
-	raw, err := os.ReadFile(file)
+	raw, err := read(file)
 	if err != nil {
 		return Config{}, fmt.Errorf("read the configuration: %w", err)
 	}
-	c, err := Parse(string(raw))
+	c, err := Parse(strings.TrimPrefix(string(raw), "\ufeff"))
 	if err != nil {
 		return Config{}, fmt.Errorf("%s: %w", file, err)
 	}
 	return c, nil
 }
 
+// maxFile bounds the configuration, which a scanned tree may bring along.
+const maxFile = 64 << 10
+
+func read(file string) ([]byte, error) {
+	info, err := os.Stat(file)
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular(): // opening a pipe would wait for its writer
+		return nil, fmt.Errorf("%s is no regular file; remove it", file)
+	case info.Size() > maxFile:
+		return nil, fmt.Errorf("%s has %d bytes; keep it to %d", file, info.Size(), maxFile)
+	}
+	return os.ReadFile(file)
+}
+
 // Parse reads the text of a configuration and checks it.
 func Parse(text string) (Config, error) {
 	c := Default()
-	meta, err := toml.Decode(text, &c)
-	if err != nil {
-		var parse toml.ParseError
-		if errors.As(err, &parse) {
-			return Config{}, fmt.Errorf("line %d: %s", parse.Position.Line, parse.Message)
-		}
-		return Config{}, err
-	}
-	if unknown := meta.Undecoded(); len(unknown) > 0 {
-		key := unknown[0].String()
+	err := toml.NewDecoder(strings.NewReader(text)).DisallowUnknownFields().Decode(&c)
+	var unknown *toml.StrictMissingError
+	var wrong *toml.DecodeError
+	switch {
+	case errors.As(err, &unknown):
+		key := strings.Join(unknown.Errors[0].Key(), ".")
 		return Config{}, fmt.Errorf("%s is not a setting; did you mean %s?", key, nearest(key, settings()))
+	case errors.As(err, &wrong):
+		line, _ := wrong.Position()
+		name := ""
+		if key := wrong.Key(); len(key) > 0 {
+			name = strings.Join(key, ".") + ": "
+		}
+		return Config{}, fmt.Errorf("line %d: %s%s", line, name, strings.TrimPrefix(wrong.Error(), "toml: "))
+	case err != nil:
+		return Config{}, err
 	}
 	return c, c.check()
 }

@@ -1,6 +1,7 @@
 package extract
 
 import (
+	"context"
 	"path"
 
 	"github.com/stemedb/stemedb/aphoria/source"
@@ -45,7 +46,7 @@ func (d depVersions) reader(f *source.File) manifestReader {
 
 func (d depVersions) Wants(f *source.File) bool { return d.reader(f) != nil }
 
-func (d depVersions) Extract(f *source.File, m *Modules) ([]Observation, error) {
+func (d depVersions) Extract(ctx context.Context, f *source.File, m *Modules) ([]Observation, error) {
 	deps, err := d.reader(f)(f)
 	found := make([]Observation, 0, len(deps))
 	for _, dep := range deps {

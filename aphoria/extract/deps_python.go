@@ -1,6 +1,10 @@
 package extract
 
 import (
+	"errors"
+	"fmt"
+	"net/url"
+	"path"
 	"regexp"
 	"strings"
 
@@ -13,8 +17,9 @@ func requirement() *regexp.Regexp {
 	return regexp.MustCompile(`^([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[[^\]]*\])?\s*(?:@\s*(\S+)|\(?\s*((?:(?:===|==|~=|!=|<=|>=|<|>)\s*[^\s,;()]+\s*,?\s*)*)\)?)\s*(?:;.*)?$`)
 }
 
-// readRequirements reads a requirements file of pip. Options (-r, --hash) and
-// bare addresses name no requirement and are passed over.
+// readRequirements reads a requirements file of pip. Options such as -r and
+// --hash name no requirement and are passed over; a line that should name one
+// and does not is an error.
 func readRequirements(f *source.File) ([]dependency, error) {
 	form := requirement()
 	scope := "runtime"
@@ -22,26 +27,128 @@ func readRequirements(f *source.File) ([]dependency, error) {
 		scope = "dev"
 	}
 	var deps []dependency
-	lines := strings.Split(string(f.Text), "\n")
-	for i := 0; i < len(lines); i++ {
-		number, text := i+1, strings.TrimRight(lines[i], "\r")
-		for strings.HasSuffix(text, `\`) && i+1 < len(lines) {
-			i++
-			text = strings.TrimSuffix(text, `\`) + " " + strings.TrimSpace(lines[i])
-		}
+	var unread unreadLines
+	for number, text := range requirementLines(string(f.Text)) {
 		text = pythonComment(text)
 		if at := strings.Index(text, " --"); at >= 0 { // --hash and such
 			text = strings.TrimSpace(text[:at])
 		}
-		m := form.FindStringSubmatch(text)
-		if m == nil {
+		text, editable := cutEditable(text)
+		if text == "" || strings.HasPrefix(text, "-") {
 			continue
 		}
-		deps = append(deps, dependency{
-			name: pythonName(m[1]), version: strings.Join(strings.Fields(m[3]), ""), source: m[2], line: number, scope: scope,
-		})
+		d := dependency{line: number, scope: scope}
+		if m := form.FindStringSubmatch(text); m != nil && !editable {
+			d.name, d.version, d.source = pythonName(m[1]), strings.Join(strings.Fields(m[3]), ""), m[2]
+		} else if d.name, d.version = addressedRequirement(text); d.name != "" {
+			d.source, _, _ = strings.Cut(text, " ")
+		} else {
+			unread.add(number)
+			continue
+		}
+		deps = append(deps, d)
 	}
-	return deps, nil
+	return deps, unread.err()
+}
+
+// requirementLines gives the lines with their numbers, those that end with a
+// backslash together with the next.
+func requirementLines(text string) func(yield func(int, string) bool) {
+	return func(yield func(int, string) bool) {
+		var parts []string
+		first, number := 0, 0
+		for line := range strings.Lines(text) {
+			number++
+			if len(parts) == 0 {
+				first = number
+			}
+			line = strings.TrimRight(line, "\r\n")
+			head, goesOn := strings.CutSuffix(line, `\`)
+			parts = append(parts, head)
+			if goesOn {
+				continue
+			}
+			if !yield(first, strings.Join(parts, " ")) {
+				return
+			}
+			parts = parts[:0]
+		}
+		if len(parts) > 0 {
+			yield(first, strings.Join(parts, " "))
+		}
+	}
+}
+
+// unreadLines are those that name nothing that can be told.
+type unreadLines struct {
+	first []string
+	count int
+}
+
+func (u *unreadLines) add(number int) {
+	if u.count++; len(u.first) < 5 {
+		u.first = append(u.first, fmt.Sprint(number))
+	}
+}
+
+func (u *unreadLines) err() error {
+	if u.count == 0 {
+		return nil
+	}
+	more := ""
+	if n := u.count - len(u.first); n > 0 {
+		more = fmt.Sprintf(" and %d more", n)
+	}
+	return errors.New("no requirement could be read from line " + strings.Join(u.first, ", ") + more +
+		"; write NAME==VERSION, NAME @ ADDRESS, or an address that ends with #egg=NAME")
+}
+
+// cutEditable takes -e or --editable off.
+func cutEditable(text string) (rest string, editable bool) {
+	for _, option := range []string{"-e ", "--editable ", "--editable="} {
+		if rest, ok := strings.CutPrefix(text, option); ok {
+			return strings.TrimSpace(rest), true
+		}
+	}
+	return text, false
+}
+
+// addressedRequirement takes the name from a bare address: from its egg fragment,
+// or from the archive's name.
+func addressedRequirement(text string) (name, version string) {
+	address, _, _ := strings.Cut(text, " ")
+	u, err := url.Parse(address)
+	if err != nil {
+		return "", ""
+	}
+	for part := range strings.SplitSeq(u.Fragment, "&") {
+		if egg, ok := strings.CutPrefix(part, "egg="); ok {
+			egg, _, _ = strings.Cut(egg, "[")
+			egg, version, _ = strings.Cut(egg, "==")
+			return pythonName(egg), withEquals(version)
+		}
+	}
+	file := path.Base(u.Path)
+	if wheel, ok := strings.CutSuffix(file, ".whl"); ok {
+		if parts := strings.Split(wheel, "-"); len(parts) >= 5 { // name, version, build, three tags
+			return pythonName(parts[0]), withEquals(parts[1])
+		}
+		return "", ""
+	}
+	for _, end := range []string{".tar.gz", ".tar.bz2", ".tgz", ".zip"} {
+		archive, ok := strings.CutSuffix(file, end)
+		if at := strings.LastIndexByte(archive, '-'); ok && at > 0 && at+1 < len(archive) && archive[at+1] >= '0' && archive[at+1] <= '9' {
+			return pythonName(archive[:at]), withEquals(archive[at+1:])
+		}
+	}
+	return "", ""
+}
+
+func withEquals(version string) string {
+	if version == "" {
+		return ""
+	}
+	return "==" + version
 }
 
 // pythonComment cuts a comment, which begins the line or follows a space: an

@@ -1,82 +1,110 @@
 package extract
 
 import (
-	"fmt"
-	"maps"
+	"cmp"
 	"slices"
 	"strings"
-
-	"github.com/BurntSushi/toml"
 
 	"github.com/stemedb/stemedb/aphoria/source"
 )
 
-// cargoManifest is what of Cargo.toml names dependencies. Each is a version or
-// a table.
-type cargoManifest struct {
-	Dependencies map[string]any `toml:"dependencies"`
-	Dev          map[string]any `toml:"dev-dependencies"`
-	Build        map[string]any `toml:"build-dependencies"`
-	Workspace    struct {
-		Dependencies map[string]any `toml:"dependencies"`
-	} `toml:"workspace"`
-	Target map[string]struct {
-		Dependencies map[string]any `toml:"dependencies"`
-		Dev          map[string]any `toml:"dev-dependencies"`
-		Build        map[string]any `toml:"build-dependencies"`
-	} `toml:"target"`
+// crate is one dependency of a manifest: a version, or a table.
+type crate struct {
+	order  int    // of its section
+	target string // that the section is for; "" for all
+	key    string
+	scope  string
+	line   int
+	fields map[string]string
+}
+
+// cargoSection gives the section of dependencies that a path leads into and the
+// rest of the path, which is empty for any other path.
+func cargoSection(path []string) (order int, scope, target string, rest []string) {
+	if len(path) >= 2 && path[0] == "target" {
+		target, path = path[1], path[2:]
+		order += 10
+	}
+	if len(path) > 0 && path[0] == "workspace" && target == "" {
+		path = path[1:]
+		order += 5
+	}
+	if len(path) < 2 {
+		return 0, "", "", nil
+	}
+	switch path[0] {
+	case "dependencies":
+		return order + 1, "runtime", target, path[1:]
+	case "dev-dependencies":
+		return order + 2, "dev", target, path[1:]
+	case "build-dependencies":
+		return order + 3, "build", target, path[1:]
+	default:
+		return 0, "", "", nil
+	}
 }
 
 func readCargo(f *source.File) ([]dependency, error) {
-	var manifest cargoManifest
-	if _, err := toml.Decode(string(f.Text), &manifest); err != nil {
-		return nil, fmt.Errorf("is not valid TOML: %w", err)
+	type id struct {
+		order       int
+		target, key string
 	}
-	lines := cargoLines(string(f.Text))
-	var deps []dependency
-	add := func(section, scope string, table map[string]any) {
-		for _, key := range slices.Sorted(maps.Keys(table)) {
-			if d, ok := cargoDependency(key, table[key]); ok {
-				d.scope, d.line = scope, lines[section+"\x00"+key]
-				deps = append(deps, d)
-			}
+	crates := make(map[id]*crate)
+	var failure error
+	for v, err := range tomlValues(f) {
+		if err != nil {
+			failure = err // dependencies before the fault count
+			break
+		}
+		order, scope, target, rest := cargoSection(v.path)
+		if len(rest) == 0 {
+			continue
+		}
+		key := id{order, target, rest[0]}
+		c := crates[key]
+		if c == nil {
+			c = &crate{order: order, target: target, key: rest[0], scope: scope, line: v.line, fields: make(map[string]string)}
+			crates[key] = c
+		}
+		switch {
+		case v.header:
+		case len(rest) == 1:
+			c.fields["version"] = v.text
+		case len(rest) == 2:
+			c.fields[rest[1]] = v.text
 		}
 	}
-	add("dependencies", "runtime", manifest.Dependencies)
-	add("dev-dependencies", "dev", manifest.Dev)
-	add("build-dependencies", "build", manifest.Build)
-	add("workspace.dependencies", "runtime", manifest.Workspace.Dependencies)
-	for _, target := range slices.Sorted(maps.Keys(manifest.Target)) {
-		t, prefix := manifest.Target[target], "target."+target+"."
-		add(prefix+"dependencies", "runtime", t.Dependencies)
-		add(prefix+"dev-dependencies", "dev", t.Dev)
-		add(prefix+"build-dependencies", "build", t.Build)
+	all := make([]*crate, 0, len(crates))
+	for _, c := range crates {
+		all = append(all, c)
 	}
-	return deps, nil
+	slices.SortFunc(all, func(a, b *crate) int {
+		return cmp.Or(cmp.Compare(a.order, b.order), strings.Compare(a.target, b.target), strings.Compare(a.key, b.key))
+	})
+	var deps []dependency
+	for _, c := range all {
+		if d, ok := c.dependency(); ok {
+			deps = append(deps, d)
+		}
+	}
+	return deps, failure
 }
 
-// cargoDependency reads "1.2" or {version = "1.2", package = "real-name", …}.
-// What a workspace decides stands in the workspace's own manifest.
-func cargoDependency(key string, value any) (dependency, bool) {
-	d := dependency{name: key}
-	table, ok := value.(map[string]any)
-	if !ok {
-		d.version, ok = value.(string)
-		return d, ok
-	}
-	if inherited, _ := table["workspace"].(bool); inherited {
+// dependency reads the fields, such as version, package (the real name) and git.
+// A version that a workspace decides is in the workspace's own manifest.
+func (c *crate) dependency() (dependency, bool) {
+	d := dependency{name: c.key, version: c.fields["version"], scope: c.scope, line: c.line}
+	if c.fields["workspace"] == "true" || len(c.fields) == 0 {
 		return d, false
 	}
-	text := func(name string) string { s, _ := table[name].(string); return s }
-	d.version = text("version")
-	if name := text("package"); name != "" {
+	if name := c.fields["package"]; name != "" {
 		d.name = name
 	}
 	for _, from := range []string{"git", "path", "registry"} {
-		if s := text(from); s != "" {
+		if s := c.fields[from]; s != "" {
 			d.source = from + ":" + s
 			for _, pin := range []string{"rev", "tag", "branch"} {
-				if p := text(pin); p != "" {
+				if p := c.fields[pin]; p != "" {
 					d.source += "#" + p
 				}
 			}
@@ -84,40 +112,4 @@ func cargoDependency(key string, value any) (dependency, bool) {
 		}
 	}
 	return d, true
-}
-
-// cargoLines finds the line of each key, which the TOML reader does not tell:
-// section, a zero byte, key → line. Both "name = …" below [dependencies] and
-// [dependencies.name] are known.
-func cargoLines(text string) map[string]int {
-	lines := make(map[string]int)
-	section, number := "", 0
-	for line := range strings.Lines(text) {
-		number++
-		line = strings.TrimSpace(line)
-		if head, ok := strings.CutPrefix(line, "["); ok {
-			head, _, _ = strings.Cut(head, "]")
-			if strings.Contains(line, "'") || strings.Contains(line, `"`) { // [target.'cfg(…)'.dependencies]
-				head = strings.TrimSuffix(strings.TrimPrefix(line[:strings.LastIndexByte(line, ']')+1], "["), "]")
-			}
-			section = strings.NewReplacer("'", "", `"`, "", " ", "").Replace(head)
-			if at := strings.LastIndexByte(section, '.'); at >= 0 {
-				note(lines, section[:at], section[at+1:], number)
-			}
-			continue
-		}
-		if key, _, ok := strings.Cut(line, "="); ok {
-			key = strings.Trim(strings.TrimSpace(key), `"'`)
-			key, _, _ = strings.Cut(key, ".") // name.workspace = true
-			note(lines, section, key, number)
-		}
-	}
-	return lines
-}
-
-// note keeps the first line of a key.
-func note(lines map[string]int, section, key string, line int) {
-	if _, ok := lines[section+"\x00"+key]; !ok {
-		lines[section+"\x00"+key] = line
-	}
 }

@@ -5,6 +5,7 @@ package extract
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -51,8 +52,9 @@ type Extractor interface {
 	Name() string
 	// Wants says, by name alone, whether the file is worth reading.
 	Wants(f *source.File) bool
-	// Extract looks at a file that it wants. An error concerns this file only.
-	Extract(f *source.File, m *Modules) ([]Observation, error)
+	// Extract looks at a file that it wants, in time that grows no faster than
+	// the file. An error concerns this file only; when ctx ends, so does Extract.
+	Extract(ctx context.Context, f *source.File, m *Modules) ([]Observation, error)
 }
 
 // Registry is a set of extractors. It is not changed after it was made.
@@ -97,12 +99,12 @@ func (r *Registry) Wants(f *source.File) bool {
 
 // Extract runs every extractor that wants the file. Warnings are files that an
 // extractor could not read; what it found until then counts.
-func (r *Registry) Extract(f *source.File, m *Modules) (found []Observation, warnings []string) {
+func (r *Registry) Extract(ctx context.Context, f *source.File, m *Modules) (found []Observation, warnings []string) {
 	for _, e := range r.extractors {
 		if !e.Wants(f) {
 			continue
 		}
-		got, err := e.Extract(f, m)
+		got, err := e.Extract(ctx, f, m)
 		if err != nil {
 			warnings = append(warnings, fmt.Sprintf("%s: %s: %v", f.Path, e.Name(), err))
 		}

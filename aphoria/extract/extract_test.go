@@ -1,9 +1,12 @@
 package extract
 
 import (
+	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"github.com/stretchr/testify/require"
 
@@ -22,7 +25,7 @@ func run(t *testing.T, e Extractor, name, text string, manifests ...*source.File
 			m.Add(manifest)
 		}
 	}
-	found, err := e.Extract(f, m)
+	found, err := e.Extract(t.Context(), f, m)
 	var lines []string
 	for _, o := range found {
 		line := fmt.Sprintf("%d %s %s %s", o.Line, o.Subject(), o.Predicate, o.Object.String())
@@ -110,7 +113,7 @@ https://example.org/x.whl
 broken==
 three===1.0
 `)
-	require.NoError(t, err)
+	require.ErrorContains(t, err, "line 11, 12;", "lines without a name are reported")
 	require.Equal(t, []string{
 		"2 code://python/proj/dep/requests version ==2.31.0 runtime",
 		"3 code://python/proj/dep/django version >=4.2,<5 runtime",
@@ -124,6 +127,76 @@ three===1.0
 		source.NewFile("pyproject.toml", []byte("[project]\nname = 'My.App'\n")))
 	require.NoError(t, err)
 	require.Equal(t, []string{"1 code://python/my-app/dep/pytest version >=8 dev"}, got)
+}
+
+func TestARequirementThatOnlyAnAddressNamesIsNamedByIt(t *testing.T) {
+	got, err := run(t, DepVersions(), "requirements.txt", `-e git+https://example.org/a.git@v1#egg=My_App[x]&subdirectory=d
+--editable=git+ssh://git@example.org/b.git#subdirectory=d&egg=b
+git+https://example.org/c.git#egg=c==1.2 ; python_version > "3"
+https://example.org/dist/d_d-1.2.3-py3-none-any.whl
+https://example.org/dist/e-e-1.2.3.tar.gz --hash=sha256:abc
+./local/f-2.0.zip
+-e git+https://example.org/g.git
+--editable .
+./local
+-r other.txt
+--extra-index-url https://example.org/simple
+`)
+	require.ErrorContains(t, err, "no requirement could be read from line 7, 8, 9; write ")
+	require.Equal(t, []string{
+		"1 code://python/proj/dep/my-app version * runtime git+https://example.org/a.git@v1#egg=My_App[x]&subdirectory=d",
+		"2 code://python/proj/dep/b version * runtime git+ssh://git@example.org/b.git#subdirectory=d&egg=b",
+		"3 code://python/proj/dep/c version ==1.2 runtime git+https://example.org/c.git#egg=c==1.2",
+		"4 code://python/proj/dep/d-d version ==1.2.3 runtime https://example.org/dist/d_d-1.2.3-py3-none-any.whl",
+		"5 code://python/proj/dep/e-e version ==1.2.3 runtime https://example.org/dist/e-e-1.2.3.tar.gz",
+		"6 code://python/proj/dep/f version ==2.0 runtime ./local/f-2.0.zip",
+	}, got)
+}
+
+func TestAByteOrderMarkIsNoPartOfAFile(t *testing.T) {
+	for name, text := range map[string]string{
+		"requirements.txt": "a==1\nb==2\n",
+		"package.json":     "{\"dependencies\":{\"a\":\"1\",\n\"b\":\"2\"}}",
+		"Cargo.toml":       "[dependencies]\na = '1'\nb = '2'\n",
+		"go.mod":           "module a.b/c\nrequire a.b/d v1.0.0\nrequire a.b/e v1.0.0\n",
+	} {
+		want, err := run(t, DepVersions(), name, text)
+		require.NoError(t, err, name)
+		require.Len(t, want, 2, name)
+		wide := utf16.Encode([]rune("\ufeff" + text))
+		little, big := make([]byte, 0, 2*len(wide)), make([]byte, 0, 2*len(wide))
+		for _, u := range wide {
+			little, big = binary.LittleEndian.AppendUint16(little, u), binary.BigEndian.AppendUint16(big, u)
+		}
+		for _, marked := range []string{"\ufeff" + text, string(little), string(big)} {
+			got, err := run(t, DepVersions(), name, marked)
+			require.NoError(t, err, name)
+			require.Equal(t, want, got, name)
+		}
+	}
+}
+
+// Whatever a tree holds, an extractor ends without a panic and says no more than
+// lines that there are.
+func FuzzExtract(f *testing.F) {
+	names := []string{"a.go", "a.jsx", "a.ts", "a.py", "package.json", "Cargo.toml", "requirements.txt", "go.mod", "pyproject.toml"}
+	for _, gen := range hostile() {
+		name, text := gen(3)
+		f.Add(uint8(slices.Index(names, name)), []byte(text))
+	}
+	registry, err := Default()
+	require.NoError(f, err)
+	f.Fuzz(func(t *testing.T, name uint8, text []byte) {
+		file := source.NewFile(names[int(name)%len(names)], text)
+		m := NewModules("p")
+		if IsManifest(file) {
+			m.Add(file)
+		}
+		found, _ := registry.Extract(t.Context(), file, m) // most are broken
+		for i := range found {
+			require.LessOrEqual(t, found[i].Line, strings.Count(string(file.Text), "\n")+1)
+		}
+	})
 }
 
 func TestCargo(t *testing.T) {
@@ -196,8 +269,12 @@ func TestTLSVerify(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := source.NewFile(tc.file, []byte(tc.text))
 			require.True(t, e.Wants(f))
-			found, err := e.Extract(f, NewModules("proj"))
-			require.NoError(t, err)
+			found, err := e.Extract(t.Context(), f, NewModules("proj"))
+			if f.Language == source.Go && !strings.HasPrefix(tc.text, "package ") && strings.Contains(tc.text, "Skip") {
+				require.ErrorContains(t, err, "cannot be parsed") // and read token by token
+			} else {
+				require.NoError(t, err)
+			}
 			var lines []int
 			for _, o := range found {
 				lines = append(lines, o.Line)
@@ -215,16 +292,38 @@ func TestTLSVerifySofter(t *testing.T) {
 	e, err := TLSVerify()
 	require.NoError(t, err)
 	verdict := func(name, text string) Verdict {
-		found, err := e.Extract(source.NewFile(name, []byte(text)), NewModules("p"))
+		found, err := e.Extract(t.Context(), source.NewFile(name, []byte("package p\nfunc f() {\n"+text+"\n}\n")), NewModules("p"))
 		require.NoError(t, err)
 		require.Len(t, found, 1)
 		return found[0].Verdict
 	}
-	own := "x := tls.Config{\nInsecureSkipVerify: true,\nVerifyConnection: v,\n}"
-	require.Equal(t, Flag, verdict("a.go", own))
-	require.Equal(t, Block, verdict("a.go", "InsecureSkipVerify: true"+strings.Repeat("\n", 20)+"VerifyConnection"))
-	require.Equal(t, Block, verdict("a.go", "InsecureSkipVerify: true // VerifyConnection"))
-	require.Equal(t, Flag, verdict("a_test.go", "InsecureSkipVerify: true"))
+	for text, want := range map[string]Verdict{
+		"x := tls.Config{\nInsecureSkipVerify: true,\nVerifyConnection: v,\n}":                                                                  Flag,
+		"x := tls.Config{VerifyPeerCertificate: func(a [][]byte, b [][]*x509.Certificate) error { return check(a) }, InsecureSkipVerify: true}": Flag,
+		"c.InsecureSkipVerify = true; c.VerifyConnection = v":                                                                                   Flag,
+		"c.InsecureSkipVerify, c.VerifyConnection = true, v":                                                                                    Flag,
+		"x := tls.Config{InsecureSkipVerify: true}" + strings.Repeat("\n", 20) + "c.VerifyConnection = v":                                       Block,
+		"x := tls.Config{InsecureSkipVerify: true} // VerifyConnection":                                                                         Block,
+		"x := tls.Config{InsecureSkipVerify: true, VerifyConnection: nil}":                                                                      Block,
+		"x := tls.Config{InsecureSkipVerify: true, VerifyConnection: (nil)}":                                                                    Block,
+		"x := tls.Config{InsecureSkipVerify: true, VerifyConnection: func(tls.ConnectionState) error { return nil }}":                           Block,
+		"x := tls.Config{InsecureSkipVerify: true, VerifyConnection: func(tls.ConnectionState) error { }}":                                      Block,
+		"x := tls.Config{InsecureSkipVerify: true, ServerName: \"VerifyConnection\"}":                                                           Block,
+		"x := tls.Config{InsecureSkipVerify: (true)}":                                                                                           Block,
+		"x := tls.Config{InsecureSkipVerify: !false}":                                                                                           Block,
+		"x := []any{tls.Config{InsecureSkipVerify: true}, tls.Config{VerifyConnection: v}}":                                                     Block,
+		"x := outer{VerifyConnection: v, tls: tls.Config{InsecureSkipVerify: true}}":                                                            Block,
+		"c.InsecureSkipVerify = true; d.VerifyConnection = v":                                                                                   Block,
+		"c.InsecureSkipVerify = true; c.VerifyConnection = nil":                                                                                 Block,
+		"c.InsecureSkipVerify = true; if x { c.VerifyConnection = v }":                                                                          Block,
+		"c.InsecureSkipVerify = true\n}\nfunc g() {\nc.VerifyConnection = v":                                                                    Block,
+		"switch { case a: c.InsecureSkipVerify = true }":                                                                                        Block,
+		"again: c.InsecureSkipVerify = true":                                                                                                    Block,
+		"if c.tls.InsecureSkipVerify = true; a { }":                                                                                             Block,
+	} {
+		require.Equal(t, want, verdict("a.go", text), text)
+		require.Equal(t, Flag, verdict("a_test.go", text), text)
+	}
 }
 
 func TestModules(t *testing.T) {
@@ -246,13 +345,13 @@ func TestRegistry(t *testing.T) {
 	require.Equal(t, []string{"dep_versions", "tls_verify"}, r.Names())
 	_, err = NewRegistry(DepVersions(), DepVersions())
 	require.ErrorContains(t, err, "dep_versions")
-	_, err = Declare("x", Rule{Pattern: "("})
+	_, err = Declare("x", Rule{Word: "w", After: "("})
 	require.Error(t, err)
 	_, err = Declare("x", Rule{})
 	require.Error(t, err)
 	require.False(t, r.Wants(source.NewFile("README.md", nil)))
 
-	found, warnings := r.Extract(source.NewFile("package.json", []byte(`{"scripts":{"a":"NODE_TLS_REJECT_UNAUTHORIZED=0 x"},"dependencies":{"b":"1"}`)), NewModules("p"))
+	found, warnings := r.Extract(t.Context(), source.NewFile("package.json", []byte(`{"scripts":{"a":"NODE_TLS_REJECT_UNAUTHORIZED=0 x"},"dependencies":{"b":"1"}`)), NewModules("p"))
 	require.Len(t, found, 2)
 	require.Len(t, warnings, 1)
 	require.Contains(t, warnings[0], "package.json: dep_versions")

@@ -1,15 +1,17 @@
 package extract
 
 import (
+	"cmp"
 	"path"
+	"slices"
 	"strings"
 
-	"github.com/BurntSushi/toml"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"golang.org/x/mod/modfile"
 
 	"github.com/stemedb/stemedb/aphoria/source"
+	"github.com/stemedb/stemedb/server/record"
 )
 
 // Modules knows by which name a piece of code goes: that of the nearest
@@ -24,15 +26,11 @@ func NewModules(project string) *Modules {
 	return &Modules{project: cleanName(project), names: make(map[source.Language]map[string]string)}
 }
 
+// Manifests are the names of the files that Add can learn from.
+func Manifests() []string { return []string{"go.mod", "package.json", "Cargo.toml", "pyproject.toml"} }
+
 // IsManifest says, by name alone, whether Add can learn from the file.
-func IsManifest(f *source.File) bool {
-	switch f.Base() {
-	case "go.mod", "package.json", "Cargo.toml", "pyproject.toml":
-		return true
-	default:
-		return false
-	}
-}
+func IsManifest(f *source.File) bool { return slices.Contains(Manifests(), f.Base()) }
 
 // Add learns a module's name from its manifest. What cannot be read names
 // nothing: its extractor warns.
@@ -49,22 +47,9 @@ func (m *Modules) Add(f *source.File) {
 			name = manifest.Name
 		}
 	case "Cargo.toml":
-		var manifest struct{ Package struct{ Name string } }
-		if _, err := toml.Decode(string(f.Text), &manifest); err == nil {
-			name = manifest.Package.Name
-		}
+		name = tomlName(f, "package")
 	case "pyproject.toml":
-		var manifest struct {
-			Project struct{ Name string }
-			Tool    struct{ Poetry struct{ Name string } }
-		}
-		if _, err := toml.Decode(string(f.Text), &manifest); err == nil {
-			name = manifest.Project.Name
-			if name == "" {
-				name = manifest.Tool.Poetry.Name
-			}
-			name = pythonName(name)
-		}
+		name = pythonName(cmp.Or(tomlName(f, "project"), tomlName(f, "tool", "poetry")))
 	}
 	if name = cleanName(name); name == "" {
 		return
@@ -87,8 +72,26 @@ func (m *Modules) Of(f *source.File) string {
 	}
 }
 
-// cleanName keeps a name from breaking the path that it stands in.
+// tomlName is the name in a table of a manifest.
+func tomlName(f *source.File, table ...string) string {
+	for v, err := range tomlValues(f) {
+		if err != nil {
+			return ""
+		}
+		if n := len(v.path) - 1; n >= 0 && v.path[n] == "name" && slices.Equal(v.path[:n], table) {
+			return v.text
+		}
+	}
+	return ""
+}
+
+// cleanName keeps a name from breaking the path that it is part of. A name
+// longer than any subject is cut: it makes no claim in any case, and would
+// otherwise be copied into each of its observations.
 func cleanName(name string) string {
+	if len(name) > record.MaxSubject {
+		name = name[:record.MaxSubject+1]
+	}
 	name = strings.Map(func(r rune) rune {
 		if r <= ' ' || r >= 0x7f && r < 0xa0 {
 			return '-'

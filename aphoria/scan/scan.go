@@ -1,13 +1,17 @@
-// Package scan turns a directory into claims. It promises that the same code
-// at the same revision gives the same claims, byte for byte.
+// Package scan turns a directory into observations and claims. It promises that
+// the same code at the same revision gives the same claims, byte for byte, and
+// that an observation counts even if no claim can hold it.
 package scan
 
 import (
 	"context"
 	"fmt"
+	"path"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/stemedb/stemedb/aphoria/config"
 	"github.com/stemedb/stemedb/aphoria/extract"
@@ -21,6 +25,8 @@ type Finding struct {
 	extract.Observation
 	Content record.Content
 	ID      record.Hash
+	// NotKept says why no server would take the claim; nil: it can be kept.
+	NotKept error
 }
 
 // Result is what a scan found.
@@ -29,12 +35,13 @@ type Result struct {
 	Project  string
 	Revision revision.Revision
 	Findings []Finding
-	Files    int            // that were read
-	Passed   map[string]int // files that were not, by reason
+	Files    int                 // that were read
+	Passed   map[string][]string // files that were not, by reason
 	Warnings []string
 }
 
-// Count is the number of findings with the verdict.
+// Count is the number of findings with the verdict, whether or not they make
+// claims.
 func (r *Result) Count(v extract.Verdict) int {
 	n := 0
 	for i := range r.Findings {
@@ -45,18 +52,21 @@ func (r *Result) Count(v extract.Verdict) int {
 	return n
 }
 
-// Run scans root. now dates what no revision dates.
-func Run(ctx context.Context, root, stateDir string, cfg config.Config, registry *extract.Registry, now time.Time) (*Result, error) {
-	// A link as the root itself is what the caller asked for; those below it
-	// are not followed.
-	root, err := filepath.EvalSymlinks(root)
-	if err == nil {
-		root, err = filepath.Abs(root)
+// NotKept is the number of findings that make no claim.
+func (r *Result) NotKept() int {
+	n := 0
+	for i := range r.Findings {
+		if r.Findings[i].NotKept != nil {
+			n++
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("find the directory to scan: %w", err)
-	}
-	tree, err := source.Open(ctx, root, source.Options{
+	return n
+}
+
+// Run scans a place. now dates what no revision dates.
+func Run(ctx context.Context, at Place, stateDir string, cfg config.Config, registry *extract.Registry, now time.Time) (*Result, error) {
+	tree, err := source.Open(ctx, at.Root, source.Options{
+		Under:   at.under(),
 		Exclude: cfg.Scan.Exclude, IncludeTestdata: cfg.Scan.IncludeTestdata, MaxFileBytes: cfg.Scan.MaxFileBytes,
 	})
 	if err != nil {
@@ -64,28 +74,35 @@ func Run(ctx context.Context, root, stateDir string, cfg config.Config, registry
 	}
 	defer func() { _ = tree.Close() }() // only read
 
-	res := &Result{Root: root, Project: cfg.Project.Name, Passed: tree.Passed}
+	res := &Result{Root: at.Root, Project: cfg.Project.Name, Passed: tree.Passed}
 	if res.Project == "" {
-		res.Project = filepath.Base(root)
+		res.Project = filepath.Base(at.Root)
 	}
-	if res.Revision, err = revision.Detect(ctx, root, stateDir); err != nil {
+	if res.Revision, err = revision.Detect(ctx, at.Dir, stateDir); err != nil {
 		return nil, err
 	}
 	if p := res.Revision.Problem; p != "" {
 		res.Warnings = append(res.Warnings, p)
 	}
-	found, err := res.read(ctx, tree, cfg, registry)
+	found, err := res.read(ctx, tree, at, cfg, registry)
 	if err != nil {
 		return nil, err
 	}
-	res.claim(found, now)
-	return res, nil
+	return res, res.claim(ctx, found, now)
 }
 
 // read looks at every file that an extractor wants, manifests first: they name
 // the modules.
-func (res *Result) read(ctx context.Context, tree *source.Tree, cfg config.Config, registry *extract.Registry) ([]extract.Observation, error) {
+func (res *Result) read(ctx context.Context, tree *source.Tree, at Place, cfg config.Config, registry *extract.Registry) ([]extract.Observation, error) {
 	modules := extract.NewModules(res.Project)
+	for dir := at.under(); dir != "."; {
+		dir = path.Dir(dir)
+		for _, name := range extract.Manifests() {
+			if f := tree.ReadIfThere(path.Join(dir, name)); f != nil {
+				modules.Add(f)
+			}
+		}
+	}
 	wanted := func(name string) bool {
 		probe := source.NewFile(name, nil)
 		language := cfg.Project.Language
@@ -94,6 +111,9 @@ func (res *Result) read(ctx context.Context, tree *source.Tree, cfg config.Confi
 	var names []string
 	manifests := make(map[string]*source.File)
 	for _, name := range tree.Names() {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		if !wanted(name) {
 			continue
 		}
@@ -107,9 +127,6 @@ func (res *Result) read(ctx context.Context, tree *source.Tree, cfg config.Confi
 	}
 	var found []extract.Observation
 	for _, name := range names {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
 		f, ok := manifests[name]
 		if !ok {
 			f = tree.Read(name)
@@ -118,7 +135,10 @@ func (res *Result) read(ctx context.Context, tree *source.Tree, cfg config.Confi
 			continue
 		}
 		res.Files++
-		got, warnings := registry.Extract(f, modules)
+		got, warnings := registry.Extract(ctx, f, modules)
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		found = append(found, got...)
 		res.Warnings = append(res.Warnings, warnings...)
 	}
@@ -128,17 +148,21 @@ func (res *Result) read(ctx context.Context, tree *source.Tree, cfg config.Confi
 
 // claim makes the claims. Two observations of one place that say the same are
 // one claim.
-func (res *Result) claim(found []extract.Observation, now time.Time) {
+func (res *Result) claim(ctx context.Context, found []extract.Observation, now time.Time) error {
 	timestamp := res.Revision.Timestamp(now)
 	seen := make(map[record.Hash]bool, len(found))
 	for i := range found {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		o := &found[i]
 		c := record.Content{
 			Subject: o.Subject(), Predicate: o.Predicate, Object: o.Object, Confidence: o.Confidence,
 			SourceClass: record.Observational, SourceMetadata: res.metadata(o), Timestamp: timestamp,
 		}
 		if err := c.Validate(); err != nil {
-			res.Warnings = append(res.Warnings, fmt.Sprintf("%s:%d: %s makes no claim that a server would take: %v", o.File, o.Line, o.Extractor, err))
+			// The verdict does not depend on the claim.
+			res.Findings = append(res.Findings, Finding{Observation: *o, NotKept: err})
 			continue
 		}
 		id := c.ID()
@@ -147,10 +171,11 @@ func (res *Result) claim(found []extract.Observation, now time.Time) {
 			res.Findings = append(res.Findings, Finding{Observation: *o, Content: c, ID: id})
 		}
 	}
+	return nil
 }
 
 func (res *Result) metadata(o *extract.Observation) map[string]string {
-	m := map[string]string{"extractor": o.Extractor, "file": o.File}
+	m := map[string]string{"extractor": o.Extractor, "file": UTF8(o.File)}
 	if o.Line > 0 {
 		m["line"] = strconv.Itoa(o.Line)
 	}
@@ -167,7 +192,25 @@ func (res *Result) metadata(o *extract.Observation) map[string]string {
 		m["dirty"] = "true"
 	}
 	for k, v := range o.Detail {
-		m[k] = v
+		m[k] = UTF8(v)
 	}
 	return m
+}
+
+// UTF8 writes invalid bytes as \xff: a claim holds valid UTF-8 only.
+func UTF8(s string) string {
+	if utf8.ValidString(s) {
+		return s
+	}
+	var b strings.Builder
+	for len(s) > 0 {
+		r, n := utf8.DecodeRuneInString(s)
+		if r == utf8.RuneError && n == 1 {
+			fmt.Fprintf(&b, `\x%02x`, s[0])
+		} else {
+			b.WriteString(s[:n])
+		}
+		s = s[n:]
+	}
+	return b.String()
 }

@@ -41,7 +41,9 @@ func run(t *testing.T, dir string, cfg config.Config, now time.Time) *Result {
 	t.Helper()
 	registry, err := extract.Default()
 	require.NoError(t, err)
-	res, err := Run(t.Context(), dir, filepath.Join(dir, ".aphoria"), cfg, registry, now)
+	at, err := Find(t.Context(), dir, dir)
+	require.NoError(t, err)
+	res, err := Run(t.Context(), at, filepath.Join(dir, ".aphoria"), cfg, registry, now)
 	require.NoError(t, err)
 	return res
 }
@@ -104,12 +106,13 @@ func TestOneClaimForTheSameTwice(t *testing.T) {
 	require.Len(t, res.Findings, 1)
 }
 
-func TestWhatMakesNoClaimIsAWarning(t *testing.T) {
+func TestAnObservationWithoutAClaimIsAFindingAllTheSame(t *testing.T) {
 	res := run(t, project(t, map[string]string{
 		"package.json": `{"dependencies":{"` + strings.Repeat("n", 2000) + `":"1","ok":"2"}`,
 	}), config.Default(), time.Unix(1, 0))
-	require.Len(t, res.Findings, 1)
-	require.Len(t, res.Warnings, 2, "the file is cut short, and one name is too long")
+	require.Len(t, res.Findings, 2)
+	require.Equal(t, 1, res.NotKept())
+	require.Len(t, res.Warnings, 1, "the file is cut short")
 }
 
 func TestRootMayBeALink(t *testing.T) {

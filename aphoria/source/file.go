@@ -4,8 +4,11 @@
 package source
 
 import (
+	"bytes"
+	"encoding/binary"
 	"path"
 	"strings"
+	"unicode/utf16"
 )
 
 // Language is what a file is written in.
@@ -29,9 +32,30 @@ type File struct {
 	lines []int  // offset of each line's beginning; made on demand
 }
 
-// NewFile makes a file from text that is there already.
+// NewFile makes a file from text that is there already. A byte order mark is no
+// part of the text, and UTF-16 that begins with one becomes UTF-8: editors and
+// shells of Windows write both.
 func NewFile(name string, text []byte) *File {
-	return &File{Path: name, Language: languageOf(name), Text: text}
+	return &File{Path: name, Language: languageOf(name), Text: decodeText(text)}
+}
+
+func decodeText(text []byte) []byte {
+	var order binary.ByteOrder
+	switch {
+	case bytes.HasPrefix(text, []byte("\xef\xbb\xbf")):
+		return text[3:]
+	case bytes.HasPrefix(text, []byte("\xff\xfe")):
+		order = binary.LittleEndian
+	case bytes.HasPrefix(text, []byte("\xfe\xff")):
+		order = binary.BigEndian
+	default:
+		return text
+	}
+	units := make([]uint16, 0, len(text)/2)
+	for i := 2; i+1 < len(text); i += 2 {
+		units = append(units, order.Uint16(text[i:]))
+	}
+	return []byte(string(utf16.Decode(units)))
 }
 
 // Base is the file's name without its directory.

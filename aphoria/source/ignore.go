@@ -2,100 +2,194 @@ package source
 
 import (
 	"fmt"
+	"path"
 	"regexp"
 	"strings"
 )
 
-// Ignore decides which paths are passed over, by patterns as in .gitignore:
-// "*" and "?" do not cross slashes, "**" does, a slash at the beginning or in
-// the middle ties a pattern to the root, one at the end restricts it to
-// directories, "!" takes back. The last pattern that fits decides.
+// Ignore decides which paths are passed over. Its patterns follow
+// .gitignore: a file in each directory, the last pattern that fits
+// decides, and that of the nearest file before those of the directories above.
+// A path below a directory that is passed over cannot be taken back.
 type Ignore struct {
-	rules []ignoreRule
+	always  []pattern // weaker than any file
+	exclude []pattern // stronger than any file
+	read    func(dir string) ([]byte, error)
+	files   map[string][]pattern
+	dirs    map[string]bool // whether the directory is passed over
 }
 
-type ignoreRule struct {
+// pattern is one line.
+type pattern struct {
 	match *regexp.Regexp
 	keep  bool // the pattern began with "!"
 	dirs  bool // directories only
+	tied  bool // to the file's directory: it had a slash
 }
 
-// NewIgnore reads patterns, one each; blank ones and those that begin with "#"
-// are comments.
-func NewIgnore(patterns []string) (*Ignore, error) {
-	ig := &Ignore{}
-	for _, p := range patterns {
-		p = strings.TrimRight(p, " \t\r")
-		if p == "" || strings.HasPrefix(p, "#") {
-			continue
-		}
-		var r ignoreRule
-		p, r.keep = strings.CutPrefix(p, "!")
-		p, r.dirs = strings.CutSuffix(p, "/")
-		tied := strings.Contains(p, "/")
-		p = strings.TrimPrefix(p, "/")
-		if p == "" {
-			return nil, fmt.Errorf("the pattern %q names nothing; write a file or directory name", p)
-		}
-		expr := globExpr(p)
-		if !tied {
-			expr = "(?:.*/)?" + expr
-		}
-		re, err := regexp.Compile("^" + expr + "$")
-		if err != nil {
-			return nil, fmt.Errorf("the pattern %q cannot be read: %w", p, err)
-		}
-		r.match = re
-		ig.rules = append(ig.rules, r)
+// NewIgnore takes patterns from three places: those of every project, the
+// ignore file of each directory (read gives its content, nil for none) and the
+// configuration.
+func NewIgnore(always []string, read func(dir string) ([]byte, error), exclude []string) (*Ignore, error) {
+	ig := &Ignore{read: read, files: make(map[string][]pattern), dirs: map[string]bool{".": false}}
+	var err error
+	if ig.always, err = parsePatterns(always); err != nil {
+		return nil, err
+	}
+	if ig.exclude, err = parsePatterns(exclude); err != nil {
+		return nil, fmt.Errorf("scan.exclude: %w", err)
 	}
 	return ig, nil
 }
 
-func globExpr(p string) string {
-	var b strings.Builder
-	for len(p) > 0 {
-		switch {
-		case strings.HasPrefix(p, "**/"):
-			b.WriteString("(?:.*/)?")
-			p = p[3:]
-		case strings.HasPrefix(p, "**"):
-			b.WriteString(".*")
-			p = p[2:]
-		case p[0] == '*':
-			b.WriteString("[^/]*")
-			p = p[1:]
-		case p[0] == '?':
-			b.WriteString("[^/]")
-			p = p[1:]
-		case p[0] == '\\' && len(p) > 1:
-			b.WriteString(regexp.QuoteMeta(p[1:2]))
-			p = p[2:]
-		default:
-			b.WriteString(regexp.QuoteMeta(p[:1]))
-			p = p[1:]
+func parsePatterns(lines []string) ([]pattern, error) {
+	var ps []pattern
+	for _, line := range lines {
+		p, ok, err := parsePattern(line)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			ps = append(ps, p)
 		}
 	}
-	return b.String()
+	return ps, nil
 }
 
-// Match reports whether the path itself is passed over. Directories above it
-// are not looked at: a walk that does not enter them asks about each once.
-func (ig *Ignore) Match(name string, dir bool) bool {
-	ignored := false
-	for _, r := range ig.rules {
-		if (dir || !r.dirs) && r.match.MatchString(name) {
-			ignored = !r.keep
-		}
+// parsePattern reads one line; ok is false for blank lines and comments.
+func parsePattern(line string) (p pattern, ok bool, err error) {
+	text := trimSpaces(strings.TrimSuffix(line, "\r"))
+	if text == "" || text[0] == '#' {
+		return p, false, nil
 	}
-	return ignored
+	text, p.keep = strings.CutPrefix(text, "!")
+	text, p.dirs = strings.CutSuffix(text, "/")
+	p.tied = strings.Contains(text, "/")
+	text = strings.TrimPrefix(text, "/")
+	if text == "" {
+		return p, false, fmt.Errorf("the pattern %q names nothing; write a file or directory name", line)
+	}
+	expr, err := globExpr(latin(text), p.tied)
+	if err != nil {
+		return p, false, fmt.Errorf("the pattern %q %w", line, err)
+	}
+	if p.match, err = regexp.Compile("(?s)^(?:" + expr + ")$"); err != nil {
+		return p, false, fmt.Errorf("the pattern %q cannot be read: %w", line, err)
+	}
+	return p, true, nil
 }
 
-// MatchBelow reports whether the file or a directory above it is passed over.
-func (ig *Ignore) MatchBelow(name string) bool {
-	for i, c := range name {
-		if c == '/' && ig.Match(name[:i], true) {
-			return true
+// trimSpaces cuts spaces at the end that no backslash protects.
+func trimSpaces(s string) string {
+	cut := strings.TrimRight(s, " ")
+	if len(cut) == len(s) {
+		return s
+	}
+	if slashes := len(cut) - len(strings.TrimRight(cut, `\`)); slashes%2 == 1 {
+		cut += " "
+	}
+	return cut
+}
+
+// latin turns each byte into a character of its own: git compares bytes.
+func latin(s string) string {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			runes := make([]rune, len(s))
+			for i := range runes {
+				runes[i] = rune(s[i])
+			}
+			return string(runes)
 		}
 	}
-	return ig.Match(name, false)
+	return s
+}
+
+// Ignored reports whether the path, or a directory above it, is passed over.
+func (ig *Ignore) Ignored(name string, dir bool) (bool, error) {
+	if dir {
+		if known, ok := ig.dirs[name]; ok {
+			return known, nil
+		}
+	}
+	ignored, err := ig.Ignored(path.Dir(name), true)
+	if err != nil {
+		return false, err
+	}
+	if !ignored {
+		if ignored, err = ig.decide(name, dir); err != nil {
+			return false, err
+		}
+	}
+	if dir {
+		ig.dirs[name] = ignored
+	}
+	return ignored, nil
+}
+
+// decide asks the patterns about one path, the strongest first.
+func (ig *Ignore) decide(name string, dir bool) (bool, error) {
+	if ignored, ok := lastMatch(ig.exclude, name, dir); ok {
+		return ignored, nil
+	}
+	for at := path.Dir(name); ; at = path.Dir(at) {
+		patterns, err := ig.file(at)
+		if err != nil {
+			return false, err
+		}
+		relative := name
+		if at != "." {
+			relative = name[len(at)+1:]
+		}
+		if ignored, ok := lastMatch(patterns, relative, dir); ok {
+			return ignored, nil
+		}
+		if at == "." {
+			break
+		}
+	}
+	ignored, _ := lastMatch(ig.always, name, dir)
+	return ignored, nil
+}
+
+func lastMatch(patterns []pattern, name string, dir bool) (ignored, ok bool) {
+	if len(patterns) == 0 {
+		return false, false
+	}
+	whole := latin(name)
+	base := path.Base(whole)
+	for i := len(patterns) - 1; i >= 0; i-- {
+		p := &patterns[i]
+		subject := base
+		if p.tied {
+			subject = whole
+		}
+		if (dir || !p.dirs) && p.match.MatchString(subject) {
+			return !p.keep, true
+		}
+	}
+	return false, false
+}
+
+// file gives the patterns of a directory's own ignore file.
+func (ig *Ignore) file(dir string) ([]pattern, error) {
+	if known, ok := ig.files[dir]; ok {
+		return known, nil
+	}
+	raw, err := ig.read(dir)
+	if err != nil {
+		return nil, err
+	}
+	var patterns []pattern
+	for i, line := range strings.Split(string(decodeText(raw)), "\n") {
+		p, ok, err := parsePattern(line)
+		if err != nil {
+			return nil, fmt.Errorf("%s line %d: %w", path.Join(dir, IgnoreFile), i+1, err)
+		}
+		if ok {
+			patterns = append(patterns, p)
+		}
+	}
+	ig.files[dir] = patterns
+	return patterns, nil
 }

@@ -2,7 +2,7 @@ package source
 
 import (
 	"bytes"
-	"strings"
+	"context"
 )
 
 // Kind is what a byte of source text belongs to.
@@ -12,20 +12,25 @@ type Kind uint8
 const (
 	Code Kind = iota
 	Comment
-	String // with its quotes
+	String // with its quotes; also the text between the tags of JSX
 )
 
 // Kinds gives the kind of every byte of the text. It knows as much of each
-// language as that needs, and no more; where a file is broken it errs for a
-// line, not for the rest, because quotes of one line end with it.
-func (f *File) Kinds() []Kind {
+// language as that needs, and no more. Where a file is broken it errs for a
+// line, because quotes of one line end with it, and an unterminated template,
+// element of JSX or long string is read as code, so that nothing hides in it. Its time grows with the text's length and with nothing else. When ctx
+// ends it stops early, and the rest counts as code.
+func (f *File) Kinds(ctx context.Context) []Kind {
 	if f.kinds == nil {
-		l := lexer{text: f.Text, kinds: make([]Kind, len(f.Text))}
+		l := lexer{ctx: ctx, text: f.Text, kinds: make([]Kind, len(f.Text)), rewinds: maxRewinds}
 		switch f.Language {
-		case Go, JavaScript, Rust:
-			l.braces(f.Language)
+		case Go, Rust:
+			l.run(func() { l.braces(f.Language) })
+		case JavaScript:
+			l.jsx = mayHoldJSX(f.Path)
+			l.run(l.javascript)
 		case Python:
-			l.python()
+			l.run(l.python)
 		}
 		f.kinds = l.kinds
 	}
@@ -34,9 +39,9 @@ func (f *File) Kinds() []Kind {
 
 // WithoutComments is the text with every byte of a comment, but line breaks,
 // turned into a space, so that offsets stay.
-func (f *File) WithoutComments() []byte {
+func (f *File) WithoutComments(ctx context.Context) []byte {
 	out := bytes.Clone(f.Text)
-	for i, k := range f.Kinds() {
+	for i, k := range f.Kinds(ctx) {
 		if k == Comment && out[i] != '\n' {
 			out[i] = ' '
 		}
@@ -45,11 +50,108 @@ func (f *File) WithoutComments() []byte {
 }
 
 type lexer struct {
+	ctx   context.Context
 	text  []byte
 	kinds []Kind
 	pos   int
 	last  byte // the last byte of code that was no space
+
+	// open are the templates, f-strings and elements that are being read,
+	// outermost first.
+	open    []frame
+	rewinds int    // that are left, see rewind
+	plain   bool   // nothing may be opened any more
+	jsx     bool   // the file may hold elements
+	skip    int    // offset of a false opening, which is code; -1 is none
+	failed  []byte // of each byte, in which states a regular expression was sought in vain from there
+	steps   int
 }
+
+// maxRewinds bounds how often one file is read again from a place that turned
+// out not to open anything.
+const maxRewinds = 16
+
+// maxFrames bounds how deep templates and elements nest.
+const maxFrames = 10_000
+
+// run calls step until the text is read. A step moves on by at least a byte.
+func (l *lexer) run(step func()) {
+	l.skip = -1
+	for {
+		for l.pos < len(l.text) {
+			if l.steps++; l.steps%4096 == 0 && l.ctx.Err() != nil {
+				return
+			}
+			step()
+		}
+		if len(l.open) == 0 {
+			return
+		}
+		l.rewind()
+	}
+}
+
+// rewind goes back to where the outermost frame began, which then counts as
+// code. The number of rewinds is bounded, and after the last one nothing is
+// opened any more, so the text is read a bounded number of times.
+func (l *lexer) rewind() {
+	f := l.open[0]
+	clear(l.kinds[f.start:])
+	l.pos, l.last, l.skip = f.start, f.last, f.start
+	l.open, l.failed = nil, nil
+	if l.rewinds--; l.rewinds == 0 {
+		l.plain = true
+	}
+}
+
+// frame is something that holds code and ends with a mark of its own.
+type frame struct {
+	in    mode
+	start int    // offset of its first byte
+	last  byte   // lexer.last before it
+	depth int    // of brackets that are open in it, for modes of code
+	quote string // that ends a Python string
+	spec  bool   // a Python field is past its colon
+	name  []byte // of an element of JSX
+}
+
+type mode uint8
+
+const (
+	inTemplate mode = iota // JavaScript: between back-ticks
+	inBraces               // JavaScript: code in ${} or {}
+	inTag                  // JSX: between < and >
+	inChildren             // JSX: between an opening and its closing tag
+	inPyString             // Python: a string, of any kind
+	inPyField              // Python: code between the braces of an f-string
+)
+
+func (l *lexer) top() *frame {
+	if len(l.open) == 0 {
+		return nil
+	}
+	return &l.open[len(l.open)-1]
+}
+
+// push opens a frame at the present position and marks its first n bytes.
+func (l *lexer) push(f frame, n int, kind Kind) {
+	if len(l.open) == maxFrames {
+		l.rewind()
+		return
+	}
+	f.start, f.last = l.pos, l.last
+	l.open = append(l.open, f)
+	l.mark(n, kind)
+	l.last = 0
+}
+
+// pop ends the innermost frame; after becomes the last byte of code.
+func (l *lexer) pop(after byte) {
+	l.open = l.open[:len(l.open)-1]
+	l.last = after
+}
+
+func (l *lexer) mayOpen() bool { return !l.plain && l.pos != l.skip }
 
 func (l *lexer) at(s string) bool {
 	return len(l.text)-l.pos >= len(s) && string(l.text[l.pos:l.pos+len(s)]) == s
@@ -106,33 +208,25 @@ func (l *lexer) quoted(quote byte, lines bool) {
 	l.last = quote
 }
 
-// braces reads Go, JavaScript and Rust, which share their comments.
+// braces reads Go and Rust, which share their comments.
 func (l *lexer) braces(lang Language) {
-	for l.pos < len(l.text) {
-		c := l.text[l.pos]
-		switch {
-		case l.at("//"):
-			l.line(Comment)
-		case l.at("/*"):
-			l.until("*/", 2, Comment)
-		case c == '"':
-			l.quoted('"', lang == Rust)
-		case c == '`' && lang == Go:
-			l.until("`", 1, String)
-			l.last = '`'
-		case c == '`' && lang == JavaScript:
-			l.quoted('`', true)
-		case c == '\'' && lang == JavaScript:
-			l.quoted('\'', false)
-		case c == '\'' && lang == Go:
-			l.quoted('\'', false)
-		case c == '\'' && lang == Rust:
-			l.rustQuote()
-		case c == '/' && lang == JavaScript && l.regexpMayBegin():
-			l.regexp()
-		default:
-			l.code()
-		}
+	c := l.text[l.pos]
+	switch {
+	case l.at("//"):
+		l.line(Comment)
+	case l.at("/*"):
+		l.until("*/", 2, Comment)
+	case c == '"':
+		l.quoted('"', lang == Rust)
+	case c == '`' && lang == Go:
+		l.until("`", 1, String)
+		l.last = '`'
+	case c == '\'' && lang == Go:
+		l.quoted('\'', false)
+	case c == '\'' && lang == Rust:
+		l.rustQuote()
+	default:
+		l.code()
 	}
 }
 
@@ -146,71 +240,6 @@ func (l *lexer) rustQuote() {
 	l.code()
 }
 
-// regexpMayBegin tells a regular expression from a division by what stands
-// before the slash.
-func (l *lexer) regexpMayBegin() bool {
-	if l.last == 0 || strings.IndexByte("(,=:[!&|?{};+*%<>~^", l.last) >= 0 {
-		return true
-	}
-	before := strings.TrimRight(string(l.text[max(0, l.pos-16):l.pos]), " \t")
-	for _, word := range []string{"return", "typeof", "case", "in", "of"} {
-		if head, ok := strings.CutSuffix(before, word); ok && (head == "" || !isWord(head[len(head)-1])) {
-			return true
-		}
-	}
-	return false
-}
-
 func isWord(c byte) bool {
 	return c == '_' || c == '$' || c == '.' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
-}
-
-func (l *lexer) regexp() {
-	class := false
-	i := l.pos + 1
-	for ; i < len(l.text) && l.text[i] != '\n'; i++ {
-		switch c := l.text[i]; {
-		case c == '\\':
-			i++
-		case c == '[':
-			class = true
-		case c == ']':
-			class = false
-		case c == '/' && !class:
-			l.mark(i+1-l.pos, String)
-			l.last = '/'
-			return
-		}
-	}
-	l.code() // no regular expression after all
-}
-
-func (l *lexer) python() {
-	for l.pos < len(l.text) {
-		switch c := l.text[l.pos]; {
-		case c == '#':
-			l.line(Comment)
-		case l.at(`"""`):
-			l.triple(`"""`)
-		case l.at(`'''`):
-			l.triple(`'''`)
-		case c == '"' || c == '\'':
-			l.quoted(c, false)
-		default:
-			l.code()
-		}
-	}
-}
-
-// triple marks a long string; a backslash escapes a quote in it.
-func (l *lexer) triple(quotes string) {
-	for i := l.pos + 3; i < len(l.text); i++ {
-		if l.text[i] == '\\' {
-			i++
-		} else if bytes.HasPrefix(l.text[i:], []byte(quotes)) {
-			l.mark(i+3-l.pos, String)
-			return
-		}
-	}
-	l.mark(len(l.text)-l.pos, String)
 }

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,7 +14,7 @@ import (
 // shape writes one letter for each byte: c(ode), C(omment), s(tring).
 func shape(name, text string) string {
 	var b strings.Builder
-	for _, k := range NewFile(name, []byte(text)).Kinds() {
+	for _, k := range NewFile(name, []byte(text)).Kinds(context.Background()) {
 		b.WriteByte("cCs"[k])
 	}
 	return b.String()
@@ -52,9 +53,9 @@ func FuzzKinds(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, lang uint8, text []byte) {
 		file := NewFile([]string{"a.go", "a.js", "a.py", "a.rs"}[lang%4], text)
-		require.Len(t, file.Kinds(), len(text))
-		require.Len(t, file.WithoutComments(), len(text))
-		require.Equal(t, strings.Count(string(text), "\n"), strings.Count(string(file.WithoutComments()), "\n"))
+		require.Len(t, file.Kinds(t.Context()), len(text))
+		require.Len(t, file.WithoutComments(t.Context()), len(text))
+		require.Equal(t, strings.Count(string(text), "\n"), strings.Count(string(file.WithoutComments(t.Context())), "\n"))
 	})
 }
 
@@ -75,19 +76,33 @@ func TestIsTest(t *testing.T) {
 	}
 }
 
-func TestIgnore(t *testing.T) {
-	ig, err := NewIgnore([]string{"# comment", "", "*.log", "!keep.log", "build/", "/top", "a/b", "**/deep/*.x", "q?z"})
+// ignoring takes patterns of the configuration and the ignore file of each directory.
+func ignoring(t *testing.T, exclude []string, files map[string]string) *Ignore {
+	t.Helper()
+	ig, err := NewIgnore(nil, func(dir string) ([]byte, error) { return []byte(files[dir]), nil }, exclude)
 	require.NoError(t, err)
+	return ig
+}
+
+func ignored(t *testing.T, ig *Ignore, name string, dir bool) bool {
+	t.Helper()
+	is, err := ig.Ignored(name, dir)
+	require.NoError(t, err)
+	return is
+}
+
+func TestIgnore(t *testing.T) {
+	ig := ignoring(t, []string{"# comment", "", "*.log", "!keep.log", "build/", "/top", "a/b", "**/deep/*.x", "q?z"}, nil)
 	for name, want := range map[string]bool{
 		"x.log": true, "d/x.log": true, "keep.log": false, "build/a": true, "d/build/a": true, "build": false,
 		"top": true, "d/top": false, "a/b": true, "a/b/c": true, "d/a/b": false, "m/deep/f.x": true, "deep/f.x": true, "m/deep/n/f.x": false,
 		"qaz": true, "q/z": false, "plain": false,
 	} {
-		require.Equal(t, want, ig.MatchBelow(name), name)
+		require.Equal(t, want, ignored(t, ig, name, false), name)
 	}
-	require.True(t, ig.Match("a/b", true))
-	_, err = NewIgnore([]string{"/"})
-	require.Error(t, err)
+	require.True(t, ignored(t, ig, "a/b", true))
+	_, err := NewIgnore(nil, nil, []string{"/"})
+	require.ErrorContains(t, err, "scan.exclude")
 }
 
 func write(t *testing.T, dir, name, text string) {
@@ -103,6 +118,14 @@ func open(t *testing.T, dir string, opts Options) *Tree {
 	require.NoError(t, err)
 	t.Cleanup(func() { tree.Close() })
 	return tree
+}
+
+func counts(tree *Tree) map[string]int {
+	n := make(map[string]int)
+	for reason, names := range tree.Passed {
+		n[reason] = len(names)
+	}
+	return n
 }
 
 func TestTree(t *testing.T) {
@@ -124,7 +147,7 @@ func TestTree(t *testing.T) {
 	for _, name := range []string{"large.go", "binary.go", "link.go", "linked/secret.go", "../" + filepath.Base(outside) + "/secret.go", "gone.go"} {
 		require.Nil(t, tree.Read(name), name)
 	}
-	require.Equal(t, map[string]int{"too large": 1, "binary": 1, "no regular file": 3, "unreadable": 3}, tree.Passed)
+	require.Equal(t, map[string]int{"too large": 1, "binary": 1, "no regular file": 3, "unreadable": 3}, counts(tree))
 
 	require.Contains(t, open(t, dir, Options{MaxFileBytes: 100, IncludeTestdata: true}).Names(), "testdata/t.go")
 	_, err := Open(t.Context(), filepath.Join(dir, "none"), Options{})

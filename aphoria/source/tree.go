@@ -9,29 +9,41 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/stemedb/stemedb/aphoria/revision"
 )
 
-// IgnoreFile lists patterns at the project's root.
+// IgnoreFile lists patterns, in any directory of the project.
 const IgnoreFile = ".aphoriaignore"
 
 // Options say what of a tree is looked at.
 type Options struct {
-	Exclude         []string // patterns as in .gitignore
+	Under           string   // the directory below the root that is listed; "" is the root itself
+	Exclude         []string // patterns as in .gitignore, relative to the root
 	IncludeTestdata bool
 	MaxFileBytes    int64
 }
 
+// Why a path is passed over.
+const (
+	TooLarge   = "too large"
+	Unreadable = "unreadable"
+	Binary     = "binary"
+	NotRegular = "no regular file"
+	Submodule  = "submodule"
+)
+
 // Tree is a directory that is scanned. Close it after use.
 type Tree struct {
-	root  *os.Root
-	names []string
-	opts  Options
-	// Passed counts what was not looked at, by reason.
-	Passed map[string]int
+	root   *os.Root
+	names  []string
+	opts   Options
+	ignore *Ignore
+	// Passed are the paths that were not looked at, by reason.
+	Passed map[string][]string
 }
 
 // always is what no project means by its own code.
@@ -43,29 +55,25 @@ func always(testdata bool) []string {
 	return dirs
 }
 
-// Open lists the files of dir. In a git work tree these are the tracked and
-// the new files, without what git ignores; elsewhere all of them.
+// Open lists the files of dir, or of the part of it that opts name. In a git
+// work tree these are the tracked and the new files, without what git ignores;
+// elsewhere all of them.
 func Open(ctx context.Context, dir string, opts Options) (*Tree, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open the directory to scan: %w", err)
 	}
-	t := &Tree{root: root, opts: opts, Passed: make(map[string]int)}
-	patterns := always(opts.IncludeTestdata)
-	own, err := root.ReadFile(IgnoreFile)
+	t := &Tree{root: root, opts: opts, Passed: make(map[string][]string)}
+	t.opts.Under = path.Clean(opts.Under)
+	t.ignore, err = NewIgnore(always(opts.IncludeTestdata), t.readIgnore, opts.Exclude)
 	if err == nil {
-		patterns = append(patterns, strings.Split(string(own), "\n")...)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, errors.Join(fmt.Errorf("read %s: %w", IgnoreFile, err), root.Close())
+		err = t.list(ctx, dir)
 	}
-	ignore, err := NewIgnore(append(patterns, opts.Exclude...))
 	if err != nil {
 		return nil, errors.Join(err, root.Close())
 	}
-	if err := t.list(ctx, dir, ignore); err != nil {
-		return nil, errors.Join(err, root.Close())
-	}
 	slices.Sort(t.names)
+	t.names = slices.Compact(t.names) // a conflict lists a file once for each side
 	return t, nil
 }
 
@@ -75,84 +83,190 @@ func (t *Tree) Close() error { return t.root.Close() }
 // Names are the files, relative to the root, with slashes, sorted.
 func (t *Tree) Names() []string { return t.names }
 
-func (t *Tree) list(ctx context.Context, dir string, ignore *Ignore) error {
-	listed, err := revision.Git(ctx, dir, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ".")
-	tracked, terr := revision.Git(ctx, dir, "ls-files", "-z", "--", ".")
-	if err == nil && terr == nil && len(tracked) > 0 {
-		for name := range strings.SplitSeq(strings.TrimRight(string(listed), "\x00"), "\x00") {
-			if !ignore.MatchBelow(name) {
-				t.names = append(t.names, name)
-			}
-		}
-		t.names = slices.Compact(slices.Sorted(slices.Values(t.names)))
-		return nil
+func (t *Tree) pass(reason, name string) { t.Passed[reason] = append(t.Passed[reason], name) }
+
+// maxIgnoreFile bounds an ignore file; none that people write comes near.
+const maxIgnoreFile = 128 << 10
+
+func (t *Tree) readIgnore(dir string) ([]byte, error) {
+	name := path.Join(dir, IgnoreFile)
+	info, err := t.root.Stat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err == nil && !info.Mode().IsRegular(): // opening a pipe would wait for its writer
+		return nil, fmt.Errorf("%s is no regular file; remove it", name)
 	}
-	return fs.WalkDir(t.root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-		if ctx.Err() != nil {
-			return ctx.Err()
+	var raw []byte
+	if err == nil {
+		raw, err = t.readText(name, maxIgnoreFile)
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	case len(raw) > maxIgnoreFile:
+		return nil, fmt.Errorf("%s is larger than %d bytes; write fewer, wider patterns", name, maxIgnoreFile)
+	}
+	return raw, nil
+}
+
+func (t *Tree) list(ctx context.Context, dir string) error {
+	// A directory that the project ignores as a whole may still be asked for.
+	for at := t.opts.Under; at != "."; at = path.Dir(at) {
+		t.ignore.dirs[at] = false
+	}
+	if _, err := t.readDir(t.opts.Under); err != nil {
+		return fmt.Errorf("read the directory to scan: %w", err)
+	}
+	known, err := t.listGit(ctx, dir)
+	if err != nil || known {
+		return err
+	}
+	return t.walk(ctx, t.opts.Under)
+}
+
+// listGit asks git. It knows nothing of a tree that it tracks no file of.
+func (t *Tree) listGit(ctx context.Context, dir string) (known bool, err error) {
+	at := filepath.Join(dir, filepath.FromSlash(t.opts.Under))
+	// Each is: mode, hash and stage, a tab, the name.
+	tracked, err := revision.Git(ctx, at, "ls-files", "-z", "--stage", "--", ".")
+	if err != nil || len(tracked) == 0 {
+		return false, ctx.Err() // no repository, or no git: not an error
+	}
+	others, err := revision.Git(ctx, at, "ls-files", "-z", "--others", "--exclude-standard", "--", ".")
+	if err != nil {
+		return false, ctx.Err()
+	}
+	for line := range strings.SplitSeq(strings.TrimSuffix(string(tracked), "\x00"), "\x00") {
+		about, name, _ := strings.Cut(line, "\t")
+		mode, _, _ := strings.Cut(about, " ")
+		if err := t.add(ctx, name, map[string]string{"160000": Submodule, "120000": NotRegular}[mode]); err != nil {
+			return false, err
 		}
-		if err != nil {
-			if name == "." {
-				return fmt.Errorf("read the directory to scan: %w", err)
-			}
-			t.Passed["unreadable"]++
-			if d != nil && d.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
+	}
+	for name := range strings.SplitSeq(string(others), "\x00") {
+		if name == "" {
+			continue
 		}
+		reason := ""
+		if strings.HasSuffix(name, "/") { // a repository that is no submodule yet
+			reason = Submodule
+		}
+		if err := t.add(ctx, strings.TrimSuffix(name, "/"), reason); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// add lists a name of git's, or passes it over for the reason that git knows.
+func (t *Tree) add(ctx context.Context, name, reason string) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	name = path.Join(t.opts.Under, name)
+	ignored, err := t.ignore.Ignored(name, reason == Submodule)
+	switch {
+	case err != nil || ignored:
+		return err
+	case reason == "":
+		t.names = append(t.names, name)
+	default:
+		t.pass(reason, name)
+	}
+	return nil
+}
+
+// walk lists a directory and those below it. Package fs is not asked: it
+// refuses names that are not UTF-8.
+func (t *Tree) walk(ctx context.Context, dir string) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	entries, err := t.readDir(dir)
+	if err != nil {
+		t.pass(Unreadable, dir) // entries are those that could be read
+	}
+	for _, e := range entries {
+		name := path.Join(dir, e.Name())
+		ignored, err := t.ignore.Ignored(name, e.IsDir())
 		switch {
-		case name == ".":
-		case ignore.Match(name, d.IsDir()):
-			if d.IsDir() {
-				return fs.SkipDir
+		case err != nil:
+			return err
+		case ignored:
+		case e.IsDir():
+			if err := t.walk(ctx, name); err != nil {
+				return err
 			}
-		case d.Type().IsRegular():
+		case e.Type().IsRegular():
 			t.names = append(t.names, name)
-		case !d.IsDir():
-			t.Passed["no regular file"]++
+		default:
+			t.pass(NotRegular, name)
 		}
-		return nil
-	})
+	}
+	return nil
+}
+
+func (t *Tree) readDir(name string) ([]os.DirEntry, error) {
+	d, err := t.root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = d.Close() }() // only read
+	return d.ReadDir(-1)
 }
 
 // Read gives one file, or nil for what is passed over: links, binaries, files
-// that are too large or cannot be read. It counts those in Passed.
+// that are too large or cannot be read. It notes those in Passed.
 func (t *Tree) Read(name string) *File {
 	info, err := t.root.Lstat(name)
 	switch {
 	case err != nil:
-		t.Passed["unreadable"]++ // or removed since it was listed
+		t.pass(Unreadable, name) // or removed since it was listed
 		return nil
 	case !info.Mode().IsRegular():
-		t.Passed["no regular file"]++
+		t.pass(NotRegular, name)
 		return nil
 	case info.Size() > t.opts.MaxFileBytes:
-		t.Passed["too large"]++
+		t.pass(TooLarge, name)
 		return nil
 	}
-	text, err := t.readText(name)
+	text, err := t.readText(name, t.opts.MaxFileBytes)
 	if err != nil {
-		t.Passed["unreadable"]++
+		t.pass(Unreadable, name)
 		return nil
 	}
 	if int64(len(text)) > t.opts.MaxFileBytes {
-		t.Passed["too large"]++
+		t.pass(TooLarge, name)
 		return nil
 	}
-	if bytes.IndexByte(text[:min(len(text), 8000)], 0) >= 0 {
-		t.Passed["binary"]++
+	f := NewFile(path.Clean(name), text)
+	if bytes.IndexByte(f.Text[:min(len(f.Text), 8000)], 0) >= 0 {
+		t.pass(Binary, name)
+		return nil
+	}
+	return f
+}
+
+// ReadIfThere gives a file that need not be there, and notes nothing.
+func (t *Tree) ReadIfThere(name string) *File {
+	info, err := t.root.Lstat(name)
+	if err != nil || !info.Mode().IsRegular() || info.Size() > t.opts.MaxFileBytes {
+		return nil
+	}
+	text, err := t.readText(name, t.opts.MaxFileBytes)
+	if err != nil {
 		return nil
 	}
 	return NewFile(path.Clean(name), text)
 }
 
 // readText reads at most a byte more than allowed: the file may have grown.
-func (t *Tree) readText(name string) ([]byte, error) {
+func (t *Tree) readText(name string, limit int64) ([]byte, error) {
 	f, err := t.root.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }() // only read
-	return io.ReadAll(io.LimitReader(f, t.opts.MaxFileBytes+1))
+	return io.ReadAll(io.LimitReader(f, limit+1))
 }

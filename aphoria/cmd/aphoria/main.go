@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/stemedb/stemedb/aphoria/cli"
 )
@@ -13,11 +14,22 @@ import (
 // version is set by the linker.
 var version = "dev"
 
+// grace is how long a command may take to end after a signal. Nothing that it
+// writes is ever half there, so it can be cut off.
+const grace = 2 * time.Second
+
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := cli.Run(ctx, os.Args[1:], cli.Env{
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		number, _ := (<-signals).(syscall.Signal) // on this system all are
+		signal.Stop(signals)                      // a second one ends the process at once
+		cancel(&cli.Stopped{Signal: number})
+		time.Sleep(grace)
+		os.Exit(128 + int(number))
+	}()
+	os.Exit(cli.Run(ctx, os.Args[1:], cli.Env{
 		Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Version: version,
-	})
-	stop()
-	os.Exit(code)
+	}))
 }

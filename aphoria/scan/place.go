@@ -1,0 +1,66 @@
+package scan
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/stemedb/stemedb/aphoria/revision"
+)
+
+// Place is a directory that is scanned, with the project that it belongs to: the
+// same file makes the same claims whether the whole project or a part of it is
+// scanned.
+type Place struct {
+	Root string // of the project
+	Dir  string // that is looked at: the root or a directory below it
+}
+
+// Find finds the project of dir: where its configuration is (projectRoot, "" for
+// none), else the work tree of git that tracks it, else dir itself.
+func Find(ctx context.Context, dir, projectRoot string) (Place, error) {
+	dir, err := real(dir)
+	if err != nil {
+		return Place{}, fmt.Errorf("find the directory to scan: %w", err)
+	}
+	p := Place{Root: dir, Dir: dir}
+	root := projectRoot
+	if root == "" {
+		tracked, err := revision.Git(ctx, dir, "ls-files", "-z", "--", ".")
+		if err != nil || len(tracked) == 0 {
+			return p, ctx.Err() // no repository, or somebody else's: not an error
+		}
+		top, err := revision.Git(ctx, dir, "rev-parse", "--show-toplevel")
+		if err != nil {
+			return p, ctx.Err()
+		}
+		root = strings.TrimSuffix(string(top), "\n")
+	}
+	if root, err = real(root); err != nil {
+		return Place{}, fmt.Errorf("find the project's root: %w", err)
+	}
+	if rel, err := filepath.Rel(root, dir); err == nil && filepath.IsLocal(rel) {
+		p.Root = root
+	}
+	return p, nil
+}
+
+// real resolves links: the root itself may be one, since the caller asked for
+// it; those below it are not followed.
+func real(dir string) (string, error) {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(dir)
+}
+
+// under is the directory relative to the root, with slashes.
+func (p Place) under() string {
+	rel, err := filepath.Rel(p.Root, p.Dir)
+	if err != nil {
+		return "." // Find has made it local
+	}
+	return filepath.ToSlash(rel)
+}
