@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"time"
 
@@ -11,7 +10,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
-	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/wal"
 	"github.com/stemedb/stemedb/server/record"
@@ -52,9 +50,10 @@ func (s *service) Pull(stream peerpb.Peer_PullServer) error {
 
 func (s *service) pull(ctx context.Context, req *peerpb.PullRequest) (*peerpb.PullResponse, error) {
 	from := wal.Position(req.From)
+	if err := s.c.hearWitness(req); err != nil {
+		return nil, err
+	}
 	if end := s.c.store.End(); from > end {
-		// A position is given to others only when it is durable.
-		s.c.progress.rolledBack(from, fmt.Sprintf("%s has seen its log up to %v, it ends at %v", control.CallerID(ctx), from, end))
 		return nil, status.Errorf(codes.OutOfRange, "position %v lies behind the end of this log, %v", from, end)
 	}
 	if err := s.awaitTail(ctx, from, time.Duration(req.WaitMs)*time.Millisecond); err != nil {
@@ -72,8 +71,12 @@ func (s *service) pull(ctx context.Context, req *peerpb.PullRequest) (*peerpb.Pu
 		// Others must not pass over records that come back in a moment.
 		keys, next, gaps = nil, from, 0
 	}
-	end := s.c.store.End()
+	end, opening := s.c.store.End(), s.c.store.Opening()
+	if opening == (wal.Opening{}) {
+		return nil, status.Error(codes.Unavailable, "this node's volumes were put back to an older state; its process is about to end")
+	}
 	res := &peerpb.PullResponse{
+		OpeningNumber: opening.Number, OpeningId: opening.ID,
 		Next: uint64(next), End: uint64(end), BehindBytes: uint64(logBytes(next, end)),
 		Gaps: uint32(gaps), Whole: s.c.store.Whole(),
 		Positions: make([]uint64, 0, len(keys)), Sizes: make([]uint32, 0, len(keys)),
@@ -191,6 +194,9 @@ func parseSet(req *peerpb.SetRequest) (set store.Set, err error) {
 func (s *service) countsInReads() error {
 	if !s.c.store.Whole() && s.c.Incomplete() == "" {
 		return status.Error(codes.FailedPrecondition, "this member lost records and is not whole")
+	}
+	if waits := s.c.unvouched(s.c.control.State()); waits != "" {
+		return status.Error(codes.FailedPrecondition, "this member has just started and waits for "+waits+" to compare its log with what they saw of it")
 	}
 	return nil
 }

@@ -13,6 +13,8 @@
 //     and the log may be replayed into the index, any number of times.
 //   - Memory is bounded: what the index has not taken in yet is limited, and
 //     Put answers ErrBusy above that.
+//   - An index that knows of entries behind the end of the log proves a loss,
+//     which the log notes before that index is dropped.
 //   - The index's marker never claims more than survived a crash (see apply.go),
 //     so whatever the index loses, replay from the marker restores.
 //
