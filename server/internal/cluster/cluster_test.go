@@ -170,7 +170,7 @@ func TestEveryAcknowledgedWriteIsRead(t *testing.T) {
 						w.nodes[downForRead].crash(memfs.LoseSome)
 					}
 					// A member that has just started waits so long for one that is down.
-					time.Sleep(w.nodes[downForWrite].cluster.timings.StartWait + time.Second)
+					time.Sleep(Timings{}.withDefaults().StartWait + time.Second)
 					for _, name := range names {
 						if name == downForRead {
 							continue
