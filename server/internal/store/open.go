@@ -140,9 +140,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.closeFiles())
 	}
-	s.goroutines.Add(2)
+	s.files.WaitForSpace()
+	s.goroutines.Add(3)
 	go s.publish()
 	go s.apply()
+	go s.keepBallast()
 	return s, nil
 }
 
@@ -161,6 +163,9 @@ func (s *Store) openLog() (err error) {
 
 func (s *Store) open(ctx context.Context) (err error) {
 	if err := s.openLog(); err != nil {
+		return err
+	}
+	if err := s.dropBallast(); err != nil {
 		return err
 	}
 	if err := s.openIndex(); err != nil {
