@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
+	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/wal"
 	"github.com/stemedb/stemedb/server/record"
@@ -191,19 +192,22 @@ func parseSet(req *peerpb.SetRequest) (set store.Set, err error) {
 
 // countsInReads refuses what only a whole member may answer. The control table
 // may still call this node whole when its store has just found a loss.
-func (s *service) countsInReads() error {
+func (s *service) countsInReads(ctx context.Context) error {
 	if !s.c.store.Whole() && s.c.Incomplete() == "" {
 		return status.Error(codes.FailedPrecondition, "this member lost records and is not whole")
 	}
 	if waits := s.c.unvouched(s.c.control.State()); waits != "" {
 		return status.Error(codes.FailedPrecondition, "this member has just started and waits for "+waits+" to compare its log with what they saw of it")
 	}
+	if caller := control.CallerID(ctx); caller != "" && !s.c.compared(caller) {
+		return status.Error(codes.FailedPrecondition, "this member has started, and the caller has not compared its log since with what it saw of it")
+	}
 	return nil
 }
 
 // SetDigest describes a set that this node holds, unless the caller goes away.
 func (s *service) SetDigest(ctx context.Context, req *peerpb.SetRequest) (*peerpb.SetDigestResponse, error) {
-	if err := s.countsInReads(); err != nil {
+	if err := s.countsInReads(ctx); err != nil {
 		return nil, err
 	}
 	set, err := parseSet(req)
@@ -225,7 +229,7 @@ const placesPerMessage = 128 << 10
 
 // SetKeys lists a set that this node holds, as fast as the caller takes it in.
 func (s *service) SetKeys(req *peerpb.SetRequest, stream peerpb.Peer_SetKeysServer) error {
-	if err := s.countsInReads(); err != nil {
+	if err := s.countsInReads(stream.Context()); err != nil {
 		return err
 	}
 	set, err := parseSet(req)
@@ -281,7 +285,7 @@ const maxSubjects = 10_000
 
 // Subjects lists names that this node holds.
 func (s *service) Subjects(ctx context.Context, req *peerpb.SubjectsRequest) (*peerpb.SubjectsResponse, error) {
-	if err := s.countsInReads(); err != nil {
+	if err := s.countsInReads(ctx); err != nil {
 		return nil, err
 	}
 	limit := min(max(int(req.Limit), 1), maxSubjects)

@@ -55,13 +55,20 @@ func (c *Cluster) vouch(member string) {
 	v := &c.vouches
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.given {
-		return
-	}
 	if v.by == nil {
 		v.by = map[string]bool{}
 	}
 	v.by[member] = true
+}
+
+// compared reports whether a member has compared this node's log since the start.
+// A read counts no pair of which one has not compared the other: whoever can be
+// asked can be heard.
+func (c *Cluster) compared(member string) bool {
+	v := &c.vouches
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.by[member]
 }
 
 // unvouched names the whole members that have not compared since the start and
@@ -83,7 +90,7 @@ func (c *Cluster) unvouched(state *control.State) string {
 		}
 	}
 	if len(waits) == 0 || time.Since(c.started) > c.timings.StartWait {
-		v.given, v.by = true, nil
+		v.given = true
 		return ""
 	}
 	slices.Sort(waits)
