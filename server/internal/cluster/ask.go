@@ -169,6 +169,9 @@ func (q *question[T]) start(ctx context.Context, m control.Member, after time.Du
 		}
 		a := answer[T]{member: m}
 		conn, err := q.c.control.Conn(m)
+		if err == nil && !q.c.compared(m.ID()) {
+			err = errors.New("it has not compared this node's log since the start with what it saw of it")
+		}
 		if err != nil {
 			a.err = err
 		} else {

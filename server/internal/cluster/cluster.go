@@ -34,6 +34,9 @@ type Store interface {
 	SetDigestKey(key [32]byte)
 
 	Cursors() map[string]wal.Position
+	Witnesses() map[string]wal.Witness
+	Opening() wal.Opening
+	CheckWitness(w wal.Witness) error
 	ScanKeys(from wal.Position, limitBytes int) (keys []store.KeyAt, next wal.Position, gaps int, err error)
 	End() wal.Position
 	Watch() <-chan struct{}

@@ -169,6 +169,8 @@ func TestEveryAcknowledgedWriteIsRead(t *testing.T) {
 					if downForRead == downForWrite {
 						w.nodes[downForRead].crash(memfs.LoseSome)
 					}
+					// A member that has just started waits so long for one that is down.
+					time.Sleep(Timings{}.withDefaults().StartWait + time.Second)
 					for _, name := range names {
 						if name == downForRead {
 							continue

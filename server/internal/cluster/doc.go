@@ -18,6 +18,9 @@
 //   - A write that its Permit refuses is written nowhere. One that is permitted goes
 //     to this node's log and to the peers within Timings.WriteWait or not at all: a
 //     write that was given up is not sent to a peer afterwards (permit.go).
+//   - A member whose log was put back to an older state counts in no read once a
+//     peer that has seen more of it, or the control table, can be heard; until
+//     then a member that has just started waits for its peers (vouch.go).
 //   - A peer that is slow, gone or sends nonsense costs bounded memory and never
 //     holds up what the others can do.
 //

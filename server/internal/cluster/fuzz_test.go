@@ -91,9 +91,11 @@ func (s *memStore) Has(keys []store.Key) ([]bool, error) {
 	return has, nil
 }
 
-func (s *memStore) Identity() wal.Identity           { return wal.Identity{Node: "a", Incarnation: "1"} }
-func (s *memStore) Cursors() map[string]wal.Position { return nil }
-func (s *memStore) Whole() bool                      { return true }
+func (s *memStore) Identity() wal.Identity            { return wal.Identity{Node: "a", Incarnation: "1"} }
+func (s *memStore) Cursors() map[string]wal.Position  { return nil }
+func (s *memStore) Witnesses() map[string]wal.Witness { return nil }
+
+func (s *memStore) Whole() bool { return true }
 
 func fuzzed(t *testing.T) (*Cluster, *memStore) {
 	s := &memStore{items: map[store.Key]store.Item{}}

@@ -17,6 +17,7 @@ type metrics struct {
 	writtenBack   prometheus.Counter
 	readFailures  *prometheus.CounterVec
 	repaired      prometheus.Counter
+	rolledBack    prometheus.Counter
 	verified      prometheus.Counter
 	verifyRounds  prometheus.Counter
 	scrubRounds   prometheus.Counter
@@ -56,6 +57,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		readFailures: counters("read_failures_total", "Quorum reads that could not be answered, by reason.", "reason"),
 		verified:     counter("log_verified_bytes_total", "About how many bytes of the log were read in search of damage."),
 		verifyRounds: counter("log_verify_rounds_total", "How often the whole log was read in search of damage."),
+		rolledBack:   counter("log_rolled_back_total", "Pulls by which a member proved that this node's log was put back to an older state."),
 		repaired:     counter("records_repaired_total", "Damaged records that were replaced by a member's copy."),
 		scrubRounds:  counter("scrub_rounds_total", "Comparisons of everything with one member that came to their end."),
 		scrubFound:   counters("scrub_differences_total", "Records that a member held and this node lacked although it had caught up.", "peer"),
@@ -68,7 +70,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	}
 	for _, c := range []prometheus.Collector{
 		m.writeSeconds, m.writeFailures, m.ackSeconds, m.queueBytes, m.dropped, m.lagBytes, m.caughtUp, m.gaps,
-		m.malformed, m.readDiffers, m.writtenBack, m.readFailures, m.repaired, m.verified, m.verifyRounds, m.scrubRounds, m.scrubFound, m.whole,
+		m.malformed, m.readDiffers, m.writtenBack, m.readFailures, m.repaired, m.rolledBack, m.verified, m.verifyRounds, m.scrubRounds, m.scrubFound, m.whole,
 	} {
 		if err := r.Register(c); err != nil {
 			return nil, err

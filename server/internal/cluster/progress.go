@@ -5,6 +5,7 @@ import (
 	"maps"
 	"sync"
 
+	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
@@ -18,6 +19,8 @@ type Progress struct {
 	// here, durably. The store's own cursors lag behind these, since progress
 	// that brought nothing new is noted seldom.
 	cursors map[string]wal.Position
+	// witnesses are what was seen of those logs.
+	witnesses map[string]wal.Witness
 	// epoch grows when all cursors are set back, so that a puller which is
 	// just coming from further on does not set its own forward again.
 	epoch int
@@ -28,7 +31,7 @@ type Progress struct {
 
 // NewProgress begins with the cursors that the store holds.
 func NewProgress(s Store) *Progress {
-	return &Progress{store: s, cursors: maps.Clone(s.Cursors()), fatal: make(chan error, 1)}
+	return &Progress{store: s, cursors: maps.Clone(s.Cursors()), witnesses: maps.Clone(s.Witnesses()), fatal: make(chan error, 1)}
 }
 
 // LogEnd is the end of the durable part of this node's log.
@@ -59,22 +62,27 @@ func (p *Progress) SetLife(life string) error { return p.store.SetLife(life) }
 func (p *Progress) NoteRollback(why string) { p.rolledBack(0, why) }
 
 // rolledBack is NoteRollback with a position that the log is known to have
-// reached.
-func (p *Progress) rolledBack(known wal.Position, why string) {
+// reached. It reports whether the loss is noted.
+func (p *Progress) rolledBack(known wal.Position, why string) (noted bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	end := p.store.End()
-	if p.store.RolledBack() || known.Segment() > end.Segment()+wal.SkipAfterRollback {
-		return // nonsense: no log has written so much since a snapshot
+	if p.store.RolledBack() {
+		return true
+	}
+	if known.Segment() > end.Segment()+wal.SkipAfterRollback {
+		return false // nonsense: no log has written so much since a snapshot
 	}
 	err := p.store.NoteRollback(known, why)
-	if err == nil {
+	noted = err == nil
+	if noted {
 		err = errors.New("the volumes of this node were put back to an older state (" + why + "); a start of the process goes on from there, and the other members refill it")
 	}
 	select {
 	case p.fatal <- err:
 	default:
 	}
+	return noted
 }
 
 func (p *Progress) at(incarnation string) (pos wal.Position, epoch int) {
@@ -94,6 +102,29 @@ func (p *Progress) set(incarnation string, pos wal.Position, epoch int) {
 		p.cursors = map[string]wal.Position{}
 	}
 	p.cursors[incarnation] = pos
+}
+
+// witness is what was seen of that incarnation's log.
+func (p *Progress) witness(incarnation string) wal.Witness {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.witnesses[incarnation]
+}
+
+// saw replaces what was seen of that incarnation's log; the member has compared
+// the earlier witness with its log by then.
+func (p *Progress) saw(incarnation string, w wal.Witness) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.witnesses == nil {
+		p.witnesses = map[string]wal.Witness{}
+	}
+	p.witnesses[incarnation] = w
+}
+
+// cursor is the item that makes a position durable, with what was seen.
+func (p *Progress) cursor(incarnation string, pos wal.Position) store.Item {
+	return store.NewWitnessedCursor(incarnation, pos, p.witness(incarnation))
 }
 
 // reset sets every cursor back: records were lost, so nothing is known to be

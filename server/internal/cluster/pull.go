@@ -96,19 +96,16 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 		if err := p.noteIfDue(ctx, from); err != nil {
 			return moved, err
 		}
-		if err := stream.Send(&peerpb.PullRequest{
-			From: uint64(from), LimitBytes: uint32(p.c.limits.PullBytes),
-			WaitMs: uint32(wait.Milliseconds()),
-		}); err != nil {
+		if err := stream.Send(p.request(from, wait)); err != nil {
 			_, err = stream.Recv()
 			return moved, err
 		}
 		began := time.Now()
 		res, err := stream.Recv()
 		if status.Code(err) == codes.OutOfRange {
-			// Its log ends before what it once told. Whatever happened to it,
-			// looking at everything again misses nothing.
-			p.log.Warn("a member's log is shorter than it was; its whole log is looked at again", "error", err)
+			// It is not the log that it was, and the member has noted that.
+			// Reading everything again misses nothing.
+			p.log.Warn("a member's log is not what it was; the whole of it is read again", "error", err)
 			return true, p.rewind(ctx, epoch)
 		}
 		if err != nil {
@@ -123,12 +120,24 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 		if err != nil {
 			return moved, err
 		}
-		moved, wait = true, p.waitFor()
-		p.reached(next, epoch, res)
+		moved = true
+		if err := p.reached(ctx, next, epoch, res); err != nil {
+			return moved, err
+		}
+		wait = p.waitFor()
 		p.hold(ctx, fetched, began)
 		if next == from && next < wal.Position(res.End) {
 			pause(ctx, p.c.timings.Backoff) // a member that does not get on
 		}
+	}
+}
+
+// request asks for what follows from, and says what was seen of the log so far.
+func (p *puller) request(from wal.Position, wait time.Duration) *peerpb.PullRequest {
+	w := p.c.progress.witness(p.member.Incarnation)
+	return &peerpb.PullRequest{
+		From: uint64(from), LimitBytes: uint32(p.c.limits.PullBytes), WaitMs: uint32(wait.Milliseconds()),
+		Member: p.c.id, OpeningNumber: w.Opening.Number, OpeningId: w.Opening.ID, SeenEnd: uint64(w.End),
 	}
 }
 
@@ -261,7 +270,7 @@ func (p *puller) bring(ctx context.Context, client peerpb.PeerClient, keys []sto
 		p.log.Warn("a member cannot read records of its log; other members may have them", "records", missed)
 	}
 	if last {
-		items = append(items, store.NewCursor(p.member.Incarnation, wal.Position(res.Next)))
+		items = append(items, p.c.progress.cursor(p.member.Incarnation, wal.Position(res.Next)))
 	}
 	if len(items) == 0 {
 		return nil
@@ -377,7 +386,7 @@ func (p *puller) noteIfDue(ctx context.Context, at wal.Position) error {
 const noteBytes = 64 << 20
 
 func (p *puller) note(ctx context.Context, at wal.Position) error {
-	if err := p.c.putAndWait(ctx, []store.Item{store.NewCursor(p.member.Incarnation, at)}); err != nil {
+	if err := p.c.putAndWait(ctx, []store.Item{p.c.progress.cursor(p.member.Incarnation, at)}); err != nil {
 		return fmt.Errorf("noting the cursor: %w", err)
 	}
 	p.notedNow(at)
@@ -391,11 +400,25 @@ func (p *puller) notedNow(at wal.Position) {
 // rewind begins again at the start of the member's log.
 func (p *puller) rewind(ctx context.Context, epoch int) error {
 	p.c.progress.set(p.member.Incarnation, 0, epoch)
+	p.c.progress.saw(p.member.Incarnation, wal.Witness{})
 	return p.note(ctx, 0)
 }
 
-// reached tells everybody how far this puller has come.
-func (p *puller) reached(next wal.Position, epoch int, res *peerpb.PullResponse) {
+// reached tells everybody how far this puller has come. An opening that is new is
+// noted durably at once: the member is held to it after its next start.
+func (p *puller) reached(ctx context.Context, next wal.Position, epoch int, res *peerpb.PullResponse) error {
+	seen := wal.Witness{Opening: wal.Opening{Number: res.OpeningNumber, ID: res.OpeningId}, End: wal.Position(res.End)}
+	before := p.c.progress.witness(p.member.Incarnation)
+	p.c.progress.saw(p.member.Incarnation, seen)
+	p.advance(next, epoch, res)
+	if before.Opening == seen.Opening {
+		return nil
+	}
+	at, _ := p.c.progress.at(p.member.Incarnation)
+	return p.note(ctx, at)
+}
+
+func (p *puller) advance(next wal.Position, epoch int, res *peerpb.PullResponse) {
 	p.c.progress.set(p.member.Incarnation, next, epoch)
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -49,6 +49,7 @@ type Cluster struct {
 
 	// closing is closed when Run begins to stop.
 	closing chan struct{}
+	vouches vouches
 
 	mu sync.Mutex
 	// links are this node's streams to the other members, by member id.

@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"time"
 
@@ -52,9 +51,10 @@ func (s *service) Pull(stream peerpb.Peer_PullServer) error {
 
 func (s *service) pull(ctx context.Context, req *peerpb.PullRequest) (*peerpb.PullResponse, error) {
 	from := wal.Position(req.From)
+	if err := s.c.hearWitness(req); err != nil {
+		return nil, err
+	}
 	if end := s.c.store.End(); from > end {
-		// A position is given to others only when it is durable.
-		s.c.progress.rolledBack(from, fmt.Sprintf("%s has seen its log up to %v, it ends at %v", control.CallerID(ctx), from, end))
 		return nil, status.Errorf(codes.OutOfRange, "position %v lies behind the end of this log, %v", from, end)
 	}
 	if err := s.awaitTail(ctx, from, time.Duration(req.WaitMs)*time.Millisecond); err != nil {
@@ -72,8 +72,12 @@ func (s *service) pull(ctx context.Context, req *peerpb.PullRequest) (*peerpb.Pu
 		// Others must not pass over records that come back in a moment.
 		keys, next, gaps = nil, from, 0
 	}
-	end := s.c.store.End()
+	end, opening := s.c.store.End(), s.c.store.Opening()
+	if opening == (wal.Opening{}) {
+		return nil, status.Error(codes.Unavailable, "this node's volumes were put back to an older state; its process is about to end")
+	}
 	res := &peerpb.PullResponse{
+		OpeningNumber: opening.Number, OpeningId: opening.ID,
 		Next: uint64(next), End: uint64(end), BehindBytes: uint64(logBytes(next, end)),
 		Gaps: uint32(gaps), Whole: s.c.store.Whole(),
 		Positions: make([]uint64, 0, len(keys)), Sizes: make([]uint32, 0, len(keys)),
@@ -188,16 +192,22 @@ func parseSet(req *peerpb.SetRequest) (set store.Set, err error) {
 
 // countsInReads refuses what only a whole member may answer. The control table
 // may still call this node whole when its store has just found a loss.
-func (s *service) countsInReads() error {
+func (s *service) countsInReads(ctx context.Context) error {
 	if !s.c.store.Whole() && s.c.Incomplete() == "" {
 		return status.Error(codes.FailedPrecondition, "this member lost records and is not whole")
+	}
+	if waits := s.c.unvouched(s.c.control.State()); waits != "" {
+		return status.Error(codes.FailedPrecondition, "this member has just started and waits for "+waits+" to compare its log with what they saw of it")
+	}
+	if caller := control.CallerID(ctx); caller != "" && !s.c.compared(caller) {
+		return status.Error(codes.FailedPrecondition, "this member has started, and the caller has not compared its log since with what it saw of it")
 	}
 	return nil
 }
 
 // SetDigest describes a set that this node holds, unless the caller goes away.
 func (s *service) SetDigest(ctx context.Context, req *peerpb.SetRequest) (*peerpb.SetDigestResponse, error) {
-	if err := s.countsInReads(); err != nil {
+	if err := s.countsInReads(ctx); err != nil {
 		return nil, err
 	}
 	set, err := parseSet(req)
@@ -219,7 +229,7 @@ const placesPerMessage = 128 << 10
 
 // SetKeys lists a set that this node holds, as fast as the caller takes it in.
 func (s *service) SetKeys(req *peerpb.SetRequest, stream peerpb.Peer_SetKeysServer) error {
-	if err := s.countsInReads(); err != nil {
+	if err := s.countsInReads(stream.Context()); err != nil {
 		return err
 	}
 	set, err := parseSet(req)
@@ -275,7 +285,7 @@ const maxSubjects = 10_000
 
 // Subjects lists names that this node holds.
 func (s *service) Subjects(ctx context.Context, req *peerpb.SubjectsRequest) (*peerpb.SubjectsResponse, error) {
-	if err := s.countsInReads(); err != nil {
+	if err := s.countsInReads(ctx); err != nil {
 		return nil, err
 	}
 	limit := min(max(int(req.Limit), 1), maxSubjects)

@@ -123,7 +123,7 @@ func (c *Cluster) forgetHeld(ctx context.Context) {
 	c.recent.forget()
 	var items []store.Item
 	for _, incarnation := range c.progress.reset() {
-		items = append(items, store.NewCursor(incarnation, 0))
+		items = append(items, c.progress.cursor(incarnation, 0))
 	}
 	if len(items) == 0 {
 		return
@@ -243,6 +243,9 @@ func (c *Cluster) wholeNow(state *control.State) error {
 		// It is all that there is; see Incomplete.
 	case !m.Whole || !c.store.Whole():
 		return unavailable(CodeNotWhole, "this node lost records and is being refilled by the other members", nil)
+	}
+	if waits := c.unvouched(state); waits != "" {
+		return unavailable(CodeCatchingUp, "this node has just started and waits for "+waits+" to compare its log with what they saw of it", nil)
 	}
 	return nil
 }

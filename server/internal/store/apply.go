@@ -98,6 +98,7 @@ func (s *Store) applyActive() bool {
 
 func (s *Store) writeLayer(l *layer) error {
 	b := s.newBatcher()
+	b.put(metaKey(metaSeen), binary.BigEndian.AppendUint64(nil, uint64(l.end)))
 	done, total := int64(0), int64(l.tree.Len())
 	l.tree.Scan(func(e kv) bool {
 		sound := b.put(e.k, e.v)
@@ -289,6 +290,7 @@ func (s *Store) addOrphan(o owner) error {
 // Names in the meta space.
 const (
 	metaApplied  = "applied"  // position 8, count 8: everything up to the position is in the index, that many contents
+	metaSeen     = "seen"     // position 8: of an entry that was durable; it vouches for nothing below it
 	metaIdentity = "identity" // incarnation of the log that the index is of
 	metaFormat   = "format"   // 1
 	metaGaps     = "gaps"     // (from 8, to 8)*: losses of the log that the index holds nothing of

@@ -16,7 +16,8 @@ import (
 //	content    project name | canonical bytes of the content, to the end
 //	signature  project name | id 32 | agent 32 | signature 64
 //	vote       project name | canonical bytes of the vote | signature 64
-//	cursor     incarnation name | position 8
+//	cursor     incarnation name | position 8, and, when something is known of it, of that log
+//	           as it was seen: opening number 8, opening id 8, end 8 (wal.Witness)
 //	reset      reason, text to the end
 //
 // The same bytes travel between nodes. What a payload says decides its key:
@@ -34,6 +35,7 @@ type Item struct {
 	content *record.Content
 	vote    *record.Vote
 	cursor  wal.Position
+	witness wal.Witness
 }
 
 // NewContent makes the item of a content that Validate accepts; id is its id.
@@ -87,6 +89,35 @@ func NewCursor(incarnation string, pos wal.Position) Item {
 	}
 }
 
+// NewWitnessedCursor is NewCursor together with what was seen of that log.
+func NewWitnessedCursor(incarnation string, pos wal.Position, w wal.Witness) Item {
+	it := NewCursor(incarnation, pos)
+	if w != (wal.Witness{}) {
+		it.Payload, it.witness = appendWitness(it.Payload, w), w
+	}
+	return it
+}
+
+const witnessSize = 24
+
+func appendWitness(dst []byte, w wal.Witness) []byte {
+	dst = binary.BigEndian.AppendUint64(dst, w.Opening.Number)
+	dst = binary.BigEndian.AppendUint64(dst, w.Opening.ID)
+	return binary.BigEndian.AppendUint64(dst, uint64(w.End))
+}
+
+// readCursor reads a position and, when there is one, the witness behind it.
+func readCursor(b []byte) (pos wal.Position, w wal.Witness, err error) {
+	if len(b) != 8 && len(b) != 8+witnessSize {
+		return 0, w, fmt.Errorf("%d bytes of position", len(b))
+	}
+	if len(b) > 8 {
+		w.Opening = wal.Opening{Number: binary.BigEndian.Uint64(b[8:]), ID: binary.BigEndian.Uint64(b[16:])}
+		w.End = wal.Position(binary.BigEndian.Uint64(b[24:]))
+	}
+	return wal.Position(binary.BigEndian.Uint64(b)), w, nil
+}
+
 func newReset(reason string) Item {
 	return Item{Key: Key{Kind: KindReset}, Kind: KindReset, Payload: []byte(reason), parsed: true}
 }
@@ -111,11 +142,7 @@ func ParseItem(kind Kind, payload []byte) (Item, error) {
 	case KindVote:
 		err = it.parseVote(rest)
 	case KindCursor:
-		if len(rest) != 8 {
-			err = fmt.Errorf("%d bytes of position", len(rest))
-			break
-		}
-		it.cursor = wal.Position(binary.BigEndian.Uint64(rest))
+		it.cursor, it.witness, err = readCursor(rest)
 	default:
 		err = errors.New("unknown kind")
 	}

@@ -37,7 +37,7 @@ import (
 //
 //	'd' project subject → empty        the dictionary of subjects
 //	'o' id project      → empty        orphans: a signature, vote or child is here, its content is not
-//	'k' peer            → position 8   cursors
+//	'k' peer            → as in the log (codec.go): cursors
 //	'm' name            → …            the marker and its kin (apply.go)
 //	'z' position 8 round 1 → empty     the last barrier (apply.go); behind all others
 //	'l' id project      → empty        in memory only: the groups 'i' and 'q' of this id

@@ -67,6 +67,11 @@ func (s *Store) NoteRollback(known wal.Position, why string) error {
 	return s.log.NoteRollback(known, why)
 }
 
+// Opening is the latest opening of this node's log, and CheckWitness compares
+// the log with what a peer saw of it (wal.ErrRolledBack, wal.ErrForgotten).
+func (s *Store) Opening() wal.Opening             { return s.log.Opening() }
+func (s *Store) CheckWitness(w wal.Witness) error { return s.log.Check(w) }
+
 // Lives, RolledBack and SetLife are those of the log.
 func (s *Store) Lives() []string           { return s.log.Lives() }
 func (s *Store) RolledBack() bool          { return s.log.RolledBack() }

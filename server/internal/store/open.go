@@ -57,6 +57,8 @@ type Store struct {
 	// pending is bounded by Options.ApplyBytes: in flight or in the overlay.
 	pending int64
 	cursors map[string]wal.Position
+	// witnesses are what was seen of the peers' logs, by incarnation.
+	witnesses map[string]wal.Witness
 	// applied: all entries up to and including this one are in goleveldb.
 	// marker: the same, and durably so.
 	applied, marker wal.Position
@@ -127,6 +129,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		active:      newLayer(),
 		flight:      make(map[Key]*putOp),
 		cursors:     make(map[string]wal.Position),
+		witnesses:   make(map[string]wal.Witness),
 		failed:      make(chan struct{}),
 		syncedC:     make(chan struct{}, 1),
 		work:        make(chan struct{}, 1),
@@ -137,9 +140,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.closeFiles())
 	}
-	s.goroutines.Add(2)
+	s.files.WaitForSpace()
+	s.goroutines.Add(3)
 	go s.publish()
 	go s.apply()
+	go s.keepBallast()
 	return s, nil
 }
 
@@ -158,6 +163,9 @@ func (s *Store) openLog() (err error) {
 
 func (s *Store) open(ctx context.Context) (err error) {
 	if err := s.openLog(); err != nil {
+		return err
+	}
+	if err := s.dropBallast(); err != nil {
 		return err
 	}
 	if err := s.openIndex(); err != nil {
@@ -242,8 +250,12 @@ func (s *Store) distrust() (string, error) {
 	if err != nil {
 		return reasonOf(err)
 	}
-	if marker > s.log.End() {
-		return s.rolledBack(marker)
+	seen, err := s.lastSeen(marker)
+	if err != nil {
+		return reasonOf(err)
+	}
+	if seen > 0 && seen >= s.log.End() {
+		return s.rolledBack(seen)
 	}
 	known, err := s.knownGaps()
 	if err != nil {
@@ -394,6 +406,17 @@ func (s *Store) readMarker() (pos wal.Position, assertions int64, err error) {
 	return wal.Position(binary.BigEndian.Uint64(b)), int64(binary.BigEndian.Uint64(b[8:])), nil
 }
 
+// lastSeen is the position of the last entry of the log that the index knows.
+// Entries come into the index when they are durable and not before.
+func (s *Store) lastSeen(marker wal.Position) (wal.Position, error) {
+	b, err := s.meta(metaSeen)
+	if err != nil || b == nil {
+		return marker, err
+	}
+	seen, err := readPosition(b)
+	return max(seen, marker), err
+}
+
 // loadIndex reads what is held in memory.
 func (s *Store) loadIndex() error {
 	marker, assertions, err := s.readMarker()
@@ -411,8 +434,15 @@ func (s *Store) loadIndex() error {
 		if err != nil {
 			return fmt.Errorf("read a cursor: %w", err)
 		}
-		if s.cursors[name], err = readPosition(it.Value()); err != nil {
-			return fmt.Errorf("read a cursor: %w", err)
+		pos, witness, err := readCursor(it.Value())
+		if err != nil {
+			return fmt.Errorf("read a cursor: %w: %w", errIndexEntry, err)
+		}
+		if pos > 0 {
+			s.cursors[name] = pos
+		}
+		if witness != (wal.Witness{}) {
+			s.witnesses[name] = witness
 		}
 	}
 	if err := it.Error(); err != nil {

@@ -74,12 +74,21 @@ func makeChange(items []Item) change {
 			b.addVote(it, n)
 		case KindCursor:
 			b.cursors = append(b.cursors, *it)
-			b.add(appendName(b.key(spaceCursor), it.Key.Project), b.u64(uint64(it.cursor)), -1)
+			b.add(appendName(b.key(spaceCursor), it.Key.Project), cursorValue(it.cursor, it.witness), -1)
 		case KindReset:
 			b.add(metaKey(metaReset), b.u64(0), n)
 		}
 	}
 	return b.change
+}
+
+// cursorValue is what the index holds of a cursor.
+func cursorValue(pos wal.Position, w wal.Witness) []byte {
+	v := binary.BigEndian.AppendUint64(make([]byte, 0, 8+witnessSize), uint64(pos))
+	if w == (wal.Witness{}) {
+		return v
+	}
+	return appendWitness(v, w)
 }
 
 // changeBuilder cuts keys and values out of one buffer; there are too many of

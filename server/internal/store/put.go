@@ -279,7 +279,7 @@ func (s *Store) settle(o *putOp, err error) {
 			s.active.assertions += int64(len(o.change.contents))
 		}
 		for i := range o.change.cursors {
-			s.cursors[o.change.cursors[i].Key.Project] = o.change.cursors[i].cursor
+			s.setCursor(&o.change.cursors[i])
 		}
 		wake(s.work)
 	} else {

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/stemedb/stemedb/server/internal/wal"
 	"github.com/stemedb/stemedb/server/record"
@@ -246,6 +247,13 @@ func (s *Store) Cursors() map[string]wal.Position {
 		all[k] = v
 	}
 	return all
+}
+
+// Witnesses returns what was seen of the peers' logs, by incarnation.
+func (s *Store) Witnesses() map[string]wal.Witness {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.witnesses)
 }
 
 // ScanKeys lists the records in the log at or behind from, until about

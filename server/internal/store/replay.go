@@ -109,7 +109,7 @@ func (s *Store) replayItems(items []Item, positions []wal.Position) error {
 			return fmt.Errorf("write the index: %w", err)
 		}
 		for i := range c.cursors {
-			s.cursors[c.cursors[i].Key.Project] = c.cursors[i].cursor
+			s.setCursor(&c.cursors[i])
 		}
 		if n < len(items) {
 			if err := s.resetCursors(); err != nil {
@@ -133,9 +133,26 @@ func (s *Store) replayItems(items []Item, positions []wal.Position) error {
 	return nil
 }
 
+// setCursor keeps what was seen of a log when a cursor says nothing about that.
+func (s *Store) setCursor(it *Item) {
+	s.cursors[it.Key.Project] = it.cursor
+	if it.witness != (wal.Witness{}) {
+		s.witnesses[it.Key.Project] = it.witness
+	}
+}
+
+// resetCursors forgets how far the logs of peers are held here. What was seen of
+// them stays true.
 func (s *Store) resetCursors() error {
 	for name := range s.cursors {
-		if err := s.db.Delete(appendName([]byte{spaceCursor}, name), nil); err != nil {
+		key := appendName([]byte{spaceCursor}, name)
+		var err error
+		if w, seen := s.witnesses[name]; seen {
+			err = s.db.Put(key, cursorValue(0, w), nil)
+		} else {
+			err = s.db.Delete(key, nil)
+		}
+		if err != nil {
 			return fmt.Errorf("forget a cursor: %w", err)
 		}
 	}

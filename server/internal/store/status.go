@@ -5,6 +5,7 @@ import (
 
 	"github.com/syndtr/goleveldb/leveldb"
 
+	"github.com/stemedb/stemedb/server/internal/vfs"
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
@@ -104,11 +105,19 @@ func (s *Store) Close() error {
 	s.underWay.Wait()
 	close(s.stopApply)
 	close(s.stopPublish)
+	s.files.Abort()
 	s.goroutines.Wait()
 
 	s.mu.Lock()
 	s.closed = true
 	failure := s.failure
 	s.mu.Unlock()
-	return errors.Join(failure, s.closeFiles())
+	if vfs.IsNoSpace(failure) {
+		failure = nil // the next start takes in what found no space
+	}
+	err := s.closeFiles()
+	if vfs.IsNoSpace(err) {
+		err = nil
+	}
+	return errors.Join(failure, err)
 }

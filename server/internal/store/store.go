@@ -13,6 +13,10 @@
 //     and the log may be replayed into the index, any number of times.
 //   - Memory is bounded: what the index has not taken in yet is limited, and
 //     Put answers ErrBusy above that.
+//   - An index that knows of entries behind the end of the log proves a loss,
+//     which the log notes before that index is dropped.
+//   - A full DB volume fails nothing: the index waits for space, reads go on,
+//     Put is refused as on a full WAL volume, a start works (ballast.go).
 //   - The index's marker never claims more than survived a crash (see apply.go),
 //     so whatever the index loses, replay from the marker restores.
 //

@@ -57,6 +57,7 @@ func (l *Log) NoteRollback(known Position, why string) error {
 		m.Lost = append(m.Lost, lost)
 		m.LastLoss = max(m.LastLoss, to)
 		m.Whole, m.RolledBack = false, true
+		m.forgetOpenings()
 	})
 	if err != nil {
 		return fmt.Errorf("note that the volume was put back: %w", err)

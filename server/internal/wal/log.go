@@ -67,8 +67,14 @@ type Log struct {
 	sealWake    chan struct{}
 	spaceWake   chan struct{}
 
+	// openingDue: there was no space yet to list this opening.
+	openingDue atomic.Bool
+
 	// cur is the segment that the writer writes to.
 	cur *segment
+	// endUnnoted: the manifest does not tell yet where the segment before cur
+	// ends. Only the writer uses it.
+	endUnnoted bool
 
 	// tab guards the table of segments and their sources.
 	tab sync.Mutex

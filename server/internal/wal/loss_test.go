@@ -65,16 +65,55 @@ func TestLossFoundMeanwhile(t *testing.T) {
 	require.NoError(t, l.Close())
 }
 
-// A segment that was prepared and is gone may have been written to: the log
-// goes on behind it, and the number is not used again.
-func TestMissingPreparedSegment(t *testing.T) {
+// A segment that was prepared and is gone held nothing, and the manifest proves
+// it, after a crash too.
+func TestMissingPreparedSegmentThatWasNeverUsedIsNoLoss(t *testing.T) {
+	for _, crashed := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			d := memfs.New(1)
+			l := mustOpen(t, small(d))
+			all := fill(t, l, 0, 150)
+			synctest.Wait() // the next one is prepared
+			ahead := l.segmentName(l.End().Segment() + 1)
+			if crashed {
+				d.Crash(memfs.LoseAll)
+			}
+			_ = l.Close()
+			require.NoError(t, d.Remove(ahead))
+			require.NoError(t, d.SyncDir("wal"))
+			l = mustOpen(t, small(d))
+			require.True(t, l.Whole())
+			require.Empty(t, l.Missing())
+			for pos, want := range fill(t, l, 1000, 150) {
+				all[pos] = want
+			}
+			es, gaps, err := scanAll(l, 0)
+			require.NoError(t, err)
+			require.Empty(t, gaps)
+			require.Len(t, es, len(all))
+			require.NoError(t, l.Close())
+		})
+	}
+}
+
+// A segment that was used and is gone is a loss, after a crash right behind its
+// first batch too: the log goes on behind it, and the number is not used again.
+func TestMissingTailSegment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := memfs.New(1)
 		l := mustOpen(t, small(d))
 		all := fill(t, l, 0, 10)
-		synctest.Wait() // the next one is prepared
-		require.NoError(t, l.Close())
+		for l.End().Segment() < 2 {
+			for pos, want := range fill(t, l, 10*len(all), 1) {
+				if all[pos] = want; pos.Segment() == 2 {
+					delete(all, pos)
+				}
+			}
+		}
+		d.Crash(memfs.LoseAll)
+		_ = l.Close()
 		require.NoError(t, d.Remove(l.segmentName(2)))
+		require.NoError(t, d.SyncDir("wal"))
 		for range 2 {
 			l = mustOpen(t, small(d))
 			require.False(t, l.Whole())

@@ -49,6 +49,10 @@ type manifest struct {
 	// see life.go. RolledBack is true from the finding of a rollback until then.
 	Lives      []string `json:"lives,omitempty"`
 	RolledBack bool     `json:"rolled_back,omitempty"`
+	// Openings are the latest openings of the log, oldest first, LastOpening the
+	// number of the last one (witness.go).
+	Openings    []opened `json:"openings,omitempty"`
+	LastOpening uint64   `json:"last_opening,omitempty"`
 }
 
 // manifestSegment is a segment file on the WAL volume.
@@ -80,6 +84,7 @@ func (m *manifest) clone() *manifest {
 	c.Damaged = slices.Clone(m.Damaged)
 	c.MadeGood = slices.Clone(m.MadeGood)
 	c.Lives = slices.Clone(m.Lives)
+	c.Openings = slices.Clone(m.Openings)
 	return &c
 }
 

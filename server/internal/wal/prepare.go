@@ -32,8 +32,24 @@ type offer struct {
 	err error
 }
 
-// rotateTo makes segment seq the current one. Only the writer calls it.
+// rotateTo makes segment seq the current one. Only the writer calls it. The end
+// of the segment before is in the manifest before seq takes a batch: so a
+// segment that is missing behind one without a known end never held anything.
 func (l *Log) rotateTo(seq uint32) error {
+	if err := l.moveTo(seq); err != nil || !l.endUnnoted {
+		return err
+	}
+	if err := l.update(l.listEnds); err != nil {
+		if vfs.IsNoSpace(err) {
+			err = fmt.Errorf("%w: %w", errNoSegment, err)
+		}
+		return fmt.Errorf("note the end of the segment before %d: %w", seq, err)
+	}
+	l.endUnnoted = false
+	return nil
+}
+
+func (l *Log) moveTo(seq uint32) error {
 	for l.cur.seq != seq {
 		o := <-l.offers
 		if o.err != nil {
@@ -43,7 +59,7 @@ func (l *Log) rotateTo(seq uint32) error {
 		l.endSegment(l.cur)
 		l.segments = append(l.segments, o.seg)
 		l.tab.Unlock()
-		l.cur = o.seg
+		l.cur, l.endUnnoted = o.seg, true
 		l.metrics.rotations.Inc()
 		signal(l.sealWake)
 	}
@@ -272,6 +288,12 @@ func (l *Log) checkSpace() {
 			low = fmt.Errorf("%s has %d bytes free, below the reserve of %d", v.dir, free, l.opts.Reserve)
 		}
 		high = high && free >= l.opts.ReserveHigh
+	}
+	if high {
+		if err := l.noteOpening(); err != nil {
+			l.log.Warn("the manifest cannot be written yet", "error", err)
+			high = false
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -155,12 +155,18 @@ func (r *recovery) run() error {
 	if err := r.draw(); err != nil {
 		return err
 	}
+	if err := r.beginOpening(); err != nil {
+		return err
+	}
 	err := saveManifest(l.fs, l.opts.WALDir, r.bump())
 	if vfs.IsNoSpace(err) {
 		// What was found will be found again; a full disk must not keep the
 		// node from being read.
 		l.enterReadOnly(err)
 		r.m.Lives = r.m.Lives[:len(r.m.Lives)-1] // it is not noted
+		r.m.Openings = r.m.Openings[:len(r.m.Openings)-1]
+		r.m.LastOpening--
+		l.openingDue.Store(true)
 	} else if err != nil {
 		return err
 	}
@@ -313,7 +319,11 @@ func (r *recovery) openSegments() error {
 		packed := r.m.pack(m.Seq)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			if packed == nil {
+			switch {
+			case packed != nil:
+			case r.neverUsed(m):
+				l.log.Info("a segment that was prepared and never used is not there", "segment", m.Seq)
+			default:
 				r.lose(Range{makePosition(m.Seq, 0), makePosition(m.Seq+1, 0), "the segment is not there"})
 				l.segments = append(l.segments, &segment{seq: m.Seq, salt: m.Salt, end: max(m.End, headerSize), rotated: true})
 			}
@@ -335,6 +345,14 @@ func (r *recovery) openSegments() error {
 	}
 	r.m.Segments = kept
 	return nil
+}
+
+// neverUsed tells that no batch was ever written to a segment: the one before
+// it is listed without its end, which the writer notes before it goes on (see
+// rotateTo).
+func (r *recovery) neverUsed(m manifestSegment) bool {
+	before := r.m.segment(m.Seq - 1)
+	return m.End == 0 && m.Seq > r.m.Durable.Segment() && before != nil && before.End == 0 && r.m.pack(m.Seq-1) == nil
 }
 
 func (r *recovery) survey(m manifestSegment, f vfs.File) (*part, error) {

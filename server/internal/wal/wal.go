@@ -10,6 +10,8 @@
 //   - Nothing acknowledged is ever cut. A tail that no later write proves to
 //     have been durable is set aside, cut and counted; anything else that does
 //     not check is damage: it is reported, kept, and the rest stays readable.
+//   - Whoever saw the log during one of its openings can tell later whether it
+//     was put back to an older state, however far it has grown (witness.go).
 //   - After a failed write or sync nothing is tried again on that file: the
 //     log stays readable and refuses writes until the process starts again.
 //

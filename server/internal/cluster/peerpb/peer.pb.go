@@ -152,7 +152,14 @@ type PullRequest struct {
 	// How much of the log one answer may cover, in bytes of payload.
 	LimitBytes uint32 `protobuf:"varint,2,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"`
 	// How long to wait for something new before answering with nothing.
-	WaitMs        uint32 `protobuf:"varint,3,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	WaitMs uint32 `protobuf:"varint,3,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	// What the caller has seen of the receiver's log: everything before seen_end,
+	// during that opening (wal.Witness). Number 0: nothing.
+	OpeningNumber uint64 `protobuf:"varint,4,opt,name=opening_number,json=openingNumber,proto3" json:"opening_number,omitempty"`
+	OpeningId     uint64 `protobuf:"fixed64,5,opt,name=opening_id,json=openingId,proto3" json:"opening_id,omitempty"`
+	SeenEnd       uint64 `protobuf:"varint,6,opt,name=seen_end,json=seenEnd,proto3" json:"seen_end,omitempty"`
+	// The caller's member id.
+	Member        string `protobuf:"bytes,7,opt,name=member,proto3" json:"member,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -208,6 +215,34 @@ func (x *PullRequest) GetWaitMs() uint32 {
 	return 0
 }
 
+func (x *PullRequest) GetOpeningNumber() uint64 {
+	if x != nil {
+		return x.OpeningNumber
+	}
+	return 0
+}
+
+func (x *PullRequest) GetOpeningId() uint64 {
+	if x != nil {
+		return x.OpeningId
+	}
+	return 0
+}
+
+func (x *PullRequest) GetSeenEnd() uint64 {
+	if x != nil {
+		return x.SeenEnd
+	}
+	return 0
+}
+
+func (x *PullRequest) GetMember() string {
+	if x != nil {
+		return x.Member
+	}
+	return ""
+}
+
 type PullResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The keys found from the requested position on, with one position each.
@@ -222,8 +257,11 @@ type PullResponse struct {
 	// About how many bytes of log lie between next and end.
 	BehindBytes uint64 `protobuf:"varint,6,opt,name=behind_bytes,json=behindBytes,proto3" json:"behind_bytes,omitempty"`
 	// How many records (or runs of them) the receiver could not read.
-	Gaps          uint32 `protobuf:"varint,7,opt,name=gaps,proto3" json:"gaps,omitempty"`
-	Whole         bool   `protobuf:"varint,8,opt,name=whole,proto3" json:"whole,omitempty"`
+	Gaps  uint32 `protobuf:"varint,7,opt,name=gaps,proto3" json:"gaps,omitempty"`
+	Whole bool   `protobuf:"varint,8,opt,name=whole,proto3" json:"whole,omitempty"`
+	// The latest opening of the log.
+	OpeningNumber uint64 `protobuf:"varint,9,opt,name=opening_number,json=openingNumber,proto3" json:"opening_number,omitempty"`
+	OpeningId     uint64 `protobuf:"fixed64,10,opt,name=opening_id,json=openingId,proto3" json:"opening_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -312,6 +350,20 @@ func (x *PullResponse) GetWhole() bool {
 		return x.Whole
 	}
 	return false
+}
+
+func (x *PullResponse) GetOpeningNumber() uint64 {
+	if x != nil {
+		return x.OpeningNumber
+	}
+	return 0
+}
+
+func (x *PullResponse) GetOpeningId() uint64 {
+	if x != nil {
+		return x.OpeningId
+	}
+	return 0
 }
 
 type FetchRequest struct {
@@ -866,12 +918,17 @@ const file_peer_proto_rawDesc = "" +
 	"generation\x12\x14\n" +
 	"\x05items\x18\x03 \x01(\fR\x05items\"%\n" +
 	"\x11ReplicateResponse\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x04R\x03seq\"[\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\"\xd4\x01\n" +
 	"\vPullRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x1f\n" +
 	"\vlimit_bytes\x18\x02 \x01(\rR\n" +
 	"limitBytes\x12\x17\n" +
-	"\await_ms\x18\x03 \x01(\rR\x06waitMs\"\xc9\x01\n" +
+	"\await_ms\x18\x03 \x01(\rR\x06waitMs\x12%\n" +
+	"\x0eopening_number\x18\x04 \x01(\x04R\ropeningNumber\x12\x1d\n" +
+	"\n" +
+	"opening_id\x18\x05 \x01(\x06R\topeningId\x12\x19\n" +
+	"\bseen_end\x18\x06 \x01(\x04R\aseenEnd\x12\x16\n" +
+	"\x06member\x18\a \x01(\tR\x06member\"\x8f\x02\n" +
 	"\fPullResponse\x12\x12\n" +
 	"\x04keys\x18\x01 \x01(\fR\x04keys\x12\x1c\n" +
 	"\tpositions\x18\x02 \x03(\x06R\tpositions\x12\x14\n" +
@@ -880,7 +937,11 @@ const file_peer_proto_rawDesc = "" +
 	"\x03end\x18\x05 \x01(\x04R\x03end\x12!\n" +
 	"\fbehind_bytes\x18\x06 \x01(\x04R\vbehindBytes\x12\x12\n" +
 	"\x04gaps\x18\a \x01(\rR\x04gaps\x12\x14\n" +
-	"\x05whole\x18\b \x01(\bR\x05whole\"@\n" +
+	"\x05whole\x18\b \x01(\bR\x05whole\x12%\n" +
+	"\x0eopening_number\x18\t \x01(\x04R\ropeningNumber\x12\x1d\n" +
+	"\n" +
+	"opening_id\x18\n" +
+	" \x01(\x06R\topeningId\"@\n" +
 	"\fFetchRequest\x12\x12\n" +
 	"\x04keys\x18\x01 \x01(\fR\x04keys\x12\x1c\n" +
 	"\tpositions\x18\x02 \x03(\x06R\tpositions\"B\n" +

@@ -40,6 +40,8 @@ type Storage struct {
 	locked  bool // by goleveldb, through Lock
 	closed  bool
 	journal storage.FileDesc // the last one that was created
+
+	patience patience
 }
 
 var _ storage.Storage = (*Storage)(nil)
@@ -56,7 +58,10 @@ func Open(fsys vfs.FS, dir string, logger *slog.Logger) (*Storage, error) {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	return &Storage{fs: fsys, dir: dir, logger: logger, lock: lock}, nil
+	return &Storage{
+		fs: fsys, dir: dir, logger: logger, lock: lock,
+		patience: patience{aborted: make(chan struct{})},
+	}, nil
 }
 
 // Lock implements storage.Storage.
@@ -90,7 +95,8 @@ func (s *Storage) SetMeta(fd storage.FileDesc) error {
 		return err
 	}
 	temp := filepath.Join(s.dir, tempName)
-	if err := writeSynced(s.fs, temp, []byte(fd.String()+"\n")); err != nil {
+	err := s.withSpace(func() error { return writeSynced(s.fs, temp, []byte(fd.String()+"\n")) })
+	if err != nil {
 		return err
 	}
 	if err := s.fs.Rename(temp, filepath.Join(s.dir, currentName)); err != nil {
@@ -164,7 +170,11 @@ func (s *Storage) Create(fd storage.FileDesc) (storage.Writer, error) {
 	if err := s.check(fd); err != nil {
 		return nil, err
 	}
-	f, err := s.fs.OpenFile(s.path(fd), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	var f vfs.File
+	err := s.withSpace(func() (err error) {
+		f, err = s.fs.OpenFile(s.path(fd), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,127 @@
+package sim
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
+)
+
+// volumes are copies of both volumes of a machine.
+type volumes struct {
+	wal, db map[string][]byte
+}
+
+func (m *machine) copyVolumes() volumes {
+	return volumes{wal: m.snapshot(walDir), db: m.snapshot(dbDir)}
+}
+
+// TestQuorumReadsMissNothingAfterAVolumeWasPutBack: a write is acknowledged by n0 and n1 while n2 is cut
+// off; then n0's volumes go back to an older copy and n1 is down. No quorum read
+// of n0 and n2 misses the write, and with n1 back the cluster is whole again.
+func TestQuorumReadsMissNothingAfterAVolumeWasPutBack(t *testing.T) {
+	for _, which := range []string{"wal", "both", "db"} {
+		for _, live := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, copied live %t", which, live), func(t *testing.T) {
+				scenario(t, 3, control.Timings{}, func(w *world) {
+					n0, n1, n2 := w.machines[0], w.machines[1], w.machines[2]
+					require.NoError(t, n0.put(claim("code://x", "before")))
+					var old volumes
+					if live {
+						time.Sleep(10 * time.Second)
+						old = n0.copyVolumes()
+					} else {
+						w.stopMachine(n0)
+						old = n0.copyVolumes()
+						w.startMachine(n0)
+						w.settle()
+					}
+					// n2 sees a little of what comes after the copy.
+					require.NoError(t, n0.put(claim("code://x", "after the copy")))
+					time.Sleep(time.Second)
+					w.net.Isolate("n2")
+					time.Sleep(2 * time.Second)
+					lost := claim("code://x", "acknowledged by n0 and n1")
+					require.NoError(t, n0.put(lost))
+					time.Sleep(30 * time.Second)
+					w.stopMachine(n0)
+					if which != "db" {
+						n0.rollBack(walDir, old.wal)
+					}
+					if which != "wal" {
+						n0.rollBack(dbDir, old.db)
+					}
+					w.crash(n1, memfs.KillProcess, false)
+					w.net.HealAll()
+					w.startMachine(n0)
+					for range 60 {
+						time.Sleep(500 * time.Millisecond)
+						w.restartEnded()
+						if n0.up() {
+							requireSeenOrUnavailable(t, n0, lost)
+							requireSeenOrUnavailable(t, n2, lost)
+						}
+					}
+					if which != "db" {
+						require.False(t, n0.node.Store().Whole(), "the loss is known")
+					}
+					w.startMachine(n1)
+					w.settle()
+					for _, m := range w.machines {
+						require.NoError(t, m.get(lost))
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestRegrownLogIsStillALoss: the volumes go back to a copy that was taken while
+// the member ran, and its log grows past the cursor of the one peer that knows of
+// the loss before that peer is back.
+func TestRegrownLogIsStillALoss(t *testing.T) {
+	scenario(t, 3, control.Timings{}, func(w *world) {
+		n0, n1, n2 := w.machines[0], w.machines[1], w.machines[2]
+		require.NoError(t, n0.put(claim("code://x", "before")))
+		time.Sleep(10 * time.Second)
+		old := n0.copyVolumes()
+		w.net.Isolate("n2")
+		time.Sleep(2 * time.Second)
+		lost := claim("code://x", "in the log until it was put back")
+		require.NoError(t, n0.put(lost))
+		time.Sleep(time.Minute)
+		end := n0.node.Store().End()
+		w.crash(n0, memfs.KillProcess, false)
+		w.crash(n1, memfs.KillProcess, false)
+		n0.rollBack(walDir, old.wal)
+		n0.rollBack(dbDir, old.db)
+		w.net.HealAll()
+		w.startMachine(n0)
+		time.Sleep(30 * time.Second)
+		// n2 has seen nothing that is gone: nobody who is there knows of the loss.
+		for i := 0; n0.node.Store().End() <= end; i++ {
+			require.NoError(t, n2.put(claim("code://y", fmt.Sprint("grown anew ", i))))
+		}
+		time.Sleep(5 * time.Second)
+		require.True(t, n0.node.Store().Whole())
+		w.startMachine(n1)
+		for range 60 {
+			time.Sleep(500 * time.Millisecond)
+			w.restartEnded()
+		}
+		w.settle()
+		require.NotZero(t, n0.losses(), "the loss is known")
+		for _, m := range w.machines {
+			require.NoError(t, m.get(lost))
+			_, err := m.node.Store().Assertion(simProject, lost.ID())
+			require.NoError(t, err)
+		}
+	})
+}
+
+// losses is how many losses the machine's log has noted.
+func (m *machine) losses() int { return len(m.node.Store().Health().Damage) }

@@ -1,0 +1,79 @@
+package leveldbfs
+
+import (
+	"sync"
+	"time"
+
+	"github.com/stemedb/stemedb/server/internal/vfs"
+)
+
+// A full volume is no failure of the index. goleveldb never recovers from a write
+// to its journal that failed, so here such a write waits until there is space.
+// Reads go on meanwhile, and whoever writes to the store is refused by the log.
+
+const spaceEvery = 250 * time.Millisecond
+
+// patience is whether to wait, and how to end that.
+type patience struct {
+	mu      sync.Mutex
+	waits   bool
+	warned  bool
+	aborted chan struct{}
+}
+
+// WaitForSpace makes writes wait for space from now on, instead of failing.
+func (s *Storage) WaitForSpace() {
+	s.patience.mu.Lock()
+	defer s.patience.mu.Unlock()
+	s.patience.waits = true
+}
+
+// Abort ends what waits for space, and nothing waits any more: for the close.
+func (s *Storage) Abort() {
+	s.patience.mu.Lock()
+	defer s.patience.mu.Unlock()
+	if s.patience.waits {
+		s.patience.waits = false
+		close(s.patience.aborted)
+	}
+}
+
+// withSpace repeats do while it fails for lack of space.
+func (s *Storage) withSpace(do func() error) error {
+	for {
+		err := do()
+		if !vfs.IsNoSpace(err) || !s.awaitSpace(err) {
+			return err
+		}
+	}
+}
+
+func (s *Storage) awaitSpace(cause error) bool {
+	p := &s.patience
+	p.mu.Lock()
+	waits, warned := p.waits, p.warned
+	p.warned = p.warned || waits
+	p.mu.Unlock()
+	if !waits {
+		return false
+	}
+	if !warned {
+		s.logger.Warn("the index waits for space on its volume; free or add space, and it goes on by itself", "error", cause)
+	}
+	select {
+	case <-time.After(spaceEvery):
+		return true
+	case <-p.aborted:
+		return false
+	}
+}
+
+// Write waits for space for what did not fit.
+func (w *writer) Write(b []byte) (n int, err error) {
+	err = w.s.withSpace(func() error {
+		m, err := w.File.Write(b[n:])
+		n += m
+		return err
+	})
+	return n, err
+}
