@@ -88,12 +88,12 @@ func (r *release) assert(t *testing.T, count int) (ids []record.Hash) {
 	return ids
 }
 
-// shellBlocks are the code blocks of a page that are shell.
+// shellBlocks are the shell blocks of a page.
 func shellBlocks(t *testing.T, page string) (blocks []string) {
 	t.Helper()
 	text, err := os.ReadFile(page)
 	require.NoError(t, err)
-	for _, m := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
+	for _, m := range regexp.MustCompile("(?s)```bash\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
 		blocks = append(blocks, m[1])
 	}
 	return blocks
