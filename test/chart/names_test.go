@@ -47,7 +47,7 @@ func TestLongNamesFit(t *testing.T) {
 		{values: []string{"nameOverride: " + strings.Repeat("c", 63)}},
 	} {
 		o.namespace = strings.Repeat("n", 63)
-		o.values = append(o.values, published+"ingress: {traefik: {rateLimit: {enabled: true}}}", "networkPolicy: {enabled: true}\nmonitoring: {serviceMonitor: {enabled: true}}\nreplicas: 99")
+		o.values = append(o.values, everything, "replicas: 99")
 		got := render(t, o)
 		set := statefulSet(t, got)
 		require.False(t, seen[set.Name], "two long names became one: %s", set.Name)
