@@ -3,6 +3,7 @@ package chart
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,30 +35,30 @@ type helmAnswer struct {
 	Error string
 }
 
+// helmsDir is where buildHelms put the programs, empty when it did not run.
+var helmsDir string
+
 // buildHelms builds the programs once; Go's own cache makes it seconds.
 var buildHelms = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "helms")
 	if err != nil {
 		return "", err
 	}
+	helmsDir = dir
 	for _, name := range otherHelms {
 		build := exec.Command("go", "build", "-o", filepath.Join(dir, name), ".") //nolint:noctx // shared by tests
 		build.Dir, build.Env = name, append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=readonly")
 		if out, err := build.CombinedOutput(); err != nil {
-			return "", &exec.Error{Name: name, Err: errorText(string(out))}
+			return "", fmt.Errorf("build test/chart/%s: %w\n%s", name, err, out)
 		}
 	}
 	return dir, nil
 })
 
-type errorText string
-
-func (e errorText) Error() string { return string(e) }
-
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if dir, err := buildHelms(); err == nil {
-		_ = os.RemoveAll(dir)
+	if helmsDir != "" {
+		_ = os.RemoveAll(helmsDir)
 	}
 	os.Exit(code)
 }

@@ -63,6 +63,18 @@ func TestLongNamesFit(t *testing.T) {
 	}
 }
 
+// Decoding fails where one of these came out as a number or a boolean.
+func TestReleasesAndNamespacesMayLookLikeNumbers(t *testing.T) {
+	for _, name := range []string{"1234", "0123", "1e3", "true", "null"} {
+		for _, source := range []string{"", external, "\n---\n" + existingMine} {
+			for _, o := range render(t, options{release: name, namespace: name, values: []string{everything + source, "fullnameOverride: a"}}).objects {
+				require.Equal(t, name, asMap(o.fields["metadata"])["namespace"], o)
+				require.Equal(t, name, asMap(asMap(o.fields["metadata"])["labels"])["app.kubernetes.io/instance"], o)
+			}
+		}
+	}
+}
+
 func TestEveryObjectHasTheStandardLabels(t *testing.T) {
 	for _, env := range environments(t) {
 		for _, o := range render(t, options{release: "r", env: env}).objects {

@@ -35,14 +35,6 @@ func eachPath(values map[string]any, at []string, visit func([]string)) {
 	}
 }
 
-// nested makes {a: {b: leaf}} of the path a, b.
-func nested(path []string, leaf any) map[string]any {
-	for i := len(path) - 1; i > 0; i-- {
-		leaf = map[string]any{path[i]: leaf}
-	}
-	return map[string]any{path[0]: leaf}
-}
-
 // Null means the default: each value that has one is set to null, at any depth
 // and with everything switched on, and renders what leaving it out renders; in
 // maps of named entries it removes the entry.

@@ -24,7 +24,7 @@ var hostile = []string{"123", "0123", "true", "NO", "1e3", "null", "~", ""}
 var situations = []string{
 	"",
 	"global: {imageRegistry: '', image: null, storageClass: '', defaultStorageClass: ''}\nnameOverride: ''\nfullnameOverride: ''\n" +
-		"ingress: {traefik: {rateLimit: {sourceCriterion: {ipStrategy: null, requestHeaderName: text}}}}\nmonitoring: {serviceMonitor: {tlsConfig: {}}}",
+		"ingress: {tls: {secretNames: null}, traefik: {rateLimit: {sourceCriterion: {ipStrategy: null, requestHeaderName: text}}}}\nmonitoring: {serviceMonitor: {tlsConfig: {}}}",
 	"secrets: {source: existing, existing: {name: text}, externalSecret: null}\nglobal: {imageRegistry: '', storageClass: ''}\n" +
 		"fullnameOverride: ''\ningress: {traefik: {rateLimit: {sourceCriterion: {ipStrategy: null, requestHost: true}}}}\npersistence: {wal: {storageClassName: ''}, db: {storageClassName: ''}}",
 }
@@ -183,6 +183,9 @@ func scalars(r *release) []string {
 // they are, so that only the rendering of a hostile one is checked.
 var invisible = []string{"/secrets/previous/name"}
 
+// manifests are places where the user writes YAML or names a kind of object.
+var manifests = []string{"/extraObjects/text", "/extraObjects/map/apiVersion", "/extraObjects/map/kind"}
+
 // Every string and every key that a value can reach stays a string, whatever it
 // looks like: it is set to what YAML would take for a number, a boolean or null,
 // and comes out as that very text.
@@ -194,6 +197,9 @@ func TestEveryStringStaysAString(t *testing.T) {
 		values := fullValues(t, situation)
 		require.NoError(t, schema.Validate(values), situation)
 		for _, p := range places(values) {
+			if slices.Contains(manifests, p.String()) {
+				continue
+			}
 			const marker = "qzx"
 			marked := p.set(t, values, marker)
 			if schema.Validate(marked) != nil {
@@ -203,6 +209,9 @@ func TestEveryStringStaysAString(t *testing.T) {
 				continue
 			}
 			reference, err := renderValues(t, marked)
+			if err != nil && strings.Contains(err.Error(), "These values cannot work") {
+				continue // bound to another value; one of the situations sets it free
+			}
 			require.NoError(t, err, "%s", p)
 			want := scalars(reference)
 			shows := strings.Contains(strings.Join(want, " ")+reference.notes, marker)

@@ -73,9 +73,9 @@ func TestExternalSecretsKeepTheirSecret(t *testing.T) {
 		require.NoError(t, err)
 		return found
 	}
-	real := renderWith(t, strings.TrimPrefix(external, "\n---\n"))
-	require.Equal(t, "Orphan", field(real, "r-stemedb-secrets", "spec", "target", "creationPolicy"))
-	require.Contains(t, real.notes, "kept on uninstall: yes")
+	switched := renderWith(t, strings.TrimPrefix(external, "\n---\n"))
+	require.Equal(t, "Orphan", field(switched, "r-stemedb-secrets", "spec", "target", "creationPolicy"))
+	require.Contains(t, switched.notes, "kept on uninstall: yes")
 
 	for _, values := range []string{staged, staged + "\n---\n" + existingMine} {
 		prepared := renderWith(t, values)
