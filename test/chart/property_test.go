@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -17,7 +18,13 @@ import (
 )
 
 // hostile are strings that YAML takes for something else when they stand bare.
-var hostile = []string{"123", "0123", "true", "NO", "1e3", "null", "~", ""}
+var hostile = []string{"123", "0123", "true", "NO", "1e3", "null", "~"}
+
+// hostileFor are two of them, by turns, and the empty string: a rendering for
+// each of them in each place would take minutes, and what quotes one, quotes all.
+func hostileFor(turn int) []string {
+	return []string{hostile[2*turn%len(hostile)], hostile[(2*turn+1)%len(hostile)], ""}
+}
 
 // situations are laid over testdata/full.yaml: some values show only where
 // another one does not take their place.
@@ -179,9 +186,8 @@ func scalars(r *release) []string {
 	return found
 }
 
-// invisible are strings that choose or look something up and are not shown as
-// they are, so that only the rendering of a hostile one is checked.
-var invisible = []string{"/secrets/previous/name"}
+// nameOnly are keys that name an entry for overlays and are rendered nowhere.
+var nameOnly = regexp.MustCompile(`^/(extraObjects|networkPolicy/[a-zA-Z/]+)/text \(key\)$`)
 
 // manifests are places where the user writes YAML or names a kind of object.
 var manifests = []string{"/extraObjects/text", "/extraObjects/map/apiVersion", "/extraObjects/map/kind"}
@@ -196,7 +202,7 @@ func TestEveryStringStaysAString(t *testing.T) {
 	for _, situation := range situations {
 		values := fullValues(t, situation)
 		require.NoError(t, schema.Validate(values), situation)
-		for _, p := range places(values) {
+		for turn, p := range places(values) {
 			if slices.Contains(manifests, p.String()) {
 				continue
 			}
@@ -216,18 +222,22 @@ func TestEveryStringStaysAString(t *testing.T) {
 			want := scalars(reference)
 			shows := strings.Contains(strings.Join(want, " ")+reference.notes, marker)
 			shown[p.String()] = shows
-			for _, text := range hostile {
+			for _, text := range hostileFor(turn) {
 				if changed := p.set(t, values, text); schema.Validate(changed) == nil && staysText(t, p, changed, want, marker, text) {
 					accepted++
 				}
 			}
 		}
 	}
+	var hidden []string
 	for path := range tried {
-		require.True(t, shown[path] || slices.Contains(invisible, path), "%s is set and shows nowhere", path)
+		if !shown[path] && !nameOnly.MatchString(path) {
+			hidden = append(hidden, path)
+		}
 	}
+	require.Empty(t, hidden, "these are set and show nowhere")
 	require.Greater(t, len(tried), 100)
-	require.Greater(t, accepted, 500)
+	require.Greater(t, accepted, 250)
 }
 
 // staysText renders the changed values and holds the result to the reference
