@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	"github.com/stretchr/testify/require"
 	"helm.sh/helm/v3/pkg/chart"
 	"helm.sh/helm/v3/pkg/chart/loader"
@@ -21,6 +22,7 @@ import (
 // everything switches on every object that the chart has but for those of the
 // secret source, of which there is one at a time.
 const everything = published + closed + "\n---\n" + `
+networkPolicy: {clients: {ingress: {podSelector: {matchLabels: {app: ingress}}}}}
 ingress: {traefik: {rateLimit: {enabled: true}}}
 monitoring: {serviceMonitor: {enabled: true}}
 `
@@ -150,10 +152,15 @@ merge:
 	require.Equal(t, "fast", *set.Spec.VolumeClaimTemplates[0].Spec.VolumeAttributesClassName)
 }
 
+// Prometheus' own braces in a manifest are no template of the chart's.
 func TestExtraObjects(t *testing.T) {
 	got := renderWith(t, `
 extraObjects:
-  map: {apiVersion: v1, kind: ConfigMap, metadata: {name: '{{ include "stemedb.fullname" . }}-map'}}
+  map:
+    apiVersion: monitoring.coreos.com/v1
+    kind: PrometheusRule
+    metadata: {name: alerts}
+    spec: {groups: [{name: a, rules: [{alert: A, expr: up == 0, annotations: {summary: "{{ $labels.pod }} is down"}}]}]}
   text: |
     apiVersion: v1
     kind: ConfigMap
@@ -161,7 +168,8 @@ extraObjects:
       name: {{ .Release.Name }}-text
   gone: null
 `)
-	require.True(t, got.has("ConfigMap", "r-stemedb-map"))
+	rule := one[*monitoringv1.PrometheusRule](t, got, "alerts")
+	require.Equal(t, "{{ $labels.pod }} is down", rule.Spec.Groups[0].Rules[0].Annotations["summary"], "a manifest is taken as it is")
 	require.True(t, got.has("ConfigMap", "r-text"))
 }
 

@@ -51,6 +51,7 @@ type options struct {
 	kubeVersion string
 	apis        []string // API versions the cluster serves besides Helm's default set
 	strict      bool     // a missing value is an error, not nothing
+	noSchema    bool     // the schema was asked before
 	upgrade     bool     // of a release that is there, not its install
 	edit        func(*chart.Chart)
 }
@@ -85,13 +86,13 @@ func tryRenderChart(t testing.TB, loaded *chart.Chart, o options) (*release, err
 	if err := chartutil.ProcessDependencies(loaded, vals); err != nil {
 		return nil, fmt.Errorf("process dependencies: %w", err)
 	}
-	renderValues, err := chartutil.ToRenderValues(loaded, vals, chartutil.ReleaseOptions{
+	renderValues, err := chartutil.ToRenderValuesWithSchemaValidation(loaded, vals, chartutil.ReleaseOptions{
 		Name:      either(o.release, "r"),
 		Namespace: either(o.namespace, "ns"),
 		Revision:  1,
 		IsInstall: !o.upgrade,
 		IsUpgrade: o.upgrade,
-	}, capabilities(t, o))
+	}, capabilities(t, o), o.noSchema)
 	if err != nil {
 		return nil, err
 	}

@@ -47,7 +47,7 @@ func TestLongNamesFit(t *testing.T) {
 		{values: []string{"nameOverride: " + strings.Repeat("c", 63)}},
 	} {
 		o.namespace = strings.Repeat("n", 63)
-		o.values = append(o.values, published+"ingress: {traefik: {rateLimit: {enabled: true}}}", "networkPolicy: {enabled: true}\nmonitoring: {serviceMonitor: {enabled: true}}\nreplicas: 99")
+		o.values = append(o.values, everything, "replicas: 99")
 		got := render(t, o)
 		set := statefulSet(t, got)
 		require.False(t, seen[set.Name], "two long names became one: %s", set.Name)
@@ -58,6 +58,18 @@ func TestLongNamesFit(t *testing.T) {
 			require.Regexp(t, "^[a-z]([-a-z0-9]*[a-z0-9])?$", o.name)
 			for key, value := range o.metadata("labels") {
 				require.LessOrEqual(t, len(value), 63, "%s: %s", o, key)
+			}
+		}
+	}
+}
+
+// Decoding fails where one of these came out as a number or a boolean.
+func TestReleasesAndNamespacesMayLookLikeNumbers(t *testing.T) {
+	for _, name := range []string{"1234", "0123", "1e3", "true", "null"} {
+		for _, source := range []string{"", external, "\n---\n" + existingMine} {
+			for _, o := range render(t, options{release: name, namespace: name, values: []string{everything + source, "fullnameOverride: a"}}).objects {
+				require.Equal(t, name, asMap(o.fields["metadata"])["namespace"], o)
+				require.Equal(t, name, asMap(asMap(o.fields["metadata"])["labels"])["app.kubernetes.io/instance"], o)
 			}
 		}
 	}

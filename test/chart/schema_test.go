@@ -15,9 +15,6 @@ import (
 // What the schema must refuse, and the words that tell the user where and why.
 var badValues = []struct{ values, says string }{
 	{"replcas: 3", "additional properties 'replcas' not allowed"},
-	{"replicas: null", "missing property 'replicas'"}, // it would mean 0
-	{"clusterDomain:", "missing property 'clusterDomain'"},
-	{"affinity: null", "missing property 'affinity'"},
 	{"replicas: 0", "'/replicas': minimum: got 0, want 1"},
 	{"replicas: 100", "'/replicas': maximum: got 100, want 99"},
 	{"replicas: 2.5", "'/replicas': got number, want integer"},
@@ -75,12 +72,14 @@ var badValues = []struct{ values, says string }{
 	{"networkPolicy: {clients: [{podSelector: {}}]}", "'/networkPolicy/clients': got array, want object"},
 	{"networkPolicy: {clients: {a: {}}}", "'/networkPolicy/clients/a': minProperties: got 0, want 1"},
 	{"networkPolicy: {scrapers: {a: {ipBlock: {cidr: 10.0.0.0/33}}}}", "'10.0.0.0/33' does not match pattern"},
-	{"networkPolicy: {dns: {peers: {kubeDNS: null}}}", "'/networkPolicy/dns/peers': minProperties: got 0, want 1"},
+	{"networkPolicy: {scrapers: {a: {enabled: true}}}", "'/networkPolicy/scrapers/a/enabled': value must be false"},
+	{"networkPolicy: {scrapers: {a: {enabled: 'no'}}}", "'/networkPolicy/scrapers/a/enabled': got string, want boolean"},
 	{"networkPolicy: {extraIngress: {a: {from: [], ports: [{port: 1}]}}}", "'/networkPolicy/extraIngress/a/from': minItems: got 0, want 1"},
 	{"networkPolicy: {kubeAPI: {ports: []}}", "'/networkPolicy/kubeAPI/ports': minItems"},
 	{"monitoring: {serviceMonitor: {interval: 15}}", "'/monitoring/serviceMonitor/interval': got number, want string"},
 	{"podDisruptionBudget: {maxUnavailable: 0}", "'/podDisruptionBudget/maxUnavailable': minimum: got 0, want 1"},
-	{"podDisruptionBudget: {maxUnavailable: 50%}", "'/podDisruptionBudget/maxUnavailable': got string, want integer"},
+	{"podDisruptionBudget: {maxUnavailable: 100%}", "'/podDisruptionBudget/maxUnavailable': '100%' does not match pattern"},
+	{"podDisruptionBudget: {minAvailable: 0%}", "'/podDisruptionBudget/minAvailable': '0%' does not match pattern"},
 	{"updateStrategy: {type: Recreate}", "'/updateStrategy/type': value must be one of 'RollingUpdate', 'OnDelete'"},
 	{"probes: {liveness: {path: /}}", "'/probes/liveness': additional properties 'path' not allowed"},
 	{"probes: {startup: {failureThreshold: 0}}", "'/probes/startup/failureThreshold': minimum: got 0, want 1"},
@@ -89,6 +88,16 @@ var badValues = []struct{ values, says string }{
 	{"affinity: {zone: a}", "'/affinity': additional properties 'zone' not allowed"},
 	{"topologySpread: {topology.kubernetes.io/zone: {maxSkew: 1}}", "missing property 'whenUnsatisfiable'"},
 	{"tolerations: [{key: a, operator: Is}]", "'/tolerations/0/operator': value must be one of 'Exists', 'Equal'"},
+	{"extraVolumes: {a: {readOnly: true, source: {emptyDir: {}}}}", "properties 'mountPath' required, if 'readOnly' exists"},
+	{"secrets: {source: generated, externalSecret: {staged: true}}", "'/secrets/externalSecret/secretStoreRef/name': minLength: got 0, want 1"},
+	{"ingress: {tls: {secretNames: {'a b': c}}}", "'/ingress/tls/secretNames': additional properties 'a b' not allowed"},
+	{"patch: {statefulSet: [{op: put, path: /a}]}", "'/patch/statefulSet/0/op': value must be one of"},
+	{"patch: {statefulSet: [{op: add, path: a, value: 1}]}", "'/patch/statefulSet/0/path': 'a' does not match pattern"},
+	{"patch: {statefulSet: [{op: add, path: /a}]}", "missing property 'value'"},
+	{"patch: {statefulSet: [{op: move, path: /a}]}", "missing property 'from'"},
+	{"patch: {statefulset: []}", "'/patch': additional properties 'statefulset' not allowed"},
+	{"global: {storageClass: '-'}", "'/global/storageClass': '-' does not match pattern"},
+	{"global: {image: {registry: 'https://x'}}", "'/global/image/registry': 'https://x' does not match pattern"},
 	{"extraVolumes: {a: {mountPath: tmp, source: {emptyDir: {}}}}", "'tmp' does not match pattern"},
 	{"extraContainers: {a: {args: [x]}}", "missing property 'image'"},
 	{"podSecurityContext: {runAsUser: 0}", "'/podSecurityContext/runAsUser': minimum: got 0, want 1"},
@@ -133,6 +142,9 @@ func TestSchemaAccepts(t *testing.T) {
 // is a decision. "*" stands for the names of a map.
 var freeMaps = []string{
 	"/properties/global",
+	"/properties/global/properties/compatibility",
+	"/properties/global/properties/compatibility/properties/openshift",
+	"/properties/global/properties/image",
 	"/properties/monitoring/properties/serviceMonitor/properties/tlsConfig",
 	"/properties/monitoring/properties/serviceMonitor/properties/relabelings/items",
 	"/properties/monitoring/properties/serviceMonitor/properties/metricRelabelings/items",
@@ -199,7 +211,7 @@ func TestSchemaAndValuesNameTheSame(t *testing.T) {
 var unlisted = []string{
 	"/resources", "/secrets/generated/resources", "/test/resources", "/podSecurityContext",
 	"/containerSecurityContext", "/networkPolicy", "/affinity", "/probes",
-	"/ingress/traefik/rateLimit/sourceCriterion",
+	"/ingress/traefik/rateLimit/sourceCriterion", "/global", "/patch",
 }
 
 func compareNames(t *testing.T, path string, root, schema, vals map[string]any) {

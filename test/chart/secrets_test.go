@@ -41,7 +41,6 @@ func TestExistingSecret(t *testing.T) {
 	require.Equal(t, "mine", volume.SecretName)
 	require.EqualValues(t, 0o440, *volume.DefaultMode)
 	require.Equal(t, []corev1.KeyToPath{{Key: "root.key", Path: "root-api-key"}, {Key: "gossip", Path: "cluster-secret"}}, volume.Items)
-	require.False(t, got.has("Job", "r-stemedb-ensure-secret"))
 	test := one[*corev1.Pod](t, got, "r-stemedb-test").Spec.Containers[0].Env[0].ValueFrom.SecretKeyRef
 	require.Equal(t, "mine", test.Name)
 	require.Equal(t, "root.key", test.Key)
@@ -50,7 +49,6 @@ func TestExistingSecret(t *testing.T) {
 
 func TestExternalSecret(t *testing.T) {
 	got := renderWith(t, "secrets: {source: externalSecret, externalSecret: {secretStoreRef: {name: store}, rootApiKey: {key: a}, clusterSecret: {key: b, property: p}}}")
-	require.False(t, got.has("Job", "r-stemedb-ensure-secret"))
 	external := one[*unstructured.Unstructured](t, got, "r-stemedb-secrets")
 	require.Equal(t, "external-secrets.io/v1", external.GetAPIVersion())
 	target, _, _ := unstructured.NestedString(external.Object, "spec", "target", "name")
@@ -73,16 +71,19 @@ func TestGeneratedSecret(t *testing.T) {
 	pod := job.Spec.Template.Spec
 	require.Equal(t, []string{"/usr/local/bin/stemedb-k8s", "ensure-secret"}, pod.Containers[0].Command)
 	require.Equal(t, []string{
-		"--namespace=ns", "--name=r-stemedb-secrets", "--root-key-field=root-api-key", "--cluster-secret-field=cluster-secret",
+		"--source=generated", "--namespace=ns", "--statefulset=r-stemedb", "--name=r-stemedb-secrets",
+		"--root-key-field=root-api-key", "--cluster-secret-field=cluster-secret",
 	}, pod.Containers[0].Args)
 	require.True(t, *pod.AutomountServiceAccountToken)
 	require.Equal(t, "r-stemedb-ensure-secret", pod.ServiceAccountName)
-	require.EqualValues(t, 120, *job.Spec.ActiveDeadlineSeconds)
+	require.EqualValues(t, 600, *job.Spec.ActiveDeadlineSeconds)
 
 	role := one[*rbacv1.Role](t, got, "r-stemedb-ensure-secret")
 	require.Equal(t, []rbacv1.PolicyRule{
+		{APIGroups: []string{"apps"}, Resources: []string{"statefulsets"}, ResourceNames: []string{"r-stemedb"}, Verbs: []string{"get"}},
+		{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{"r-stemedb-secrets"}, Verbs: []string{"get"}},
 		{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"create"}},
-		{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{"r-stemedb-secrets"}, Verbs: []string{"get", "update"}},
+		{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{"r-stemedb-secrets"}, Verbs: []string{"update"}},
 	}, role.Rules)
 	binding := one[*rbacv1.RoleBinding](t, got, "r-stemedb-ensure-secret")
 	require.Equal(t, role.Name, binding.RoleRef.Name)
@@ -106,11 +107,11 @@ func TestHooks(t *testing.T) {
 		weights[key] = append(weights[key], o.kind)
 	}
 	require.Equal(t, map[string][]string{
-		"pre-install,pre-upgrade -20": {"Role", "ServiceAccount"},
-		"pre-install,pre-upgrade -19": {"NetworkPolicy", "RoleBinding"},
-		"pre-install,pre-upgrade -10": {"Job"},
-		"test -10":                    {"NetworkPolicy"},
-		"test 0":                      {"Pod"},
+		"pre-install,pre-upgrade,pre-rollback -20": {"Role", "ServiceAccount"},
+		"pre-install,pre-upgrade,pre-rollback -19": {"NetworkPolicy", "RoleBinding"},
+		"pre-install,pre-upgrade,pre-rollback -10": {"Job"},
+		"test -10": {"NetworkPolicy"},
+		"test 0":   {"Pod"},
 	}, weights)
 }
 

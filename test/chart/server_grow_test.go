@@ -66,6 +66,7 @@ func TestServerGrowsAVolume(t *testing.T) {
 	overlay := filepath.Join(t.TempDir(), "overlay.yaml")
 	require.NoError(t, os.WriteFile(overlay, []byte(fmt.Sprintf(`
 nodeSelector: {stemedb.dev/test: no-node-has-this}
+secrets: {job: {enabled: false}} # its pod would not be scheduled either
 persistence:
   wal: {size: 1Gi, storageClassName: %[1]s}
   db: {size: 1Gi, storageClassName: %[1]s}

@@ -264,6 +264,8 @@ func TestOpenShiftGivesTheIds(t *testing.T) {
 	require.False(t, hasIDs("", openshift))
 	require.True(t, hasIDs("openshift: {adaptSecurityContext: disabled}", openshift))
 	require.False(t, hasIDs("openshift: {adaptSecurityContext: force}"))
+	require.False(t, hasIDs("global: {compatibility: {openshift: {adaptSecurityContext: force}}}"))
+	require.True(t, hasIDs("global: {compatibility: {openshift: {adaptSecurityContext: ''}}}"))
 }
 
 func TestProbesAskThreeQuestions(t *testing.T) {
@@ -321,7 +323,9 @@ func TestImage(t *testing.T) {
 	for values, want := range map[string]string{
 		"": "docker.io/stemedb/stemedb:0.1.0",
 		"image: {registry: '', repository: a/b, tag: '1'}":                     "a/b:1",
-		"image: {digest: '" + digest + "'}":                                    "docker.io/stemedb/stemedb:0.1.0@" + digest,
+		"image: {digest: '" + digest + "'}":                                    "docker.io/stemedb/stemedb@" + digest,
+		"image: {tag: '1', digest: '" + digest + "'}":                          "docker.io/stemedb/stemedb:1@" + digest,
+		"global: {image: {registry: mirror}}":                                  "mirror/stemedb/stemedb:0.1.0",
 		"global: {imageRegistry: 'mirror:5000/x'}\nimage: {registry: ignored}": "mirror:5000/x/stemedb/stemedb:0.1.0",
 	} {
 		got := renderWith(t, values)
@@ -329,8 +333,8 @@ func TestImage(t *testing.T) {
 			require.Equal(t, want, template.Spec.Containers[0].Image, "all pods use one image")
 		}
 	}
-	secrets := statefulSet(t, renderWith(t, "global: {imagePullSecrets: [a, {name: b}]}\nimage: {pullSecrets: [b, c]}")).Spec.Template.Spec.ImagePullSecrets
-	require.Equal(t, []corev1.LocalObjectReference{{Name: "a"}, {Name: "b"}, {Name: "c"}}, secrets)
+	secrets := statefulSet(t, renderWith(t, "global: {imagePullSecrets: [a, {name: b}], image: {pullSecrets: [d]}}\nimage: {pullSecrets: [b, {name: c}]}")).Spec.Template.Spec.ImagePullSecrets
+	require.Equal(t, []corev1.LocalObjectReference{{Name: "a"}, {Name: "b"}, {Name: "d"}, {Name: "c"}}, secrets)
 }
 
 func TestRollout(t *testing.T) {

@@ -12,8 +12,11 @@
 {{- if and $secrets.existing.name (ne $secrets.source "existing") }}
 - secrets.existing.name is set but secrets.source is "{{ $secrets.source }}", so two sources claim the secrets. Set secrets.source to "existing" or leave the name empty.
 {{- end }}
-{{- if and $secrets.externalSecret.secretStoreRef.name (ne $secrets.source "externalSecret") }}
-- secrets.externalSecret.secretStoreRef.name is set but secrets.source is "{{ $secrets.source }}", so two sources claim the secrets. Set secrets.source to "externalSecret" or leave the name empty.
+{{- if and $secrets.externalSecret.secretStoreRef.name (ne $secrets.source "externalSecret") (not $secrets.externalSecret.staged) }}
+- secrets.externalSecret.secretStoreRef.name is set but secrets.source is "{{ $secrets.source }}", so two sources claim the secrets. Set secrets.source to "externalSecret", or secrets.externalSecret.staged to true to prepare that change, or leave the name empty.
+{{- end }}
+{{- if and (eq $secrets.source "generated") (not $secrets.job.enabled) }}
+- secrets.job.enabled is false, so nothing makes the Secret of secrets.source "generated". Turn the Job on, or make the Secret yourself and set secrets.source to "existing".
 {{- end }}
 {{- if eq $secrets.keys.rootApiKey $secrets.keys.clusterSecret }}
 - secrets.keys.rootApiKey and secrets.keys.clusterSecret are both "{{ $secrets.keys.rootApiKey }}": the two secrets need a key each.
@@ -28,14 +31,34 @@
 
 {{- define "stemedb.check.replicas" -}}
 {{- $replicas := int .Values.replicas -}}
-{{- $away := int .Values.podDisruptionBudget.maxUnavailable -}}
+{{- $budget := .Values.podDisruptionBudget -}}
 {{- $bearable := max 1 (div (sub $replicas 1) 2) | int -}}
-{{- if and .Values.podDisruptionBudget.enabled (ge $replicas 2) (gt $away $bearable) }}
-- podDisruptionBudget.maxUnavailable is {{ $away }}, but {{ $replicas }} replicas keep their majority only while at most {{ $bearable }} are away. Set it to {{ $bearable }} or raise replicas to {{ add (mul 2 $away) 1 }}.
+{{- $away := include "stemedb.podsOf" (list $budget.maxUnavailable $replicas) | int -}}
+{{- $what := printf "podDisruptionBudget.maxUnavailable is %v" $budget.maxUnavailable -}}
+{{- if $budget.minAvailable -}}
+{{- $away = sub $replicas (include "stemedb.podsOf" (list $budget.minAvailable $replicas) | int) | int -}}
+{{- $what = printf "podDisruptionBudget.minAvailable is %v, which lets %d go" $budget.minAvailable $away -}}
+{{- end -}}
+{{- if and $budget.minAvailable (ne (toString $budget.maxUnavailable) "1") }}
+- podDisruptionBudget.maxUnavailable and minAvailable are both set, and Kubernetes takes one. Leave maxUnavailable at 1, or remove minAvailable.
+{{- else if and $budget.enabled (ge $replicas 2) (lt $away 1) }}
+- {{ $what }}: no pod of {{ $replicas }} may go, so every drain of a node would be blocked for ever. Lower it.
+{{- else if and $budget.enabled (ge $replicas 2) (gt $away $bearable) }}
+- {{ $what }}, but {{ $replicas }} replicas keep their majority only while at most {{ $bearable }} are away. {{ ternary (printf "Set it to %d or more" (sub $replicas $bearable)) (printf "Set it to %d" $bearable) (not (empty $budget.minAvailable)) }} or raise replicas to {{ add (mul 2 $away) 1 }}.
 {{- end }}
 {{- if ge (int .Values.updateStrategy.partition) (add $replicas 1 | int) }}
 - updateStrategy.partition is {{ int .Values.updateStrategy.partition }}, beyond the {{ $replicas }} replicas. Use 0 to update all, or {{ $replicas }} to hold back all.
 {{- end }}
+{{- end -}}
+
+{{/* How many pods a number or a percentage means; Kubernetes rounds percentages up. */}}
+{{- define "stemedb.podsOf" -}}
+{{- $value := index . 0 -}}
+{{- if kindIs "string" $value -}}
+{{- div (add (mul (trimSuffix "%" $value | atoi) (index . 1)) 99) 100 -}}
+{{- else -}}
+{{- int $value -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "stemedb.check.shutdown" -}}
@@ -143,7 +166,7 @@ POD_NAME: nothing (it is the pod's name)
 {{- if has $name (list "wal" "db" "members" "secrets" "tls" "peer-tls") }}
 - extraVolumes.{{ $name }} has the name of one of the chart's own volumes. Choose another name.
 {{- end }}
-{{- if and $volume (regexMatch "^/(data|etc/stemedb)(/|$)" (get ($volume | default dict) "mountPath" | toString)) }}
+{{- if and $volume (get ($volume | default dict) "mountPath") (regexMatch "^/(data|etc/stemedb)(/|$)" (get ($volume | default dict) "mountPath" | toString)) }}
 - extraVolumes.{{ $name }} is mounted at {{ $volume.mountPath }}, inside the server's own directories. Mount it elsewhere.
 {{- end }}
 {{- end }}

@@ -1,7 +1,7 @@
 {{/*
 Every object leaves the chart through stemedb.emit: a list of the root context
 and a key. The template "stemedb.object.KEY" writes the object, `merge.KEY`
-changes it.
+and then `patch.KEY` change it.
 */}}
 {{- define "stemedb.emit" -}}
 ---
@@ -22,6 +22,7 @@ an overlay took out of a map with null are dropped on the way.
 {{- $part := dict -}}
 {{- include "stemedb.mergePatch" (list $part $written) -}}
 {{- include "stemedb.mergePatch" (list $part (get $root.Values.merge $key)) -}}
+{{- include "stemedb.jsonPatch" (list $part (get $root.Values.patch $key) $key) -}}
 {{- toYaml $part -}}
 {{- end -}}
 

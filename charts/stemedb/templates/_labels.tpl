@@ -5,7 +5,7 @@ Both helpers take a list of the root context and the component.
 */}}
 {{- define "stemedb.selectorLabels" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "stemedb.name" $root }}
+app.kubernetes.io/name: {{ include "stemedb.name" $root | quote }}
 app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
@@ -18,8 +18,8 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{ include "stemedb.selectorLabels" . }}
 app.kubernetes.io/part-of: stemedb
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | trunc 63 | quote }}
-app.kubernetes.io/managed-by: {{ $root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
 {{- end -}}
 
 {{/*
@@ -37,8 +37,8 @@ app.kubernetes.io/part-of: stemedb
 
 {{/* metadata of an object: dict "root" "name" "component", optional "labels" and "annotations". */}}
 {{- define "stemedb.metadata" -}}
-name: {{ .name }}
-namespace: {{ .root.Release.Namespace }}
+name: {{ .name | quote }}
+namespace: {{ .root.Release.Namespace | quote }}
 labels:
   {{- include "stemedb.labels" (list .root .component) | nindent 2 }}
   {{- with get . "labels" }}

@@ -29,6 +29,7 @@ cut and gets a hash of the whole, so that two long names stay two names.
 
 {{- define "stemedb.headlessName" -}}{{ include "stemedb.fullname" . }}-headless{{- end -}}
 {{- define "stemedb.secretJobName" -}}{{ include "stemedb.fullname" . }}-ensure-secret{{- end -}}
+{{- define "stemedb.stagedName" -}}{{ include "stemedb.fullname" . }}-secrets-staged{{- end -}}
 {{- define "stemedb.testName" -}}{{ include "stemedb.fullname" . }}-test{{- end -}}
 
 {{/* The Secret that the server mounts, whoever made it. */}}
@@ -45,6 +46,12 @@ cut and gets a hash of the whole, so that two long names stay two names.
 {{- default $made .Values.serviceAccount.name -}}
 {{- end -}}
 
+{{/* Parent charts set global.storageClass (or defaultStorageClass, which yields to the own value). */}}
+{{- define "stemedb.storageClass" -}}
+{{- $global := (index . 0).Values.global | default dict -}}
+{{- coalesce (get $global "storageClass") (index . 1) (get $global "defaultStorageClass") -}}
+{{- end -}}
+
 {{/* The domain below which each pod has a name of its own. */}}
 {{- define "stemedb.headlessDomain" -}}
 {{- printf "%s.%s.svc.%s" (include "stemedb.headlessName" .) .Release.Namespace .Values.clusterDomain -}}
@@ -59,10 +66,10 @@ cut and gets a hash of the whole, so that two long names stay two names.
 
 {{- define "stemedb.image" -}}
 {{- $global := .Values.global | default dict -}}
-{{- $registry := default .Values.image.registry (get $global "imageRegistry") -}}
+{{- $registry := coalesce (get $global "imageRegistry") (get (get $global "image" | default dict) "registry") .Values.image.registry -}}
 {{- $image := .Values.image.repository -}}
 {{- if $registry }}{{ $image = printf "%s/%s" (trimSuffix "/" $registry) $image }}{{ end -}}
-{{- $image = printf "%s:%s" $image (default .Chart.AppVersion .Values.image.tag) -}}
+{{- if or .Values.image.tag (not .Values.image.digest) }}{{ $image = printf "%s:%s" $image (default .Chart.AppVersion .Values.image.tag) }}{{ end -}}
 {{- if .Values.image.digest }}{{ $image = printf "%s@%s" $image .Values.image.digest }}{{ end -}}
 {{- $image -}}
 {{- end -}}
@@ -71,10 +78,10 @@ cut and gets a hash of the whole, so that two long names stay two names.
 {{- define "stemedb.imagePullSecrets" -}}
 {{- $global := .Values.global | default dict -}}
 {{- $names := list -}}
-{{- range concat (get $global "imagePullSecrets" | default list) .Values.image.pullSecrets -}}
+{{- range concat (get $global "imagePullSecrets" | default list) (get (get $global "image" | default dict) "pullSecrets" | default list) .Values.image.pullSecrets -}}
 {{- $names = append $names (kindIs "map" . | ternary (get (kindIs "map" . | ternary . dict) "name") .) -}}
 {{- end -}}
 {{- range uniq $names }}
-- name: {{ . }}
+- name: {{ . | quote }}
 {{- end -}}
 {{- end -}}

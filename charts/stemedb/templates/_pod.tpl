@@ -1,7 +1,7 @@
 {{/* What the pods of the server, the Job and the test have in common. */}}
 
 {{- define "stemedb.onOpenShift" -}}
-{{- $mode := .Values.openshift.adaptSecurityContext -}}
+{{- $mode := get (get (get .Values.global "compatibility" | default dict) "openshift" | default dict) "adaptSecurityContext" | default .Values.openshift.adaptSecurityContext -}}
 {{- if or (eq $mode "force") (and (eq $mode "auto") (.Capabilities.APIVersions.Has "security.openshift.io/v1")) }}true{{ end -}}
 {{- end -}}
 
@@ -9,13 +9,27 @@
 {{- define "stemedb.podSecurityContext" -}}
 {{- $context := .Values.podSecurityContext -}}
 {{- if include "stemedb.onOpenShift" . }}{{ $context = omit $context "runAsUser" "runAsGroup" "fsGroup" }}{{ end -}}
-{{- toYaml $context -}}
+{{- include "stemedb.given" $context -}}
 {{- end -}}
 
 {{- define "stemedb.containerSecurityContext" -}}
 {{- $context := .Values.containerSecurityContext -}}
 {{- if include "stemedb.onOpenShift" . }}{{ $context = omit $context "runAsUser" "runAsGroup" }}{{ end -}}
-{{- toYaml $context -}}
+{{- include "stemedb.given" $context -}}
+{{- end -}}
+
+{{/* Labels and annotations of a pod: a list of root and component. */}}
+{{- define "stemedb.podMetadata" -}}
+{{- $values := (index . 0).Values -}}
+labels:
+  {{- include "stemedb.podLabels" . | nindent 2 }}
+  {{- with $values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with $values.podAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* Where a pod may run, and what it is pulled with. */}}
@@ -33,7 +47,7 @@ tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -61,7 +75,7 @@ labelSelector:
 {{- define "stemedb.topologySpread" -}}
 {{- range $key, $spread := .Values.topologySpread }}
 {{- if $spread }}
-- topologyKey: {{ $key }}
+- topologyKey: {{ $key | quote }}
   {{- toYaml $spread | nindent 2 }}
   labelSelector:
     matchLabels:

@@ -53,6 +53,11 @@ bytes above 2^53); up to 8Ei less one byte, the most that Go's runtime takes.
 {{- end -}}
 {{- end -}}
 
+{{/* A number of pods, or a percentage of them. */}}
+{{- define "stemedb.count" -}}
+{{- if kindIs "string" . }}{{ . | quote }}{{ else }}{{ int . }}{{ end -}}
+{{- end -}}
+
 {{/* GOMEMLIMIT: 90 % of the memory limit in bytes, nothing without a limit. */}}
 {{- define "stemedb.goMemLimit" -}}
 {{- with get (get .Values.resources "limits" | default dict) "memory" -}}

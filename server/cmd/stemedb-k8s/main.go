@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	appsv1client "k8s.io/client-go/kubernetes/typed/apps/v1"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 )
@@ -36,18 +37,36 @@ func main() {
 	}
 }
 
+// cluster is the part of the Kubernetes API that the commands need.
+type cluster struct {
+	secrets      corev1client.SecretsGetter
+	statefulSets appsv1client.StatefulSetsGetter
+}
+
 // connector opens the Kubernetes API; tests bring their own.
-type connector func() (corev1client.SecretsGetter, error)
+type connector func() (cluster, error)
 
 // connect uses the pod's service account.
-func connect() (corev1client.SecretsGetter, error) {
+func connect() (cluster, error) {
 	config, err := rest.InClusterConfig()
 	if err != nil {
-		return nil, fmt.Errorf("find the Kubernetes API: %w; this command runs in a pod whose service account token is mounted", err)
+		return cluster{}, fmt.Errorf("find the Kubernetes API: %w; this command runs in a pod whose service account token is mounted", err)
 	}
 	config.Timeout = 10 * time.Second
 	config.UserAgent = "stemedb-k8s"
-	return corev1client.NewForConfig(config)
+	return newCluster(config)
+}
+
+func newCluster(config *rest.Config) (cluster, error) {
+	core, err := corev1client.NewForConfig(config)
+	if err != nil {
+		return cluster{}, err
+	}
+	apps, err := appsv1client.NewForConfig(config)
+	if err != nil {
+		return cluster{}, err
+	}
+	return cluster{secrets: core, statefulSets: apps}, nil
 }
 
 func newCommand(logger *slog.Logger, connect connector) *cobra.Command {
@@ -69,10 +88,16 @@ func newEnsureSecretCommand(logger *slog.Logger, connect connector) *cobra.Comma
 	timeout := 90 * time.Second
 	cmd := &cobra.Command{
 		Use:   "ensure-secret",
-		Short: "Make the Secret with the root API key and the cluster secret unless it is there",
-		Long: `Makes a Secret with a fresh root API key and a fresh cluster secret. When the
-Secret is there already, only a field that it lacks is added; what it holds is
-never changed, so running this again is harmless. Values are never printed.`,
+		Short: "Make sure that the members start with the secrets that their cluster uses",
+		Long: `With --source=generated, makes a Secret with a fresh root API key and a fresh
+cluster secret. When the Secret exists, only a field that it lacks is added; the
+values in it are never changed, so the command is idempotent. When members
+already run with another Secret, its values are copied.
+
+With every source, the values that the members will start with are compared
+with the ones that they use now. Different or lost values are refused, because
+a member that restarts with another cluster secret cannot join the others.
+Values are never printed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if spec.namespace == "" {
@@ -81,22 +106,26 @@ never changed, so running this again is harmless. Values are never printed.`,
 			if err := spec.check(); err != nil {
 				return err
 			}
-			client, err := connect()
+			kubernetes, err := connect()
 			if err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
-			done, err := ensureSecret(ctx, client, spec, logger)
+			done, err := ensureSecret(ctx, kubernetes, spec, logger)
 			if err != nil {
 				return err
 			}
-			logger.Info("the secret is there", "namespace", spec.namespace, "name", spec.name, "result", string(done))
+			logger.Info("the members can start with this Secret", "namespace", spec.namespace, "name", spec.name, "result", string(done))
 			return nil
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&spec.name, "name", "", "name of the Secret (required)")
+	flags.StringVar((*string)(&spec.source), "source", string(generated), "where the Secret comes from: generated, existing or externalSecret")
+	flags.StringVar(&spec.name, "name", "", "name of the Secret that the members will mount (required)")
+	flags.StringVar(&spec.statefulSet, "statefulset", "", "name of the members' StatefulSet (required)")
+	flags.StringVar(&spec.staged, "staged-name", "", "name of the Secret that External Secrets fills before a switch to externalSecret")
+	flags.BoolVar(&spec.acceptNew, "accept-new-values", false, "accept values other than the ones that the members use; all members must then be restarted at once")
 	flags.StringVar(&spec.namespace, "namespace", "", "namespace of the Secret (default: the pod's own)")
 	flags.StringVar(&spec.rootKeyField, "root-key-field", "root-api-key", "field for the root API key")
 	flags.StringVar(&spec.clusterSecretField, "cluster-secret-field", "cluster-secret", "field for the cluster secret")
@@ -116,7 +145,13 @@ func podNamespace() string {
 func (s secretSpec) check() error {
 	switch {
 	case s.name == "":
-		return errors.New("--name is empty; name the Secret to make")
+		return errors.New("--name is empty; name the Secret")
+	case s.statefulSet == "":
+		return errors.New("--statefulset is empty; name the members' StatefulSet")
+	case s.source != generated && s.source != existing && s.source != external:
+		return fmt.Errorf("--source is %q; use %s, %s or %s", s.source, generated, existing, external)
+	case s.source == external && s.staged == "":
+		return errors.New("--staged-name is empty; name the Secret that External Secrets fills before a switch")
 	case s.namespace == "":
 		return errors.New("--namespace is empty and this is no pod; name the Secret's namespace")
 	case s.rootKeyField == "":

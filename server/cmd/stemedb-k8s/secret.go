@@ -14,15 +14,28 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 )
 
-// secretSpec names a Secret and the two fields that the server reads.
+// source says who makes the Secret; the words are those of the chart's values.
+type source string
+
+const (
+	generated source = "generated"
+	existing  source = "existing"
+	external  source = "externalSecret"
+)
+
+// secretSpec names the Secret that the members will mount, its two fields, and
+// the members.
 type secretSpec struct {
+	source             source
 	namespace          string
 	name               string
 	rootKeyField       string
 	clusterSecretField string
+	statefulSet        string
+	staged             string // filled by External Secrets before a switch to it
+	acceptNew          bool
 }
 
 // result says what ensureSecret did.
@@ -39,14 +52,12 @@ const (
 	firstPause = 500 * time.Millisecond // doubled after each attempt: 15.5 s in all
 )
 
-// ensureSecret makes the Secret unless it is there, and adds a field that it
-// lacks. What the Secret holds is never changed: a present value that the
-// server would refuse is an error, not a reason to replace it. Attempts that
+// ensureSecret makes or checks the Secret, as spec.source says. Attempts that
 // meet another writer or a fault that may pass are repeated, a few times.
-func ensureSecret(ctx context.Context, client corev1client.SecretsGetter, spec secretSpec, logger *slog.Logger) (result, error) {
+func ensureSecret(ctx context.Context, k cluster, spec secretSpec, logger *slog.Logger) (result, error) {
 	pause := firstPause
 	for attempt := 1; ; attempt++ {
-		done, err := ensureOnce(ctx, client, spec)
+		done, err := ensureOnce(ctx, k, spec, logger)
 		if err == nil {
 			return done, nil
 		}
@@ -66,44 +77,42 @@ func ensureSecret(ctx context.Context, client corev1client.SecretsGetter, spec s
 	}
 }
 
-func ensureOnce(ctx context.Context, client corev1client.SecretsGetter, spec secretSpec) (result, error) {
-	secrets := client.Secrets(spec.namespace)
-	found, err := secrets.Get(ctx, spec.name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		_, err = secrets.Create(ctx, newSecret(spec), metav1.CreateOptions{})
-		if err != nil {
-			return "", fmt.Errorf("create Secret %s/%s: %w", spec.namespace, spec.name, err)
-		}
-		return created, nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("read Secret %s/%s: %w", spec.namespace, spec.name, err)
-	}
-	missing, err := missingFields(found, spec)
+func ensureOnce(ctx context.Context, k cluster, spec secretSpec, logger *slog.Logger) (result, error) {
+	used, err := readInUse(ctx, k, spec)
 	if err != nil {
 		return "", err
 	}
-	if len(missing) == 0 {
-		return unchanged, nil
+	found, err := getSecret(ctx, k, spec.namespace, spec.name)
+	if err != nil {
+		return "", err
 	}
-	// The update carries the version that was read: a writer in between is
-	// answered with a conflict, so nobody's value is overwritten.
-	if found.Data == nil {
-		found.Data = map[string][]byte{}
+	s := step{spec: spec, used: used, found: found, logger: logger}
+	switch spec.source {
+	case existing:
+		return unchanged, s.checkExisting()
+	case external:
+		return unchanged, s.checkExternal(ctx, k)
+	default:
+		return s.makeGenerated(ctx, k)
 	}
-	for field, value := range missing {
-		found.Data[field] = value
+}
+
+// getSecret returns nil when there is no such Secret.
+func getSecret(ctx context.Context, k cluster, namespace, name string) (*corev1.Secret, error) {
+	found, err := k.secrets.Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
 	}
-	if _, err := secrets.Update(ctx, found, metav1.UpdateOptions{}); err != nil {
-		return "", fmt.Errorf("add fields to Secret %s/%s: %w", spec.namespace, spec.name, err)
+	if err != nil {
+		return nil, fmt.Errorf("read Secret %s/%s: %w", namespace, name, err)
 	}
-	return completed, nil
+	return found, nil
 }
 
 // newSecret has no instance label on purpose: some GitOps tools take whatever
 // carries the label of a release, and is not in its manifests, for a left-over
 // and delete it.
-func newSecret(spec secretSpec) *corev1.Secret {
+func newSecret(spec secretSpec, values map[string][]byte) *corev1.Secret {
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:      spec.name,
@@ -117,10 +126,7 @@ func newSecret(spec secretSpec) *corev1.Secret {
 			},
 		},
 		Type: corev1.SecretTypeOpaque,
-		Data: map[string][]byte{
-			spec.rootKeyField:       newRootKey(),
-			spec.clusterSecretField: newClusterSecret(),
-		},
+		Data: values,
 	}
 }
 
@@ -141,29 +147,23 @@ var rootKeyForm = regexp.MustCompile(`^steme_(live|test)_[0-9a-f]{48}$`)
 // errUnusable is a Secret that the server could not start with.
 var errUnusable = errors.New("the Secret cannot be used as it is")
 
-// missingFields returns fresh values for the fields that the Secret lacks or
-// holds empty. It fails when a present one is not what the server takes.
-func missingFields(secret *corev1.Secret, spec secretSpec) (map[string][]byte, error) {
-	missing := map[string][]byte{}
+// checkForm fails when a value is not one that the server takes.
+func (s secretSpec) checkForm(secret *corev1.Secret) error {
 	where := func(field string) string {
-		return fmt.Sprintf("field %q of Secret %s/%s", field, spec.namespace, spec.name)
+		return fmt.Sprintf("field %q of Secret %s/%s", field, s.namespace, secret.Name)
 	}
-	switch value := strings.TrimSpace(string(secret.Data[spec.rootKeyField])); {
-	case value == "":
-		missing[spec.rootKeyField] = newRootKey()
-	case !rootKeyForm.MatchString(value):
-		return nil, fmt.Errorf("%w: %s is not steme_live_ or steme_test_ followed by 48 hex digits; correct it, or remove the field to have a key made", errUnusable, where(spec.rootKeyField))
+	if value := fieldOf(secret, s.rootKeyField); value != "" && !rootKeyForm.MatchString(value) {
+		return fmt.Errorf("%w: %s is not steme_live_ or steme_test_ followed by 48 hex digits; correct it, or remove the field to have a key made", errUnusable, where(s.rootKeyField))
 	}
-	switch value := strings.TrimSpace(string(secret.Data[spec.clusterSecretField])); {
-	case value == "":
-		missing[spec.clusterSecretField] = newClusterSecret()
-	case len(value) < 32:
-		return nil, fmt.Errorf("%w: %s is shorter than 32 bytes; correct it, or remove the field to have one made", errUnusable, where(spec.clusterSecretField))
+	if value := fieldOf(secret, s.clusterSecretField); value != "" && len(value) < 32 {
+		return fmt.Errorf("%w: %s is shorter than 32 bytes; correct it, or remove the field to have one made", errUnusable, where(s.clusterSecretField))
 	}
-	if len(missing) > 0 && secret.Immutable != nil && *secret.Immutable {
-		return nil, fmt.Errorf("%w: Secret %s/%s lacks a field and is immutable; delete it and make it again with both fields %q and %q", errUnusable, spec.namespace, spec.name, spec.rootKeyField, spec.clusterSecretField)
-	}
-	return missing, nil
+	return nil
+}
+
+// fieldOf reads a field as the server does: without space around it.
+func fieldOf(secret *corev1.Secret, field string) string {
+	return strings.TrimSpace(string(secret.Data[field]))
 }
 
 // passing says whether the same attempt may succeed a little later.
@@ -191,7 +191,8 @@ func passing(err error) bool {
 func explain(err error, spec secretSpec) error {
 	switch {
 	case apierrors.IsForbidden(err):
-		return fmt.Errorf("%w; the service account needs create on secrets, and get and update on %q, in namespace %q", err, spec.name, spec.namespace)
+		return fmt.Errorf("%w; the service account needs get on StatefulSet %q and on Secret %q in namespace %q, and to make the Secret also create on secrets and update on it. "+
+			"When the refused Secret is the one that the members use now, name it in the chart's value secrets.previous.name", err, spec.statefulSet, spec.name, spec.namespace)
 	case apierrors.IsUnauthorized(err):
 		return fmt.Errorf("%w; the service account's token was refused: is automountServiceAccountToken true?", err)
 	}

@@ -20,13 +20,12 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	clienttesting "k8s.io/client-go/testing"
 )
 
 var (
-	spec       = secretSpec{namespace: "ns", name: "s", rootKeyField: "root", clusterSecretField: "cluster"}
+	spec       = secretSpec{source: generated, namespace: "ns", name: "s", rootKeyField: "root", clusterSecretField: "cluster", statefulSet: "r"}
 	goodRoot   = "steme_live_000102030405060708090a0b0c0d0e0f1011121314151617"
 	goodSecret = "0123456789abcdef0123456789abcdef"
 	resource   = schema.GroupResource{Resource: "secrets"}
@@ -40,15 +39,24 @@ func secretWith(data map[string]string) *corev1.Secret {
 	return s
 }
 
+func clusterOf(client *fake.Clientset) cluster {
+	return cluster{secrets: client.CoreV1(), statefulSets: client.AppsV1()}
+}
+
 // ensure runs ensureSecret under virtual time and returns the Secret and the log.
 func ensure(t *testing.T, client *fake.Clientset) (done result, stored *corev1.Secret, log string, err error) {
 	t.Helper()
+	return ensureAs(t, client, spec)
+}
+
+func ensureAs(t *testing.T, client *fake.Clientset, spec secretSpec) (done result, stored *corev1.Secret, log string, err error) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		done, err = ensureSecret(t.Context(), client.CoreV1(), spec, slog.New(slog.NewTextHandler(&out, nil)))
+		done, err = ensureSecret(t.Context(), clusterOf(client), spec, slog.New(slog.NewTextHandler(&out, nil)))
 		log = out.String()
 	})
-	if object, getErr := client.Tracker().Get(schema.GroupVersionResource{Version: "v1", Resource: "secrets"}, "ns", "s"); getErr == nil {
+	if object, getErr := client.Tracker().Get(schema.GroupVersionResource{Version: "v1", Resource: "secrets"}, "ns", spec.name); getErr == nil {
 		stored = object.(*corev1.Secret)
 	}
 	return done, stored, log, err
@@ -113,7 +121,7 @@ func TestRefusesToReplaceWhatIsThere(t *testing.T) {
 		require.ErrorContains(t, err, says)
 		require.Empty(t, log, "no second attempt")
 		require.Equal(t, held.Data, stored.Data)
-		require.Len(t, client.Actions(), 1, "read and nothing else")
+		require.Len(t, client.Actions(), 2, "StatefulSet and Secret are read, nothing else is done")
 	}
 }
 
@@ -190,7 +198,8 @@ func TestForbiddenNamesTheRights(t *testing.T) {
 	client := fake.NewClientset()
 	failing(client, "get", attempts, apierrors.NewForbidden(resource, "s", errors.New("no role")))
 	_, _, _, err := ensure(t, client)
-	require.ErrorContains(t, err, `needs create on secrets, and get and update on "s", in namespace "ns"`)
+	require.ErrorContains(t, err, `needs get on StatefulSet "r" and on Secret "s" in namespace "ns"`)
+	require.ErrorContains(t, err, "secrets.previous.name")
 }
 
 func TestTimeoutEndsThePauses(t *testing.T) {
@@ -199,7 +208,7 @@ func TestTimeoutEndsThePauses(t *testing.T) {
 		failing(client, "get", 100, apierrors.NewServiceUnavailable("starting"))
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
-		_, err := ensureSecret(ctx, client.CoreV1(), spec, slog.New(slog.DiscardHandler))
+		_, err := ensureSecret(ctx, clusterOf(client), spec, slog.New(slog.DiscardHandler))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.True(t, apierrors.IsServiceUnavailable(err), "the fault behind it is told too: %v", err)
 	})
@@ -212,6 +221,9 @@ func TestOverHTTP(t *testing.T) {
 	mux.HandleFunc("GET /api/v1/namespaces/ns/secrets/s", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusNotFound, apierrors.NewNotFound(resource, "s").Status())
 	})
+	mux.HandleFunc("GET /apis/apps/v1/namespaces/ns/statefulsets/r", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusNotFound, apierrors.NewNotFound(schema.GroupResource{Group: "apps", Resource: "statefulsets"}, "r").Status())
+	})
 	mux.HandleFunc("POST /api/v1/namespaces/ns/secrets", func(w http.ResponseWriter, r *http.Request) {
 		if err := json.NewDecoder(r.Body).Decode(&made); err != nil {
 			w.WriteHeader(http.StatusBadRequest)
@@ -221,12 +233,12 @@ func TestOverHTTP(t *testing.T) {
 	})
 	server := httptest.NewServer(mux)
 	defer server.Close()
-	connect := func() (corev1client.SecretsGetter, error) {
-		return corev1client.NewForConfig(&rest.Config{Host: server.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
+	connect := func() (cluster, error) {
+		return newCluster(&rest.Config{Host: server.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
 	}
 	var log bytes.Buffer
 	command := newCommand(slog.New(slog.NewJSONHandler(&log, nil)), connect)
-	command.SetArgs([]string{"ensure-secret", "--namespace=ns", "--name=s", "--root-key-field=root", "--cluster-secret-field=cluster"})
+	command.SetArgs([]string{"ensure-secret", "--namespace=ns", "--name=s", "--statefulset=r", "--root-key-field=root", "--cluster-secret-field=cluster"})
 	require.NoError(t, command.ExecuteContext(t.Context()))
 	require.Equal(t, "s", made.Name)
 	require.Len(t, made.Data, 2)
@@ -245,15 +257,18 @@ func answer(w http.ResponseWriter, code int, body any) {
 }
 
 func TestBadFlagsNameThemselves(t *testing.T) {
-	refuse := func() (corev1client.SecretsGetter, error) { return nil, errors.New("must not connect") }
+	refuse := func() (cluster, error) { return cluster{}, errors.New("must not connect") }
 	for says, args := range map[string][]string{
-		"--name is empty":       {"--namespace=a"},
-		"--namespace is empty":  {"--name=a"},
-		"--root-key-field is":   {"--name=a", "--namespace=b", "--root-key-field="},
-		"--cluster-secret-fiel": {"--name=a", "--namespace=b", "--cluster-secret-field="},
-		"are both \"x\"":        {"--name=a", "--namespace=b", "--root-key-field=x", "--cluster-secret-field=x"},
-		"unknown flag: --nam":   {"--nam=a"},
-		"unknown command \"y\"": {"y"},
+		"--name is empty":        {"--namespace=a"},
+		"--statefulset is empty": {"--name=a"},
+		"--namespace is empty":   {"--name=a", "--statefulset=r"},
+		"--source is \"vault\"":  {"--name=a", "--statefulset=r", "--source=vault"},
+		"--staged-name is empty": {"--name=a", "--statefulset=r", "--source=externalSecret"},
+		"--root-key-field is":    {"--name=a", "--statefulset=r", "--namespace=b", "--root-key-field="},
+		"--cluster-secret-fiel":  {"--name=a", "--statefulset=r", "--namespace=b", "--cluster-secret-field="},
+		"are both \"x\"":         {"--name=a", "--statefulset=r", "--namespace=b", "--root-key-field=x", "--cluster-secret-field=x"},
+		"unknown flag: --nam":    {"--nam=a"},
+		"unknown command \"y\"":  {"y"},
 	} {
 		command := newCommand(slog.New(slog.DiscardHandler), refuse)
 		command.SetArgs(append([]string{"ensure-secret"}, args...))

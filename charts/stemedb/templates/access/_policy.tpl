@@ -17,11 +17,11 @@ protocol and port by turns.
 {{- end }}
 {{- end -}}
 
-{{/* A map of name to peer (or rule) as a list, without what an overlay took out. */}}
+{{/* A map of name to peer (or rule) as a list, without what an overlay took out (null, or enabled: false). */}}
 {{- define "stemedb.peers" -}}
 {{- range $name, $peer := . }}
-{{- if $peer }}
-- {{- toYaml $peer | nindent 2 }}
+{{- if and $peer (ne (get $peer "enabled" | toString) "false") }}
+- {{- toYaml (omit $peer "enabled") | nindent 2 }}
 {{- end }}
 {{- end }}
 {{- end -}}

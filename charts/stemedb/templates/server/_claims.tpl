@@ -24,8 +24,8 @@ metadata:
 spec:
   accessModes:
     {{- toYaml .volume.accessModes | nindent 4 }}
-  {{- with .volume.storageClassName }}
-  storageClassName: {{ . }}
+  {{- with include "stemedb.storageClass" (list .root .volume.storageClassName) }}
+  storageClassName: {{ . | quote }}
   {{- end }}
   volumeMode: Filesystem
   resources:

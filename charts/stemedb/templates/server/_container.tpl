@@ -1,7 +1,7 @@
 {{- define "stemedb.object.container" -}}
 name: stemedb
-image: {{ include "stemedb.image" . }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
+image: {{ include "stemedb.image" . | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy | quote }}
 args: [serve]
 ports:
   {{- range $name, $port := include "stemedb.containerPorts" . | fromYaml }}
@@ -20,7 +20,7 @@ env:
   {{- toYaml (get $.Values.probes $probe) | nindent 2 }}
 {{- end }}
 resources:
-  {{- toYaml .Values.resources | nindent 2 }}
+  {{- include "stemedb.given" .Values.resources | nindent 2 }}
 securityContext:
   {{- include "stemedb.containerSecurityContext" . | nindent 2 }}
 volumeMounts:

@@ -7,7 +7,7 @@ STEMEDB_NODE_NAME:
   valueFrom:
     fieldRef:
       fieldPath: metadata.name
-STEMEDB_ADVERTISE_ADDR: $(POD_NAME).{{ include "stemedb.headlessDomain" . }}
+STEMEDB_ADVERTISE_ADDR: {{ printf "$(POD_NAME).%s" (include "stemedb.headlessDomain" .) | quote }}
 STEMEDB_BIND_ADDR: ":18180"
 STEMEDB_GATEWAY_ADDR: ":18181"
 STEMEDB_REPLICATION_ADDR: ":18182"
@@ -18,9 +18,9 @@ STEMEDB_CLUSTER_JOIN_FILE: /etc/stemedb/cluster/members
 STEMEDB_CLUSTER_SECRET_FILE: /etc/stemedb/secrets/cluster-secret
 STEMEDB_ROOT_API_KEY_FILE: /etc/stemedb/secrets/root-api-key
 STEMEDB_AUTH_ENABLED: {{ .Values.server.authEnabled | quote }}
-STEMEDB_LOG_LEVEL: {{ .Values.server.logLevel }}
-STEMEDB_LOG_FORMAT: {{ .Values.server.logFormat }}
-STEMEDB_SHUTDOWN_GRACE: {{ .Values.server.shutdownGrace }}
+STEMEDB_LOG_LEVEL: {{ .Values.server.logLevel | quote }}
+STEMEDB_LOG_FORMAT: {{ .Values.server.logFormat | quote }}
+STEMEDB_SHUTDOWN_GRACE: {{ .Values.server.shutdownGrace | quote }}
 {{- with .Values.server.allowedOrigins }}
 STEMEDB_ALLOWED_ORIGINS: {{ join "," . | quote }}
 {{- end }}
@@ -47,7 +47,7 @@ STEMEDB_PEER_TLS_CA_PATH: /etc/stemedb/peer-tls/ca.crt
     fieldRef:
       fieldPath: metadata.name
 {{- range $name, $value := $env }}
-- name: {{ $name }}
+- name: {{ $name | quote }}
   {{- if kindIs "map" $value }}
   {{- toYaml $value | nindent 2 }}
   {{- else }}

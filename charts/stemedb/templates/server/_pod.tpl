@@ -1,17 +1,9 @@
 {{/* The pod template. No checksums: members and secrets are read from files, and scaling must restart nobody. */}}
 {{- define "stemedb.object.pod" -}}
 metadata:
-  labels:
-    {{- include "stemedb.podLabels" (list . "server") | nindent 4 }}
-    {{- with .Values.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-  {{- with .Values.podAnnotations }}
-  annotations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+  {{- include "stemedb.podMetadata" (list . "server") | nindent 2 }}
 spec:
-  serviceAccountName: {{ include "stemedb.serviceAccountName" . }}
+  serviceAccountName: {{ include "stemedb.serviceAccountName" . | quote }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ int .Values.terminationGracePeriodSeconds }}
@@ -43,7 +35,7 @@ spec:
 {{- define "stemedb.namedList" -}}
 {{- range $name, $fields := . }}
 {{- if $fields }}
-- name: {{ $name }}
+- name: {{ $name | quote }}
   {{- toYaml $fields | nindent 2 }}
 {{- end }}
 {{- end -}}

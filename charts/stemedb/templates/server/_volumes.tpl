@@ -2,31 +2,31 @@
 {{- define "stemedb.volumes" -}}
 - name: members
   configMap:
-    name: {{ include "stemedb.fullname" . }}-members
+    name: {{ printf "%s-members" (include "stemedb.fullname" .) | quote }}
 - name: secrets
   secret:
-    secretName: {{ include "stemedb.secretName" . }}
+    secretName: {{ include "stemedb.secretName" . | quote }}
     defaultMode: 288
     items:
-      - key: {{ .Values.secrets.keys.rootApiKey }}
+      - key: {{ .Values.secrets.keys.rootApiKey | quote }}
         path: root-api-key
-      - key: {{ .Values.secrets.keys.clusterSecret }}
+      - key: {{ .Values.secrets.keys.clusterSecret | quote }}
         path: cluster-secret
 {{- with .Values.tls.secretName }}
 - name: tls
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 288
 {{- end }}
 {{- with .Values.tls.peer.secretName }}
 - name: peer-tls
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 288
 {{- end }}
 {{- range $name, $volume := .Values.extraVolumes }}
 {{- if $volume }}
-- name: {{ $name }}
+- name: {{ $name | quote }}
   {{- toYaml $volume.source | nindent 2 }}
 {{- end }}
 {{- end }}
@@ -54,8 +54,8 @@
   readOnly: true
 {{- end }}
 {{- range $name, $volume := .Values.extraVolumes }}
-{{- if $volume }}
-- name: {{ $name }}
+{{- if get ($volume | default dict) "mountPath" }}
+- name: {{ $name | quote }}
   {{- toYaml (omit $volume "source") | nindent 2 }}
 {{- end }}
 {{- end }}

@@ -1,0 +1,51 @@
+{{/*
+A value that is null, or that an older release does not have, means the
+default. Helm removes such keys before it renders, so each template begins with
+stemedb.fill, which puts the defaults back in place. files/defaults.yaml is
+values.yaml once more, since a chart cannot read its own values.yaml.
+*/}}
+{{- define "stemedb.fill" -}}
+{{- if not (hasKey .Values "filled") -}}
+{{- $_ := set .Values "filled" true -}}
+{{- include "stemedb.fillMap" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml) "") -}}
+{{- end -}}
+{{- end -}}
+
+{{/* In these maps null removes one entry, as it does in maps that begin empty. */}}
+{{- define "stemedb.openMaps" -}}
+- /networkPolicy/clients
+- /networkPolicy/dns/peers
+- /resources
+- /secrets/generated/resources
+- /test/resources
+- /podSecurityContext
+- /containerSecurityContext
+{{- end -}}
+
+{{- define "stemedb.fillMap" -}}
+{{- $values := index . 0 -}}
+{{- $path := index . 2 -}}
+{{- $open := include "stemedb.openMaps" . | fromYamlArray -}}
+{{- range $key, $preset := index . 1 -}}
+{{- $at := printf "%s/%s" $path $key -}}
+{{- $value := index $values $key -}}
+{{- if kindIs "invalid" $value -}}
+{{- $_ := set $values $key $preset -}}
+{{- else if and (kindIs "map" $value) (kindIs "map" $preset) (not (has $at $open)) -}}
+{{- include "stemedb.fillMap" (list $value $preset $at) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A map without what was emptied: null, or "" where Helm passes no null on. */}}
+{{- define "stemedb.given" -}}
+{{- $given := dict -}}
+{{- range $key, $value := . -}}
+{{- if kindIs "map" $value -}}
+{{- with include "stemedb.given" $value | fromYaml }}{{ $_ := set $given $key . }}{{ end -}}
+{{- else if not (or (kindIs "invalid" $value) (and (kindIs "string" $value) (eq $value ""))) -}}
+{{- $_ := set $given $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $given -}}
+{{- end -}}
