@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -90,7 +91,7 @@ func (p *Pipeline) lint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range append(modules, "test/e2e") {
+	for _, m := range slices.Concat(modules, []string{"test/e2e", "test/chart/helm3oldest", "test/chart/helm4"}) {
 		if err := p.command(ctx, m, []string{"GOWORK=off"}, linter, "run", "--config", filepath.Join(p.Root, ".golangci.yml"), "./..."); err != nil {
 			return progress.WithHint(err, "mend what is listed; a line is silenced only with //nolint:NAME // and the reason")
 		}

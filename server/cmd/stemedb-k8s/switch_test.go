@@ -23,8 +23,10 @@ const (
 )
 
 func secretNamed(name, root, cluster string) *corev1.Secret {
-	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name},
-		Data: map[string][]byte{"root": []byte(root), "cluster": []byte(cluster)}}
+	return &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name},
+		Data:       map[string][]byte{"root": []byte(root), "cluster": []byte(cluster)},
+	}
 }
 
 // members are three that run with a Secret of that source and name.
