@@ -17,7 +17,7 @@ func TestPatchReachesEveryObject(t *testing.T) {
 		if key == "externalSecret" {
 			values += external
 		}
-		patch := "[{op: add, path: /metadata/patched, value: x}]"
+		var patch string
 		switch key {
 		case "container":
 			patch = "[{op: add, path: /tty, value: true}]"

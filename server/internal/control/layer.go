@@ -218,11 +218,11 @@ func (s *session) Accept() (net.Conn, error) {
 // Close ends the session; connections that come later are closed until there is
 // another one.
 func (s *session) Close() error {
-	s.streamLayer.mu.Lock()
+	s.mu.Lock()
 	if s.using == s {
 		s.using = nil
 	}
-	s.streamLayer.mu.Unlock()
+	s.mu.Unlock()
 	s.stop()
 	s.closeConns()
 	return nil

@@ -285,7 +285,7 @@ func (c *Control) renewSnapshot(p *part) {
 	p.workers.Go(func() {
 		defer p.renewing.Store(false)
 		for p.ctx.Err() == nil {
-			err := errors.New("Raft has not started yet")
+			err := errors.New("the Raft instance has not started yet")
 			if r := c.raft.Load(); r != nil {
 				err = r.Snapshot().Error()
 			}
