@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -223,21 +224,11 @@ func TestDamageIsNamedAndRepaired(t *testing.T) {
 		return p
 	}
 	first := pos()
-	name := ""
-	entries, err := disk.ReadDir("wal")
-	require.NoError(t, err)
-	for _, e := range entries {
-		st, err := disk.Stat("wal/" + e.Name())
-		require.NoError(t, err)
-		if st.Size() >= 32<<10 && name == "" {
-			name = "wal/" + e.Name()
-		}
-	}
-	require.NotEmpty(t, name)
+	name := fmt.Sprintf("wal/wal-%08d.seg", first.Segment())
 	require.NoError(t, disk.FlipBit(name, int64(first.Offset())+40, 3))
 
 	var d *DamageError
-	_, err = s.Read(it.Key)
+	_, err := s.Read(it.Key)
 	require.ErrorAs(t, err, &d)
 	require.Equal(t, it.Key, d.Key)
 	_, err = s.Assertion(c.project, c.id)
