@@ -2,11 +2,19 @@ package e2e
 
 import (
 	"testing"
+	"time"
 
 	"github.com/gruntwork-io/terratest/modules/k8s"
 
 	"github.com/stemedb/stemedb/docs/doctest"
 )
+
+// TestDocumentation installs a release of its own for the documentation.
+func TestDocumentation(t *testing.T) {
+	r := install(t, "docs")
+	r.allWhole(t, 2*time.Minute)
+	r.documentation(t)
+}
 
 // documentation runs what docs/ shows against the release, as a reader would
 // who has a project's key and an administrator's.

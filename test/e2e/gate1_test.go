@@ -146,8 +146,6 @@ func TestGate1(t *testing.T) {
 		l.everyPodHoldsAll(t)
 	})
 
-	t.Run("the commands in the documentation work", r.documentation)
-
 	t.Run("helm test", func(t *testing.T) {
 		r.helmTest(t)
 		url, done := r.tunnel(t, k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
