@@ -101,11 +101,7 @@ func (c *Cluster) mendFrom(ctx context.Context, m control.Member, keys []store.K
 		return keys, err
 	}
 	for start := 0; start < len(items); {
-		end, size := start, 0
-		for end < len(items) && (end == start || size+len(items[end].Payload) <= fetchBytes) {
-			size += len(items[end].Payload)
-			end++
-		}
+		end, _ := pieceEnd(start, len(items), func(i int) int { return len(items[i].Payload) })
 		if err := c.rewrite(ctx, items[start:end]); err != nil {
 			return keys, err
 		}

@@ -194,11 +194,7 @@ func (p *puller) take(ctx context.Context, client peerpb.PeerClient, res *peerpb
 // last of all also the cursor.
 func (p *puller) bringAll(ctx context.Context, client peerpb.PeerClient, keys []store.Key, res *peerpb.PullResponse, which []int, last bool) (fetched int64, err error) {
 	for start := 0; start < len(which); {
-		end, size := start, 0
-		for end < len(which) && (end == start || size+int(res.Sizes[which[end]]) <= fetchBytes) {
-			size += int(res.Sizes[which[end]])
-			end++
-		}
+		end, size := pieceEnd(start, len(which), func(i int) int { return int(res.Sizes[which[i]]) })
 		if err := p.bring(ctx, client, keys, res, which[start:end], last && end == len(which)); err != nil {
 			return fetched, err
 		}
@@ -206,6 +202,15 @@ func (p *puller) bringAll(ctx context.Context, client peerpb.PeerClient, keys []
 		start = end
 	}
 	return fetched, nil
+}
+
+// pieceEnd returns where a piece that begins at start ends, so that it has at
+// most fetchBytes or a single element, and its size.
+func pieceEnd(start, count int, sizeOf func(i int) int) (end, size int) {
+	for end = start; end < count && (end == start || size+sizeOf(end) <= fetchBytes); end++ {
+		size += sizeOf(end)
+	}
+	return end, size
 }
 
 // lacking returns the indexes of the keys that are not held durably, or, while
