@@ -91,7 +91,7 @@ func trimSpaces(s string) string {
 	return cut
 }
 
-// latin turns each byte into a character of its own: git compares bytes.
+// latin maps each byte to one character, since git compares bytes.
 func latin(s string) string {
 	for i := range len(s) {
 		if s[i] >= 0x80 {

@@ -104,7 +104,7 @@ func (l *lexer) rewind() {
 	}
 }
 
-// frame is something that holds code and ends with a mark of its own.
+// frame is a construct that holds code up to an end mark.
 type frame struct {
 	in    mode
 	start int    // offset of its first byte
