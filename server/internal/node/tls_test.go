@@ -94,7 +94,10 @@ func TestGatewayOverTLS(t *testing.T) {
 		}
 		require.Equal(t, http.StatusCreated, assert("a:18181", 1))
 		disks["a"].Fail(memfs.OpSync, "wal", 0, -1, syscall.EIO)
-		_ = assert("a:18180", 2) // the disk's failure is noticed here
+		_ = assert("a:18180", 2)
+		// The other two members may acknowledge that write before a's own sync
+		// has failed, so wait until it has.
+		synctest.Wait()
 		require.Equal(t, http.StatusServiceUnavailable, assert("a:18180", 3), "the API answers for its own node")
 		require.Equal(t, http.StatusCreated, assert("a:18181", 4), "the gateway finds another one")
 
