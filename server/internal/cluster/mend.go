@@ -62,6 +62,11 @@ const mendPiece = 512
 // when every other member was asked for the missing ones.
 func (c *Cluster) mendOnce(ctx context.Context) (missing []store.Key, asked bool, err error) {
 	keys, all, err := c.store.DamagedKeys(ctx)
+	if errors.Is(err, store.ErrIndexLacks) {
+		c.progress.restart(err)
+		<-ctx.Done()
+		return nil, false, ctx.Err()
+	}
 	if err == nil && !all {
 		err = errNotNamed
 	}
@@ -120,20 +125,30 @@ func (c *Cluster) verifyLog(ctx context.Context) {
 	if c.timings.VerifyEvery < 0 {
 		return
 	}
-	const piece = 256 << 10
-	rest := time.Duration(int64(time.Second) * piece / c.limits.VerifyBytesRate)
 	for ctx.Err() == nil {
-		for from, end := wal.Position(0), c.store.End(); from < end && ctx.Err() == nil; {
-			_, next, _, err := c.store.ScanKeys(from, piece)
-			if err != nil {
-				c.log.Warn("the log could not be read in search of damage", "from", from, "error", err)
-				break
-			}
-			c.metrics.verified.Add(float64(logBytes(from, next)))
-			from = next
-			pause(ctx, rest)
+		if err := c.readLog(ctx); err != nil && ctx.Err() == nil {
+			c.log.Warn("the log could not be read in search of damage", "error", err)
 		}
 		c.metrics.verifyRounds.Inc()
 		pause(ctx, c.timings.VerifyEvery)
 	}
+}
+
+// readLog reads the log from its beginning to its end, at VerifyBytesRate. The
+// store notes the damage that it meets.
+func (c *Cluster) readLog(ctx context.Context) error {
+	const piece = 256 << 10
+	rest := time.Duration(int64(time.Second) * piece / c.limits.VerifyBytesRate)
+	for from, end := wal.Position(0), c.store.End(); from < end; {
+		_, next, _, err := c.store.ScanKeys(from, piece)
+		if err != nil {
+			return err
+		}
+		c.metrics.verified.Add(float64(logBytes(from, next)))
+		from = next
+		if pause(ctx, rest); ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
 }

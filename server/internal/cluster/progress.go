@@ -25,13 +25,15 @@ type Progress struct {
 	// just coming from further on does not set its own forward again.
 	epoch int
 
+	// noting is held by the one that notes a rollback, which waits for the disk.
+	noting chan struct{}
 	// fatal is why the process has to be started again.
 	fatal chan error
 }
 
 // NewProgress begins with the cursors that the store holds.
 func NewProgress(s Store) *Progress {
-	return &Progress{store: s, cursors: maps.Clone(s.Cursors()), witnesses: maps.Clone(s.Witnesses()), fatal: make(chan error, 1)}
+	return &Progress{store: s, cursors: maps.Clone(s.Cursors()), witnesses: maps.Clone(s.Witnesses()), noting: make(chan struct{}, 1), fatal: make(chan error, 1)}
 }
 
 // LogEnd is the end of the durable part of this node's log.
@@ -64,8 +66,8 @@ func (p *Progress) NoteRollback(why string) { p.rolledBack(0, why) }
 // rolledBack is NoteRollback with a position that the log is known to have
 // reached. It reports whether the loss is noted.
 func (p *Progress) rolledBack(known wal.Position, why string) (noted bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.noting <- struct{}{}
+	defer func() { <-p.noting }()
 	end := p.store.End()
 	if p.store.RolledBack() {
 		return true
@@ -78,11 +80,16 @@ func (p *Progress) rolledBack(known wal.Position, why string) (noted bool) {
 	if noted {
 		err = errors.New("the volumes of this node were put back to an older state (" + why + "); a start of the process goes on from there, and the other members refill it")
 	}
+	p.restart(err)
+	return noted
+}
+
+// restart makes Run end with this error, so that the process is started again.
+func (p *Progress) restart(why error) {
 	select {
-	case p.fatal <- err:
+	case p.fatal <- why:
 	default:
 	}
-	return noted
 }
 
 func (p *Progress) at(incarnation string) (pos wal.Position, epoch int) {

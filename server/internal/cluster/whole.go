@@ -25,7 +25,7 @@ func (c *Cluster) watchLosses(ctx context.Context) {
 	ticker := time.NewTicker(c.timings.LossEvery)
 	defer ticker.Stop()
 	handled := loss{whole: true}
-	var mended time.Time // when mending was tried last
+	var mended, verified time.Time // when each was tried last
 	for {
 		if now := lossOf(c.store); now != handled {
 			handled = now
@@ -43,11 +43,36 @@ func (c *Cluster) watchLosses(ctx context.Context) {
 			mended = time.Now()
 			c.withdraw(ctx)
 		}
+		if c.accused() && time.Since(verified) > mendAgain {
+			verified = time.Now()
+			c.acquit(ctx)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
+	}
+}
+
+// accused reports whether the control table has a report of a loss that this node
+// knows nothing of, which is so when the cause has ended with the process that
+// reported it: an outage of storage is no loss.
+func (c *Cluster) accused() bool {
+	m, ok := c.self(c.control.State())
+	return ok && !m.Whole && c.store.Whole() && !c.refilling.Load() && c.control.MayDecide() == nil
+}
+
+// acquit reads the whole log and takes the report back when all of it can be read.
+func (c *Cluster) acquit(ctx context.Context) {
+	if err := c.readLog(ctx); err != nil {
+		if ctx.Err() == nil {
+			c.log.Warn("the control table calls this node not whole, and its log cannot be read in full to take that back", "error", err)
+		}
+		return
+	}
+	if c.accused() {
+		c.withdraw(ctx)
 	}
 }
 
@@ -58,7 +83,7 @@ const mendAgain = 15 * time.Second
 // makeGood mends damage or reports a loss; false means that ctx ended.
 func (c *Cluster) makeGood(ctx context.Context, handled *loss) bool {
 	if c.mend(ctx) {
-		err := c.store.SetWhole(handled.damages)
+		err := c.store.SetWhole(handled.losses)
 		if errors.Is(err, wal.ErrMoreLost) {
 			return true // the next round sees to it
 		}
@@ -81,7 +106,7 @@ func (c *Cluster) endRefill(handled *loss) {
 	if m, ok := c.self(c.control.State()); !ok || !m.Whole {
 		return
 	}
-	err := c.store.SetWhole(handled.damages)
+	err := c.store.SetWhole(handled.losses)
 	if errors.Is(err, wal.ErrMoreLost) {
 		return // the next round sees to it
 	}
@@ -107,13 +132,13 @@ func (c *Cluster) withdraw(ctx context.Context) {
 
 // loss tells one finding of losses from the next.
 type loss struct {
-	whole   bool
-	damages int
+	whole  bool
+	losses int
 }
 
 func lossOf(s Store) loss {
 	h := s.Health()
-	return loss{whole: h.Whole, damages: len(h.Damage)}
+	return loss{whole: h.Whole, losses: h.Losses}
 }
 
 // forgetHeld sets every cursor back, in memory and durably.

@@ -59,6 +59,7 @@ func (n *Node) openStore() (err error) {
 	n.parts.store, err = store.Open(n.ctx, store.Options{
 		FS: n.env.FS, WALDir: n.cfg.WALDir, DBDir: n.cfg.DBDir, NodeName: n.cfg.NodeName,
 		SegmentSize: n.env.Tuning.SegmentSize, MarkerInterval: n.env.Tuning.MarkerInterval,
+		WriteBuffer: n.env.Tuning.IndexBuffer,
 		Rand: n.env.Rand, Logger: n.log, Registerer: n.registry,
 		Progress: func(p store.Progress) {
 			phase := "replaying the log"

@@ -57,10 +57,12 @@ type Environment struct {
 type Tuning struct {
 	SegmentSize    int64
 	MarkerInterval time.Duration
-	Control        control.Timings
-	Cluster        cluster.Timings
-	Limits         cluster.Limits
-	GossipJoin     time.Duration
+	// IndexBuffer is the size in bytes of the index's memtable; see store.Options.WriteBuffer.
+	IndexBuffer int
+	Control     control.Timings
+	Cluster     cluster.Timings
+	Limits      cluster.Limits
+	GossipJoin  time.Duration
 	// StopWithin bounds each step of a shutdown after the grace; 10 s when 0.
 	StopWithin time.Duration
 }

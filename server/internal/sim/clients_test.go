@@ -3,50 +3,52 @@ package sim
 import (
 	"context"
 	"crypto/ed25519"
-	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/stemedb/stemedb/server/internal/cluster"
-	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/lens"
 	"github.com/stemedb/stemedb/server/record"
 )
 
-const simProject = "sim"
+const (
+	simProject    = "sim"
+	subjectPrefix = "code://"
+	callLimit     = 10 * time.Second // of one request
+)
 
-// fact is what was acknowledged about one id: the content and a signature, and
-// perhaps a vote.
-type fact struct {
-	id      record.Hash
-	subject string
-	agent   record.AgentID
-	vote    record.Hash // zero: none
-}
+// projects are those that the clients write to; their keys are registered.
+var projects = []string{"alpha", "beta"}
 
-// clients write and read while the world is disturbed, and remember what was
-// acknowledged to them.
+// clients write and read while the world is disturbed. Half of them call nodes
+// directly, half come through gateways over HTTP with their project's key.
 type clients struct {
-	w      *world
-	stop   chan struct{}
-	once   sync.Once
-	wait   sync.WaitGroup
-	mu     sync.Mutex
-	facts  []fact
-	wrong  []string // violations
-	writes int      // acknowledged
-	failed int      // refused or timed out, which is no violation
-	reads  int
+	w    *world
+	h    *history
+	stop chan struct{}
+	once sync.Once
+	wait sync.WaitGroup
 }
 
-func (w *world) startClients(seed uint64, writers, readers int) *clients {
-	c := &clients{w: w, stop: make(chan struct{})}
-	for i := range writers {
-		c.wait.Go(func() { c.write(rand.New(rand.NewPCG(seed, 100+uint64(i))), i) })
+func (w *world) startClients(seed uint64, h *history) *clients {
+	c := &clients{w: w, h: h, stop: make(chan struct{})}
+	start := func(i uint64, loop func(*actor)) {
+		a := &actor{clients: c, r: rand.New(rand.NewPCG(seed, 100+i)), name: fmt.Sprint("client ", i)}
+		a.signer = ed25519.NewKeyFromSeed(append(make([]byte, 31), byte(i+1)))
+		if i%2 == 1 {
+			a.visitor = w.newVisitor(fmt.Sprint("visitor", i))
+		}
+		c.wait.Go(func() {
+			loop(a)
+			if a.visitor != nil {
+				a.visitor.leave()
+			}
+		})
 	}
-	for i := range readers {
-		c.wait.Go(func() { c.read(rand.New(rand.NewPCG(seed, 200+uint64(i)))) })
+	for i, loop := range []func(*actor){(*actor).write, (*actor).write, (*actor).write, (*actor).read, (*actor).read, (*actor).keep} {
+		start(uint64(i), loop)
 	}
 	return c
 }
@@ -57,187 +59,190 @@ func (c *clients) end() {
 	c.wait.Wait()
 }
 
+// actor is one client.
+type actor struct {
+	*clients
+	r       *rand.Rand
+	name    string
+	signer  ed25519.PrivateKey
+	visitor *visitor // nil: calls nodes directly
+	written map[string][]*record.Assertion
+}
+
 // pause waits for a fraction of a second; false when it is over.
-func (c *clients) pause(r *rand.Rand) bool {
+func (a *actor) pause() bool {
 	select {
-	case <-c.stop:
+	case <-a.stop:
 		return false
-	case <-time.After(time.Duration(100+r.IntN(1000)) * time.Millisecond):
+	case <-time.After(time.Duration(100+a.r.IntN(1000)) * time.Millisecond):
 		return true
 	}
 }
 
-// someNode is a node that is up, whatever its condition.
-func (c *clients) someNode(r *rand.Rand) *cluster.Cluster {
+// someMachine is a machine whose node is up, whatever its condition; nil when
+// there seems to be none.
+func (a *actor) someMachine() *machine {
+	a.w.mu.Lock()
+	defer a.w.mu.Unlock()
 	for range 6 {
-		c.w.mu.Lock()
-		m := c.w.machines[r.IntN(len(c.w.machines))]
-		n := m.node
-		up := m.up()
-		c.w.mu.Unlock()
-		if up {
-			return n.Cluster()
+		if m := a.w.machines[a.r.IntN(len(a.w.machines))]; m.up() && !m.paused {
+			return m
 		}
 	}
 	return nil
 }
 
-func (c *clients) write(r *rand.Rand, number int) {
-	signer := ed25519.NewKeyFromSeed(append(make([]byte, 31), byte(number+1)))
-	var known []*record.Assertion
-	for c.pause(r) {
-		target := c.someNode(r)
-		if target == nil {
+// door draws a way in for a project, nil when there is none now.
+func (a *actor) door(project string) door {
+	m := a.someMachine()
+	if m == nil {
+		return nil
+	}
+	if a.visitor != nil {
+		return a.visitor.gateway(m, a.w.keys[project])
+	}
+	a.w.mu.Lock()
+	defer a.w.mu.Unlock()
+	if m.node == nil {
+		return nil
+	}
+	return direct{m.node.Cluster()}
+}
+
+func (a *actor) write() {
+	a.written = map[string][]*record.Assertion{}
+	for a.pause() {
+		project := projects[a.r.IntN(len(projects))]
+		d := a.door(project)
+		if d == nil {
 			continue
 		}
-		if len(known) > 0 && r.IntN(6) == 0 {
-			c.vote(target, signer, known[r.IntN(len(known))])
+		if len(a.written[project]) > 0 && a.r.IntN(6) == 0 {
+			a.vote(d, project)
 			continue
 		}
-		var batch []*record.Assertion
-		for range 1 + r.IntN(4) {
-			// Some are sent again: also a duplicate must be durable then.
-			if len(known) > 0 && r.IntN(5) == 0 {
-				batch = append(batch, known[r.IntN(len(known))])
-				continue
-			}
-			a := &record.Assertion{Content: record.Content{
-				Subject: fmt.Sprintf("code://sim/%d", r.IntN(20)), Predicate: "version",
-				Object: record.Text(fmt.Sprintf("w%d-%x", number, r.Uint64())), Confidence: 0.5,
-				SourceClass: record.Observational, Timestamp: uint64(time.Now().Unix()),
-			}}
-			a.Sign(signer)
-			batch = append(batch, a)
-			known = append(known, a)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		results := target.Assert(ctx, simProject, batch)
-		cancel()
-		c.mu.Lock()
-		for i, res := range results {
-			if res.Err != nil {
-				c.refused("record", res.Err)
-				continue
-			}
-			c.writes++
-			c.facts = append(c.facts, fact{id: batch[i].ID(), subject: batch[i].Subject, agent: batch[i].Signatures[0].Agent})
-		}
-		c.mu.Unlock()
+		a.assert(d, project)
 	}
 }
 
-// refused notes the answer to something valid that was not acknowledged; mu is
-// held.
-func (c *clients) refused(what string, err error) {
-	c.failed++
-	if !errors.Is(err, cluster.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) {
-		c.wrong = append(c.wrong, fmt.Sprintf("write of a valid %s answered: %v", what, err))
+func (a *actor) assert(d door, project string) {
+	var batch []*record.Assertion
+	var entries []*entry
+	for range 1 + a.r.IntN(4) {
+		// Some are sent again, or into the other project: a duplicate, too, must
+		// be durable then.
+		one := a.anew(project)
+		if old := a.written[projects[a.r.IntN(len(projects))]]; len(old) > 0 && a.r.IntN(5) == 0 {
+			one = old[a.r.IntN(len(old))]
+		}
+		if slices.Contains(batch, one) {
+			continue
+		}
+		batch, entries = append(batch, one), append(entries, a.h.attempt(project, one))
+		a.written[project] = append(a.written[project], one)
 	}
-}
-
-func (c *clients) vote(target *cluster.Cluster, signer ed25519.PrivateKey, a *record.Assertion) {
-	v := &record.Vote{Assertion: a.ID(), Weight: 0.5, Timestamp: uint64(time.Now().Unix())}
-	record.SignVote(signer, v)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
-	res := target.Vote(ctx, simProject, v)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if res.Err != nil {
-		c.refused("vote", res.Err)
+	for i, err := range d.assert(ctx, project, batch) {
+		a.h.write(entries[i], known{content: true, agents: map[record.AgentID]bool{batch[i].Signatures[0].Agent: true}}, err)
+	}
+}
+
+// anew is a record that was never written; some have a parent.
+func (a *actor) anew(project string) *record.Assertion {
+	one := &record.Assertion{Content: record.Content{
+		Subject: fmt.Sprintf("code://sim/%d", a.r.IntN(20)), Predicate: "version",
+		Object: record.Text(fmt.Sprintf("%s %x", a.name, a.r.Uint64())), Confidence: 0.5,
+		SourceClass: record.Observational, Timestamp: uint64(time.Now().Unix()),
+	}}
+	if old := a.written[project]; len(old) > 0 && a.r.IntN(8) == 0 {
+		parent := old[a.r.IntN(len(old))]
+		id := parent.ID()
+		one.Subject, one.ParentHash = parent.Subject, &id
+	}
+	one.Sign(a.signer)
+	return one
+}
+
+func (a *actor) vote(d door, project string) {
+	on := a.written[project][a.r.IntN(len(a.written[project]))]
+	v := &record.Vote{Assertion: on.ID(), Weight: 0.5, Timestamp: uint64(time.Now().Unix())}
+	record.SignVote(a.signer, v)
+	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
+	defer cancel()
+	err := d.vote(ctx, project, v)
+	a.h.write(a.h.attempt(project, on), known{votes: map[record.AgentID]uint64{v.Agent: v.Timestamp}}, err)
+}
+
+// read asks for records, whole subjects and lists of subjects. An answer may be
+// refused, and must never lack something.
+func (a *actor) read() {
+	for a.pause() {
+		e := a.h.some(a.r)
+		if e == nil {
+			continue
+		}
+		d := a.door(e.project)
+		if d == nil {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), callLimit)
+		inside, direct := d.(direct)
+		switch n := a.r.IntN(6); {
+		case n == 0:
+			a.readSubjects(ctx, d, e.project)
+		case n < 3 && direct:
+			a.readGroup(ctx, inside, e)
+		default:
+			want := a.h.expected(e)
+			shown, err := d.get(ctx, e.project, e.id)
+			a.h.read(a.name, e, want, shown, err)
+		}
+		cancel()
+	}
+}
+
+func (a *actor) readSubjects(ctx context.Context, d door, project string) {
+	want := a.h.subjects(project)
+	shown, err := d.subjects(ctx, project)
+	if err != nil {
+		if !passes(err) {
+			a.h.fail("%s: a listing of subjects failed: %v", a.name, err)
+		}
 		return
 	}
-	c.writes++
-	c.facts = append(c.facts, fact{id: v.Assertion, subject: a.Subject, agent: v.Agent, vote: v.ID()})
-}
-
-// read asks some node for something that was acknowledged before the read
-// began: it may be refused, but never be missing.
-func (c *clients) read(r *rand.Rand) {
-	for c.pause(r) {
-		target := c.someNode(r)
-		c.mu.Lock()
-		if target == nil || len(c.facts) == 0 {
-			c.mu.Unlock()
-			continue
+	for _, subject := range want {
+		if !slices.Contains(shown, subject) {
+			a.h.fail("%s: a listing misses the subject %s", a.name, subject)
 		}
-		f := c.facts[r.IntN(len(c.facts))]
-		if r.IntN(2) == 0 { // the newest are the likeliest to be missed
-			f = c.facts[len(c.facts)-1]
-		}
-		c.mu.Unlock()
-		if f.vote != (record.Hash{}) {
-			continue // a vote may be there before its assertion is
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		err := c.readOne(ctx, r, target, f)
-		cancel()
-		c.mu.Lock()
-		switch {
-		case err == nil:
-			c.reads++
-		case errors.Is(err, cluster.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
-		default:
-			c.wrong = append(c.wrong, fmt.Sprintf("%.3fs: quorum read of the acknowledged %s: %v", time.Since(c.w.began).Seconds(), f.id, err))
-		}
-		c.mu.Unlock()
 	}
 }
 
-func (c *clients) readOne(ctx context.Context, r *rand.Rand, target *cluster.Cluster, f fact) error {
-	if r.IntN(3) > 0 {
-		s, err := target.Get(ctx, simProject, f.id, cluster.Quorum)
-		if err != nil {
-			return err
-		}
-		return holdsSignature(s, f.agent)
-	}
-	claims, err := target.Claims(ctx, store.ClaimQuery{Project: simProject, Subject: f.subject, Predicate: "version"}, cluster.Quorum)
+// readGroup reads the claims of one subject and predicate, with what replaced
+// them.
+func (a *actor) readGroup(ctx context.Context, d direct, of *entry) {
+	entries, want := a.h.group(of.project, of.content.Subject, of.content.Predicate)
+	claims, err := d.claims(ctx, of.project, of.content.Subject, of.content.Predicate)
 	if err != nil {
-		return err
+		a.h.read(a.name, of, known{}, known{}, err)
+		return
 	}
-	for claim, err := range claims(nil) {
-		if err != nil {
-			return err
+	for i, e := range entries {
+		var shown known
+		if c := claims[e.id]; c != nil {
+			shown = shownByClaim(c)
 		}
-		if claim.ID == f.id {
-			return nil
+		a.h.read(a.name, e, want[i], shown, nil)
+		if want[i].content && e.content.ParentHash != nil {
+			a.checkReplaced(e, claims)
 		}
 	}
-	return errors.New("not among the claims of its subject")
 }
 
-func holdsSignature(s *store.Stored, agent record.AgentID) error {
-	for _, sig := range s.Signatures {
-		if sig.Agent == agent {
-			return nil
-		}
+// checkReplaced: a claim that has an acknowledged child is shown as replaced.
+func (a *actor) checkReplaced(child *entry, claims map[record.Hash]*lens.Claim) {
+	parent := claims[*child.content.ParentHash]
+	if parent != nil && parent.Timestamp <= child.content.Timestamp && parent.ReplacedBy == nil {
+		a.h.fail("%s: %s is not shown as replaced by %s", a.name, parent.ID, child.id)
 	}
-	return errors.New("the content is there, the acknowledged signature is not")
-}
-
-// missingAt lists what was acknowledged and a node alone does not hold.
-func (c *clients) missingAt(m *machine) []string {
-	var missing []string
-	for _, f := range c.facts {
-		if f.vote != (record.Hash{}) {
-			found := false
-			var failed error
-			for k, err := range m.node.Store().SetKeys(context.Background(), store.Set{Project: simProject, ID: &f.id}) {
-				found, failed = found || k.Key.Vote == f.vote, err
-			}
-			if failed != nil || !found {
-				missing = append(missing, fmt.Sprintf("%s lacks vote %s (%v)", m.name, f.vote, failed))
-			}
-			continue
-		}
-		s, err := m.node.Store().Assertion(simProject, f.id)
-		if err == nil {
-			err = holdsSignature(s, f.agent)
-		}
-		if err != nil {
-			missing = append(missing, fmt.Sprintf("%s lacks %s: %v", m.name, f.id, err))
-		}
-	}
-	return missing
 }

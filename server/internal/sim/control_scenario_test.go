@@ -57,7 +57,7 @@ func TestControlStorageThatFailsOnceIsStartedAgain(t *testing.T) {
 				w.settle()
 				lost := followers[1]
 				w.crash(lost, memfs.LoseAll, true)
-				lost.wipe()
+				lost.wipeBoth()
 				time.Sleep(5 * time.Second)
 				w.startMachine(lost)
 				w.settle()

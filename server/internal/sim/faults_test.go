@@ -1,171 +1,470 @@
 package sim
 
 import (
-	"fmt"
-	"os"
-	"strconv"
-	"testing"
-	"testing/synctest"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"path"
+	"strings"
+	"sync"
+	"syscall"
 	"time"
-
-	"github.com/stretchr/testify/require"
 
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// defaultSeeds is how many schedules `make test` runs.
-const defaultSeeds = 200
-
-var verbose = os.Getenv("STEMEDB_SIM_SEED") != ""
-
-// seeds are those to run, by the environment.
-func seeds(t *testing.T) []uint64 {
-	if one := os.Getenv("STEMEDB_SIM_SEED"); one != "" {
-		n, err := strconv.ParseUint(one, 10, 64)
-		require.NoError(t, err)
-		return []uint64{n}
-	}
-	count := defaultSeeds
-	if testing.Short() {
-		count = 10
-	}
-	if many := os.Getenv("STEMEDB_SIM_SEEDS"); many != "" {
-		n, err := strconv.Atoi(many)
-		require.NoError(t, err)
-		count = n
-	}
-	all := make([]uint64, count)
-	for i := range all {
-		all[i] = uint64(i + 1)
-	}
-	return all
+// fault is one kind of disturbance.
+type fault struct {
+	name   string
+	weight int
+	run    func(*episode)
 }
 
-// TestFaults: three nodes, clients, and a schedule of crashes that lose what
-// was not synced, of cuts and of lost volumes. Nothing acknowledged is missing
-// in any later quorum read, and in the end each node alone holds everything.
-func TestFaults(t *testing.T) {
-	for _, seed := range seeds(t) {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) { faults(t, seed) })
-		})
-	}
+// mildFaults take nothing away that was synced. They may overlap, and hit any
+// number of machines.
+var mildFaults = []fault{
+	{"crash", 5, (*episode).crash},
+	{"power cut at a disk operation", 6, (*episode).powerCut},
+	{"power cut everywhere", 2, (*episode).powerCutEverywhere},
+	{"restart", 2, (*episode).restart},
+	{"one way cut", 3, (*episode).cutOneWay},
+	{"isolation", 3, (*episode).isolate},
+	{"partition", 2, (*episode).partition},
+	{"slow link", 2, (*episode).slowLink},
+	{"datagram loss", 2, (*episode).loseDatagrams},
+	{"moved address", 2, (*episode).moveAddress},
+	{"pause", 3, (*episode).pauseProcess},
+	{"wrong clock", 2, (*episode).wrongClock},
+	{"slow disk", 3, (*episode).slowDisk},
+	{"sync error", 2, func(e *episode) { e.diskErrors(memfs.OpSync, 1) }},
+	{"write error", 2, func(e *episode) { e.diskErrors(memfs.OpWrite, 1) }},
+	{"read errors", 2, func(e *episode) { e.diskErrors(memfs.OpRead, -1) }},
+	{"full disk", 2, (*episode).fullDisk},
+	{"control storage error", 1, (*episode).controlStorage},
+	{"nothing", 2, func(e *episode) { e.last(20 * time.Second) }},
 }
 
-func faults(t *testing.T, seed uint64) {
-	w := newWorld(t, seed, 3)
-	defer w.close()
-	for _, m := range w.machines {
-		m.start()
-	}
-	w.settle()
-	c := w.startClients(seed, 3, 2)
-	defer c.end()
-	steps := 6 + w.rng.IntN(8)
-	for range steps {
-		w.step()
-	}
-	w.heal()
-	w.settle()
-	time.Sleep(2 * time.Second)
-	c.end()
-	// What the last writes left behind spreads by itself.
-	deadline := time.Now().Add(time.Minute)
-	for {
-		var missing []string
-		for _, m := range w.machines {
-			missing = append(missing, c.missingAt(m)...)
-		}
-		if len(missing) == 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("seed %d: %d of %d acknowledged facts are missing, such as %v", seed, len(missing), len(c.facts), missing[:min(5, len(missing))])
-		}
-		time.Sleep(time.Second)
-	}
-	require.Empty(t, c.wrong, "seed %d", seed)
-	require.Positive(t, c.writes, "no write was acknowledged: the schedule tests nothing")
-	require.Positive(t, c.reads, "no read was answered: the schedule tests nothing")
-	w.logf("%d writes acknowledged, %d refused, %d reads, %d steps", c.writes, c.failed, c.reads, steps)
+// graveFaults take something away that was synced. The promise is about one at a
+// time, while all others are whole; mild faults overlap with it.
+var graveFaults = []fault{
+	{"both volumes lost", 3, func(e *episode) { e.lose(walDir, dbDir) }},
+	{"WAL volume lost", 2, func(e *episode) { e.lose(walDir) }},
+	{"DB volume lost", 2, func(e *episode) { e.lose(dbDir) }},
+	{"pack lost", 2, (*episode).losePack},
+	{"flipped bit", 4, (*episode).flipBit},
+	{"rollback of both volumes", 1, func(e *episode) { e.rollBack(walDir, dbDir) }},
+	{"rollback of the WAL volume", 1, func(e *episode) { e.rollBack(walDir) }},
+	{"rollback of the DB volume", 1, func(e *episode) { e.rollBack(dbDir) }},
+	{"torn control storage", 2, (*episode).tornControl},
 }
 
-// step draws one fault, lets it last, and perhaps mends it.
+// episode is one fault at work. Its machine is reserved for it.
+type episode struct {
+	w *world
+	m *machine
+	r *rand.Rand
+	// begun is closed once something was taken away; overlapping faults wait for it.
+	begun func()
+}
+
+func draw(r *rand.Rand, from []fault) *fault {
+	sum := 0
+	for i := range from {
+		sum += from[i].weight
+	}
+	n := r.IntN(sum)
+	for i := range from {
+		if n -= from[i].weight; n < 0 {
+			return &from[i]
+		}
+	}
+	panic("unreachable")
+}
+
+// step draws a fault, or several that overlap, and waits for their ends.
 func (w *world) step() {
-	m := w.machines[w.rng.IntN(len(w.machines))]
-	other := w.machines[w.rng.IntN(len(w.machines))]
-	last := func(most time.Duration) { time.Sleep(time.Duration(w.rng.Int64N(int64(most)))) }
-	switch n := w.rng.IntN(20); {
-	case n < 6:
-		mode := []memfs.Mode{memfs.KillProcess, memfs.LoseAll, memfs.LoseSome, memfs.LoseSome}[w.rng.IntN(4)]
-		power := w.rng.IntN(2) == 0
-		w.logf("crash %s (mode %d, power off %v)", m.name, mode, power)
-		w.crash(m, mode, power)
-		last(15 * time.Second)
-		w.startMachine(m)
-		last(10 * time.Second)
-	case n < 8:
-		w.logf("crash all")
-		for _, m := range w.machines {
-			w.crash(m, memfs.LoseSome, true)
-		}
-		last(5 * time.Second)
-		for _, m := range w.machines {
-			w.startMachine(m)
-		}
-		last(20 * time.Second)
-	case n < 10:
-		w.logf("restart %s", m.name)
-		w.stopMachine(m)
-		w.startMachine(m)
-		last(5 * time.Second)
-	case n < 13 && m != other:
-		w.logf("cut %s -> %s", m.name, other.name)
-		w.net.CutOneWay(m.name, other.name)
-		last(30 * time.Second)
-		if w.rng.IntN(3) > 0 {
-			w.net.HealAll()
-		}
-	case n < 16:
-		w.logf("isolate %s", m.name)
-		w.net.Isolate(m.name)
-		last(40 * time.Second)
-		w.net.Rejoin(m.name)
-		last(5 * time.Second)
-	case n < 18:
-		// A volume may be lost when the others can refill it: one loss at a
-		// time is what is promised.
+	var running sync.WaitGroup
+	grave := w.rng.IntN(4) == 0
+	if grave {
 		w.heal()
 		w.settle()
-		w.logf("%s loses both volumes", m.name)
-		w.crash(m, memfs.LoseAll, true)
-		m.wipe()
-		last(10 * time.Second)
-		w.startMachine(m)
-		last(30 * time.Second)
-	case n < 19:
-		w.logf("the disk of %s is slow", m.name)
-		slow := time.Duration(1+w.rng.IntN(30)) * time.Millisecond
-		m.disk.SetLatency(func(op memfs.Op) time.Duration {
-			if op.Kind == memfs.OpSync {
-				return slow
-			}
-			return 0
-		})
-		last(10 * time.Second)
-		m.disk.SetLatency(nil)
-	default:
-		last(20 * time.Second)
+		begun := make(chan struct{})
+		running.Go(w.episode(draw(w.rng, graveFaults), sync.OnceFunc(func() { close(begun) })))
+		<-begun
+	}
+	// A newcomer joins while other things happen, also while a volume is lost.
+	if len(w.machines) < 5 && w.rng.IntN(12) == 0 {
+		w.join()
+	}
+	n := w.rng.IntN(3)
+	if !grave {
+		n++
+	}
+	for range n {
+		running.Go(w.episode(draw(w.rng, mildFaults), func() {}))
+		time.Sleep(time.Duration(w.rng.Int64N(int64(5 * time.Second))))
+	}
+	running.Wait()
+}
+
+// episode prepares a fault; the returned function carries it out.
+func (w *world) episode(f *fault, begun func()) func() {
+	e := &episode{w: w, r: rand.New(rand.NewPCG(w.rng.Uint64(), 2)), begun: begun}
+	e.m = w.machines[w.rng.IntN(len(w.machines))]
+	w.faults[f.name]++
+	return func() {
+		defer begun()
+		e.m.reserve()
+		defer e.m.release()
+		w.logf("%s: %s ...", f.name, e.m.name)
+		f.run(e)
+		w.logf("%s: %s ends", f.name, e.m.name)
 	}
 }
 
-// heal mends the network and starts whatever is down.
+func (e *episode) last(most time.Duration) { time.Sleep(time.Duration(e.r.Int64N(int64(most)))) }
+
+func (e *episode) other() *machine {
+	for {
+		if m := e.w.machines[e.r.IntN(len(e.w.machines))]; m != e.m {
+			return m
+		}
+	}
+}
+
+func (w *world) join() {
+	w.mu.Lock()
+	m := w.addMachine(w.seed)
+	w.mu.Unlock()
+	w.faults["join"]++
+	w.logf("%s joins", m.name)
+	w.startMachine(m)
+}
+
+func (e *episode) crash() {
+	mode := []memfs.Mode{memfs.KillProcess, memfs.LoseAll, memfs.LoseSome, memfs.LoseSome, memfs.KeepAll}[e.r.IntN(5)]
+	e.w.crash(e.m, mode, e.r.IntN(2) == 0)
+	e.last(15 * time.Second)
+	e.w.startMachine(e.m)
+	e.last(10 * time.Second)
+}
+
+// powerCut cuts the power between two disk operations, such as a write and its
+// sync, or a sync and the acknowledgement.
+func (e *episode) powerCut() {
+	cut := e.m.temper.cutAfter(1 + e.r.IntN(60))
+	select {
+	case <-cut:
+	case <-time.After(20 * time.Second): // it writes too little
+	}
+	e.w.crash(e.m, []memfs.Mode{memfs.LoseAll, memfs.LoseSome}[e.r.IntN(2)], true)
+	e.last(10 * time.Second)
+	e.w.startMachine(e.m)
+	e.last(10 * time.Second)
+}
+
+func (e *episode) powerCutEverywhere() {
+	e.m.release()
+	for _, m := range e.w.machines {
+		m.reserve()
+		e.w.crash(m, memfs.LoseSome, true)
+	}
+	e.last(5 * time.Second)
+	for _, m := range e.w.machines {
+		e.w.startMachine(m)
+		m.release()
+	}
+	e.last(20 * time.Second)
+	e.m.reserve()
+}
+
+func (e *episode) restart() {
+	e.w.stopMachine(e.m)
+	e.w.startMachine(e.m)
+	e.last(5 * time.Second)
+}
+
+func (e *episode) cutOneWay() {
+	to := e.other().name
+	e.w.net.CutOneWay(e.m.name, to)
+	e.last(30 * time.Second)
+	e.w.net.Heal(e.m.name, to)
+}
+
+func (e *episode) isolate() {
+	e.w.net.Isolate(e.m.name)
+	e.last(40 * time.Second)
+	e.w.net.Rejoin(e.m.name)
+	e.last(5 * time.Second)
+}
+
+func (e *episode) partition() {
+	var here, there []string
+	for _, m := range e.w.machines {
+		if e.r.IntN(2) == 0 {
+			here = append(here, m.name)
+		} else {
+			there = append(there, m.name)
+		}
+	}
+	for _, a := range here {
+		for _, b := range there {
+			e.w.net.Cut(a, b)
+		}
+	}
+	e.last(40 * time.Second)
+	for _, a := range here {
+		for _, b := range there {
+			e.w.net.Heal(a, b)
+		}
+	}
+}
+
+func (e *episode) slowLink() {
+	to := e.other().name
+	most := time.Duration(1+e.r.IntN(3000)) * time.Millisecond
+	e.w.net.SetDelayBetween(e.m.name, to, most/10, most)
+	e.last(30 * time.Second)
+	e.w.net.SetDelayBetween(e.m.name, to, leastDelay, mostDelay)
+}
+
+func (e *episode) loseDatagrams() {
+	e.w.net.SetLoss(0.05 + 0.6*e.r.Float64())
+	e.last(40 * time.Second)
+	e.w.net.SetLoss(0)
+}
+
+func (e *episode) moveAddress() {
+	e.w.crash(e.m, memfs.KillProcess, false)
+	e.m.host.Move()
+	e.last(10 * time.Second)
+	e.w.startMachine(e.m)
+}
+
+// pauseProcess stops the process as SIGSTOP or a frozen virtual machine does:
+// nothing gets in or out, and afterwards it goes on with what it believed.
+func (e *episode) pauseProcess() {
+	e.w.setPaused(e.m, true)
+	e.m.temper.pause()
+	e.w.net.Isolate(e.m.name)
+	e.last(40 * time.Second)
+	e.w.net.Rejoin(e.m.name)
+	e.m.temper.resume()
+	e.w.setPaused(e.m, false)
+	e.last(5 * time.Second)
+}
+
+func (w *world) setPaused(m *machine, paused bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	m.paused = paused
+}
+
+func (e *episode) wrongClock() {
+	most := []time.Duration{4 * time.Second, time.Minute, 2 * time.Hour}[e.r.IntN(3)]
+	e.m.clock.Set(time.Duration(e.r.Int64N(int64(2*most))) - most)
+	e.last(40 * time.Second)
+	e.m.clock.Set(0)
+}
+
+func (e *episode) slowDisk() {
+	e.m.temper.setFactor(float64(5 + e.r.IntN(100)))
+	e.last(20 * time.Second)
+	e.m.temper.setFactor(1)
+}
+
+// diskErrors makes one kind of operation fail on one volume, then replaces the
+// cable: the data is as it was.
+func (e *episode) diskErrors(kind memfs.OpKind, times int) {
+	if kind == memfs.OpRead {
+		e.w.expectLoss(e.m) // it cannot know better while it cannot read
+	}
+	volume := []string{walDir, dbDir}[e.r.IntN(2)]
+	e.m.disk.Fail(kind, volume, e.r.IntN(30), times, syscall.EIO)
+	e.last(20 * time.Second)
+	if e.r.IntN(3) == 0 {
+		e.w.crash(e.m, memfs.KillProcess, false)
+		e.last(5 * time.Second)
+		e.w.startMachine(e.m)
+		e.last(5 * time.Second)
+	}
+	e.w.mendDisk(e.m)
+}
+
+// mendDisk ends the faults of a disk, and starts a node again whose storage has
+// failed for good.
+func (w *world) mendDisk(m *machine) {
+	m.disk.Heal()
+	m.disk.SetLatency(m.temper.operation)
+	m.disk.SetCapacity(walDir, 0)
+	m.disk.SetCapacity(dbDir, 0)
+	m.temper.setFactor(1)
+	m.eachRaft(func(d raftFaults) { d.Fail(nil) })
+	if m.failed() {
+		w.logf("%s is started again: its storage failed", m.name)
+		w.crash(m, memfs.KillProcess, false)
+		w.startMachine(m)
+	}
+}
+
+func (e *episode) fullDisk() {
+	volume := []string{walDir, dbDir}[e.r.IntN(2)]
+	free, total, err := e.m.disk.Free(volume)
+	if err != nil {
+		return
+	}
+	e.m.disk.SetCapacity(volume, total-free+uint64(e.r.IntN(1<<20)))
+	e.last(30 * time.Second)
+	if e.r.IntN(2) == 0 {
+		e.w.crash(e.m, memfs.LoseSome, false)
+		e.w.startMachine(e.m)
+		e.last(20 * time.Second)
+	}
+	e.m.disk.SetCapacity(volume, 0)
+	e.last(10 * time.Second)
+}
+
+func (e *episode) controlStorage() {
+	e.m.eachRaft(func(d raftFaults) { d.Fail(syscall.EIO) })
+	e.last(20 * time.Second)
+	e.m.eachRaft(func(d raftFaults) { d.Fail(nil) })
+	e.last(10 * time.Second)
+}
+
+// lose takes volumes away, as a deleted claim does.
+func (e *episode) lose(volumes ...string) {
+	e.w.crash(e.m, memfs.LoseAll, true)
+	e.w.expectLoss(e.m)
+	for _, v := range volumes {
+		e.m.wipe(v)
+	}
+	e.begun()
+	e.last(10 * time.Second)
+	e.w.startMachine(e.m)
+	e.last(30 * time.Second)
+}
+
+func (e *episode) losePack() {
+	dir := packDir
+	files := e.m.list(dir)
+	if len(files) == 0 {
+		return
+	}
+	down := e.r.IntN(2) == 0
+	if down {
+		e.w.crash(e.m, memfs.KillProcess, false)
+	}
+	e.w.expectLoss(e.m)
+	name := files[e.r.IntN(len(files))]
+	_ = e.m.disk.Remove(name)
+	_ = e.m.disk.SyncDir(dir)
+	e.begun()
+	e.last(5 * time.Second)
+	if !down { // a file that is open stays readable until the process ends
+		e.w.crash(e.m, memfs.KillProcess, false)
+	}
+	e.w.startMachine(e.m)
+	e.last(20 * time.Second)
+}
+
+// flipBit damages one bit of the log, a pack or the index.
+func (e *episode) flipBit() {
+	down := e.r.IntN(2) == 0
+	if down {
+		e.w.crash(e.m, memfs.KillProcess, false)
+	}
+	e.w.expectLoss(e.m)
+	for range 10 {
+		dir := []string{walDir, packDir, indexDir}[e.r.IntN(3)]
+		files := e.m.list(dir)
+		if len(files) == 0 {
+			continue
+		}
+		name := files[e.r.IntN(len(files))]
+		st, err := e.m.disk.Stat(name)
+		if err != nil || st.Size() == 0 {
+			continue
+		}
+		at := e.r.Int64N(st.Size())
+		if e.m.disk.FlipBit(name, at, uint(e.r.IntN(8))) == nil {
+			e.w.logf("a bit of %s at %d flips", name, at)
+			break
+		}
+	}
+	e.begun()
+	e.last(20 * time.Second)
+	e.w.startMachine(e.m)
+}
+
+// list names the files of a directory that hold records or the index. The small
+// files beside them are kept twice; see package wal's own tests.
+func (m *machine) list(dir string) (names []string) {
+	entries, err := m.disk.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) || err != nil {
+		return nil
+	}
+	for _, entry := range entries {
+		name := entry.Name()
+		if !entry.IsDir() && (strings.HasSuffix(name, ".seg") || strings.HasSuffix(name, ".pack") || strings.HasSuffix(name, ".ldb") || strings.HasSuffix(name, ".log")) {
+			names = append(names, path.Join(dir, name))
+		}
+	}
+	return names
+}
+
+// rollBack puts volumes back to the state that they had a while ago.
+func (e *episode) rollBack(volumes ...string) {
+	live := e.r.IntN(2) == 0
+	if !live {
+		e.w.stopMachine(e.m)
+	}
+	old := e.m.copyVolumes()
+	if !live {
+		e.w.startMachine(e.m)
+	}
+	e.last(60 * time.Second)
+	e.w.crash(e.m, memfs.LoseSome, true)
+	e.w.expectLoss(e.m)
+	for _, v := range volumes {
+		if v == walDir {
+			e.m.rollBack(walDir, old.wal)
+			e.m.rollBackRaft(old)
+		} else {
+			e.m.rollBack(dbDir, old.db)
+		}
+	}
+	e.begun()
+	e.last(10 * time.Second)
+	e.w.startMachine(e.m)
+	e.last(20 * time.Second)
+}
+
+// tornControl cuts the power in a write of the control table's log, whose last entry is
+// then damaged.
+func (e *episode) tornControl() {
+	e.w.expectLoss(e.m)
+	cut := e.m.temper.cutAfter(1 + e.r.IntN(20))
+	select {
+	case <-cut:
+	case <-time.After(20 * time.Second):
+	}
+	e.m.tear()
+	e.w.crash(e.m, memfs.LoseSome, true)
+	e.begun()
+	e.last(10 * time.Second)
+	e.w.startMachine(e.m)
+	e.last(10 * time.Second)
+}
+
+// heal ends everything that a fault may have left behind.
 func (w *world) heal() {
 	w.net.HealAll()
+	w.net.SetLoss(0)
 	for _, m := range w.machines {
-		if m.node == nil {
-			w.startMachine(m)
-		}
+		m.reserve()
+		m.clock.Set(0)
+		w.mendDisk(m)
+		w.startMachine(m)
+		m.release()
 	}
 }

@@ -161,7 +161,7 @@ func TestJoinThatNeverReturnsIsGivenUp(t *testing.T) {
 		w.crash(lost, memfs.LoseAll, true)
 		time.Sleep(time.Minute)
 		require.NoError(t, leader.put(claim("code://a", "one down")))
-		lost.wipe()
+		lost.wipeBoth()
 		w.startMachine(lost)
 		w.settle()
 		require.NoError(t, leader.put(claim("code://a", "one emptied")))
@@ -227,7 +227,7 @@ func TestSilentReplacementDoesNotHoldUpAnother(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		silent, lost := others[0], others[1]
 		w.crash(silent, memfs.LoseAll, true)
-		silent.wipe()
+		silent.wipeBoth()
 		for _, m := range others[1:] {
 			w.net.Cut(m.name, silent.name)
 		}
@@ -240,7 +240,7 @@ func TestSilentReplacementDoesNotHoldUpAnother(t *testing.T) {
 		w.net.HealAll()
 
 		w.crash(lost, memfs.LoseAll, true)
-		lost.wipe()
+		lost.wipeBoth()
 		w.startMachine(lost)
 		for i := 0; lost.node.Ready() != nil; i++ {
 			require.Less(t, i, 300, "the second one waits for the first: %v", leader.node.Control().ChangeWaitsFor())

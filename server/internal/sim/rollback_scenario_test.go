@@ -8,16 +8,33 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/control/raftmem"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
 // volumes are copies of both volumes of a machine.
 type volumes struct {
 	wal, db map[string][]byte
+	raft    map[string]*raftmem.Disk // on the WAL volume
 }
 
 func (m *machine) copyVolumes() volumes {
-	return volumes{wal: m.snapshot(walDir), db: m.snapshot(dbDir)}
+	v := volumes{wal: m.snapshot(walDir), db: m.snapshot(dbDir), raft: map[string]*raftmem.Disk{}}
+	m.raftMu.Lock()
+	defer m.raftMu.Unlock()
+	for incarnation, disk := range m.raft {
+		c, err := disk.Copy()
+		require.NoError(m.w.t, err)
+		v.raft[incarnation] = c
+	}
+	return v
+}
+
+// rollBackRaft puts the control table's storage back; the machine is down.
+func (m *machine) rollBackRaft(old volumes) {
+	m.raftMu.Lock()
+	defer m.raftMu.Unlock()
+	m.raft = old.raft
 }
 
 // TestQuorumReadsMissNothingAfterAVolumeWasPutBack: a write is acknowledged by n0 and n1 while n2 is cut
@@ -124,4 +141,4 @@ func TestRegrownLogIsStillALoss(t *testing.T) {
 }
 
 // losses is how many losses the machine's log has noted.
-func (m *machine) losses() int { return len(m.node.Store().Health().Damage) }
+func (m *machine) losses() int { return m.node.Store().Health().Losses }

@@ -27,7 +27,7 @@ func TestRefillThatMeetsARottenRecordGetsItFromTheThirdMember(t *testing.T) {
 		time.Sleep(30 * time.Second) // everyone holds everything
 		n1.rot("a rotten record")
 		w.crash(n2, memfs.LoseAll, true)
-		n2.wipe()
+		n2.wipeBoth()
 		time.Sleep(5 * time.Second)
 		w.startMachine(n2)
 		w.settle()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -17,15 +18,21 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/raftmem"
 	"github.com/stemedb/stemedb/server/internal/network/memnet"
 	"github.com/stemedb/stemedb/server/internal/node"
+	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
 const (
-	walDir = "/wal"
-	dbDir  = "/db"
+	walDir   = "/wal"
+	dbDir    = "/db"
+	packDir  = dbDir + "/packs"
+	indexDir = dbDir + "/index"
 	// settleLimit bounds how long a cluster without faults may take until
 	// every node serves, in virtual time.
 	settleLimit = 5 * time.Minute
+	leastDelay  = 100 * time.Microsecond // of the network
+	mostDelay   = 3 * time.Millisecond
+	rootKey     = "steme_test_0123456789abcdef0123456789abcdef0123456789abcdef"
 )
 
 // world is one simulated cluster. Everything happens in one synctest bubble.
@@ -38,14 +45,31 @@ type world struct {
 	mu       sync.Mutex // guards machine.node and machine.proc against the clients
 	// control replaces the intervals of the control table; zero values mean its defaults.
 	control control.Timings
+	// scrub is the interval of comparisons; negative: none.
+	scrub time.Duration
+	seed  uint64
+	keys  map[string]string // raw, by project; set before the clients start
+	// faults counts what happened, by name. supervised: processes that end by
+	// themselves are started again.
+	faults     map[string]int
+	supervised bool
+	history    *history
 }
 
 // machine is one host with its disk. Its process comes and goes.
 type machine struct {
-	w    *world
-	name string
-	host *memnet.Host
-	disk *memfs.Disk
+	w      *world
+	name   string
+	host   *memnet.Host
+	disk   *memfs.Disk
+	temper *temper
+	// turn is held by the one fault that starts and ends the process.
+	turn chan struct{}
+	// paused: the process is stopped and answers nobody; w.mu guards it.
+	paused bool
+	// mayLose: something happened to the volumes since the machine was whole last, so that
+	// it may report a loss.
+	mayLose bool
 	// advertised is the host name that the node gives to the others; empty means name.
 	advertised string
 
@@ -58,8 +82,8 @@ type machine struct {
 }
 
 func newWorld(t *testing.T, seed uint64, nodes int) *world {
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), net: memnet.New(seed), began: time.Now()}
-	w.net.SetDelay(100*time.Microsecond, 3*time.Millisecond)
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), net: memnet.New(seed), began: time.Now(), scrub: 20 * time.Second, seed: seed, faults: map[string]int{}}
+	w.net.SetDelay(leastDelay, mostDelay)
 	for range nodes {
 		w.addMachine(seed)
 	}
@@ -73,7 +97,9 @@ func (w *world) addMachine(seed uint64) *machine {
 	m := &machine{
 		w: w, name: name, host: w.net.Host(name),
 		disk: memfs.New(seed<<8 | uint64(i)), raft: map[string]*raftmem.Disk{},
+		temper: newTemper(seed<<8 | uint64(i)), turn: make(chan struct{}, 1),
 	}
+	m.disk.SetLatency(m.temper.operation)
 	w.machines = append(w.machines, m)
 	return m
 }
@@ -98,17 +124,18 @@ func (m *machine) start() {
 		BindAddr: ":18180", GatewayAddr: ":18181", ReplicationAddr: ":18182", GossipAddr: ":18183",
 		WALDir: walDir, DBDir: dbDir, NodeName: m.name, AdvertiseAddr: m.address(),
 		ClusterJoin: join, ClusterSecrets: []config.Secret{"a secret that all simulated nodes share"},
+		AuthEnabled: true, RootAPIKey: rootKey,
 		ShutdownGrace: time.Second,
 	}
 	n, err := node.Start(context.Background(), cfg, node.Environment{
-		FS: m.disk, Network: m.proc, Clock: &m.clock, RaftStorage: open, Logger: m.w.logger(),
+		FS: m.disk.Process(), Network: m.proc, Clock: &m.clock, RaftStorage: open, Logger: m.w.logger(),
 		Tuning: node.Tuning{
 			// Small segments, so that they are sealed and recycled; what is put
 			// at once has to fit into one, as it does at the real sizes.
-			SegmentSize: 128 << 10, MarkerInterval: 5 * time.Second,
+			SegmentSize: 128 << 10, MarkerInterval: 5 * time.Second, IndexBuffer: 64 << 10,
 			Control: m.w.control,
 			Limits:  cluster.Limits{PullBytes: 32 << 10, MessageBytes: 32 << 10},
-			Cluster: cluster.Timings{ScrubEvery: 20 * time.Second, ScrubSettle: 5 * time.Second, StartWait: 5 * time.Second},
+			Cluster: cluster.Timings{ScrubEvery: m.w.scrub, VerifyEvery: 45 * time.Second, ScrubSettle: 5 * time.Second, StartWait: 5 * time.Second},
 		},
 	})
 	if err != nil {
@@ -137,8 +164,25 @@ func (w *world) crash(m *machine, mode memfs.Mode, powerOff bool) {
 		m.proc.Kill()
 	}
 	m.disk.Crash(mode)
-	m.openRaft() // what the old process still writes is refused
+	m.cutRaft(mode)
+	m.temper.powerOn()
+	m.temper.resume()
 	end.Kill()
+}
+
+// cutRaft ends the old process's writes to Raft's storage. Those under way are
+// stored or lost, as with every disk.
+func (m *machine) cutRaft(mode memfs.Mode) {
+	m.raftMu.Lock()
+	defer m.raftMu.Unlock()
+	for _, disk := range m.raft {
+		disk.CutPower(func() raftmem.Outcome {
+			if mode == memfs.LoseAll || mode == memfs.KillProcess || m.temper.flip() {
+				return raftmem.Lost
+			}
+			return raftmem.Stored
+		})
+	}
 }
 
 func (w *world) stopMachine(m *machine) {
@@ -176,20 +220,117 @@ func (m *machine) openRaft() func(_, incarnation string) (control.RaftStorage, e
 		m.raftMu.Lock()
 		defer m.raftMu.Unlock()
 		if openers[incarnation] == nil {
-			m.raft[incarnation] = raftmem.New()
+			m.raft[incarnation] = m.temper.raftDisk()
 			openers[incarnation] = m.raft[incarnation].Process()
 		}
 		return openers[incarnation]()
 	}
 }
 
-// wipe takes both volumes away; the machine is down.
-func (m *machine) wipe() {
-	m.disk.Wipe(walDir)
-	m.disk.Wipe(dbDir)
+// wipe takes a volume away; the machine is down.
+func (m *machine) wipe(volume string) {
+	m.disk.Wipe(volume)
+	if volume != walDir {
+		return
+	}
 	m.raftMu.Lock()
 	defer m.raftMu.Unlock()
 	m.raft = map[string]*raftmem.Disk{}
+}
+
+func (m *machine) wipeBoth() {
+	m.wipe(walDir)
+	m.wipe(dbDir)
+}
+
+func (m *machine) reserve() { m.turn <- struct{}{} }
+func (m *machine) release() { <-m.turn }
+
+func (m *machine) tryReserve() bool {
+	select {
+	case m.turn <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+// raftFaults is the part of raftmem.Disk that faults use.
+type raftFaults interface{ Fail(error) }
+
+func (m *machine) eachRaft(f func(raftFaults)) {
+	m.raftMu.Lock()
+	defer m.raftMu.Unlock()
+	for _, d := range m.raft {
+		f(d)
+	}
+}
+
+// tear ends the writes to Raft's storage that are under way and damages the last
+// entry of each.
+func (m *machine) tear() {
+	m.raftMu.Lock()
+	defer m.raftMu.Unlock()
+	for _, d := range m.raft {
+		d.CutPower(func() raftmem.Outcome { return raftmem.Torn })
+	}
+}
+
+// ended reports whether the process ended by itself.
+func (m *machine) ended() bool {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	return m.node != nil && m.node.Err() != nil
+}
+
+// failed reports whether the node's storage failed in a way that only a new start ends.
+func (m *machine) failed() bool {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	if !m.up() {
+		return false
+	}
+	h := m.node.Store().Health()
+	return h.State == store.StateFailed || h.State == store.StateIndexFailed
+}
+
+// members are those of the machine's copy of the control table, if it is up.
+func (m *machine) members() []control.Member {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	if !m.up() || m.paused {
+		return nil
+	}
+	return m.node.Control().State().Members
+}
+
+func (w *world) all() []*machine {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.machines)
+}
+
+func (w *world) machine(name string) *machine {
+	for _, m := range w.all() {
+		if m.name == name {
+			return m
+		}
+	}
+	w.t.Fatalf("there is no machine %s", name)
+	return nil
+}
+
+// expectLoss notes that something happened to the volumes of a machine.
+func (w *world) expectLoss(m *machine) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	m.mayLose = true
+}
+
+func (w *world) lossExpected(m *machine) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return m.mayLose
 }
 
 // up tells whether the machine's node has all its parts.
@@ -208,6 +349,8 @@ func (m *machine) up() bool {
 // allReady tells whether every node serves and the table says that all are
 // whole; otherwise why not.
 func (w *world) allReady() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, m := range w.machines {
 		if !m.up() {
 			return fmt.Errorf("%s is down", m.name)
@@ -243,10 +386,15 @@ func (w *world) settleWithin(limit time.Duration) {
 	for {
 		err := w.allReady()
 		if err == nil {
+			w.mu.Lock()
+			for _, m := range w.machines {
+				m.mayLose = false
+			}
+			w.mu.Unlock()
 			return
 		}
 		for _, m := range w.machines {
-			if m.node != nil && m.node.Err() != nil {
+			if !w.supervised && m.ended() {
 				w.t.Fatalf("%s ended by itself: %v", m.name, m.node.Err())
 			}
 		}

@@ -116,6 +116,34 @@ func TestDamagedIndexIsMadeAnew(t *testing.T) {
 	}
 }
 
+// The damage is in tables that no read of the start touches, and the replay of the
+// log's tail makes goleveldb compact them.
+func TestDamageThatAReplayMeetsIsMadeAnewInTheSameStart(t *testing.T) {
+	for seed := range uint64(20) {
+		disk, m := memfs.New(seed), newModel()
+		o := smallOptions(disk)
+		o.MarkerBytes = 1 << 30 // so that the replay is long
+		s := mustOpen(t, o)
+		load(s, m, []*source{newSource(seed)}, 300)
+		drain(t, s)
+		disk.Crash(memfs.KillProcess)
+		_ = s.Close() // its disk is gone
+		entries, err := disk.ReadDir("db/index")
+		require.NoError(t, err)
+		flipped := 0
+		for _, e := range entries {
+			if strings.HasSuffix(e.Name(), ".ldb") {
+				require.NoError(t, disk.FlipBit("db/index/"+e.Name(), int64(100+seed*50), 3))
+				flipped++
+			}
+		}
+		require.Positive(t, flipped)
+		s = mustOpen(t, o)
+		m.check(t, s)
+		require.NoError(t, s.Close())
+	}
+}
+
 // TestLostDBVolume: packs and index are gone. The node starts, is not whole,
 // serves what the WAL volume holds, and has forgotten its cursors.
 func TestLostDBVolume(t *testing.T) {

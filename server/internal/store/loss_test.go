@@ -29,7 +29,7 @@ func lossy(t *testing.T, seed uint64) (*memfs.Disk, *model) {
 }
 
 // setWhole is SetWhole by someone who made good for all that is known to be lost.
-func setWhole(s *Store) error { return s.SetWhole(len(s.Health().Damage)) }
+func setWhole(s *Store) error { return s.SetWhole(s.Health().Losses) }
 
 func removeIndex(t *testing.T, disk *memfs.Disk) {
 	t.Helper()

@@ -16,7 +16,20 @@ import (
 // among them. all is false when the index cannot name all of them, because parts
 // of the log are missing or were damaged before the index had taken them in. It
 // reads the whole index, at Options.ScrubRate.
+//
+// What the disk refused to read and gives again is not damaged. ErrIndexLacks:
+// a start is needed first.
 func (s *Store) DamagedKeys(ctx context.Context) (keys []Key, all bool, err error) {
+	if _, err := s.log.Recheck(); err != nil {
+		return nil, false, err
+	}
+	known, err := s.knownGaps()
+	if err != nil {
+		return nil, false, err
+	}
+	if g, found := uncovered(append(s.log.Missing(), s.log.Damage()...), known); found {
+		return nil, false, fmt.Errorf("%w: %v", ErrIndexLacks, g)
+	}
 	if all, err := s.mendable(); !all {
 		return nil, false, err
 	}

@@ -158,6 +158,9 @@ func (s *Store) openLog() (err error) {
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
+	if _, err := s.log.Recheck(); err != nil {
+		s.logger.Warn("what the disk gives again could not be noted; the next start looks again", "error", err)
+	}
 	return nil
 }
 
@@ -168,6 +171,24 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := s.dropBallast(); err != nil {
 		return err
 	}
+	err = s.bringUp(ctx)
+	if damagedIndex(err) {
+		// Damage in a table is met only when something reads it: here, in a
+		// compaction that the replay caused. The next openIndex begins anew.
+		if err := s.noteRebuild(); err != nil {
+			return err
+		}
+		s.forget()
+		err = s.bringUp(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	return s.register(s.opts.Registerer)
+}
+
+// bringUp opens the index and takes in what the log holds beyond it.
+func (s *Store) bringUp(ctx context.Context) error {
 	if err := s.openIndex(); err != nil {
 		return err
 	}
@@ -177,10 +198,16 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := s.replay(ctx); err != nil {
 		return err
 	}
-	if err := s.noteLoss(); err != nil {
-		return err
-	}
-	return s.register(s.opts.Registerer)
+	return s.noteLoss()
+}
+
+// forget drops everything in memory that was read from the index.
+func (s *Store) forget() {
+	clear(s.subjects)
+	clear(s.cursors)
+	clear(s.witnesses)
+	s.marker, s.applied, s.assertions = 0, 0, 0
+	s.barrierKey = nil
 }
 
 // openIndex opens goleveldb, or makes it anew when it cannot be trusted.

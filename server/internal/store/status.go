@@ -34,7 +34,7 @@ func (s *Store) SetClusterID(id string) error { return s.log.SetClusterID(id) }
 // WAL volume, taken away by any loss and given by SetWhole.
 func (s *Store) Whole() bool { return s.log.Whole() }
 
-// SetWhole writes that note. losses is how many Health listed when the caller
+// SetWhole writes that note. losses is what Health counted when the caller
 // began to make good for them: with one more it is wal.ErrMoreLost. The node
 // does not become whole before the log holds that the cursors were forgotten
 // after the last loss.
@@ -50,7 +50,7 @@ func (s *Store) Packs() []wal.Pack { return s.log.Packs() }
 
 // Health is the condition of log and index.
 func (s *Store) Health() Health {
-	h := Health{State: StateOK, Whole: s.log.Whole(), Damage: append(s.log.Missing(), s.log.Damage()...)}
+	h := Health{State: StateOK, Whole: s.log.Whole(), Damage: append(s.log.Missing(), s.log.Damage()...), Losses: s.log.Losses()}
 	state, err := s.log.State()
 	s.mu.Lock()
 	failure := s.failure

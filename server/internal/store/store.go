@@ -46,6 +46,9 @@ var (
 	// ErrIndexFailed: goleveldb reported damage or its disk failed. Sticky
 	// until the process restarts, which makes the index anew when needed.
 	ErrIndexFailed = errors.New("the index failed; a restart rebuilds it from the log")
+	// ErrIndexLacks: a part of the log could not be read when the index took it in,
+	// and can be read now. The next Open makes the index anew.
+	ErrIndexLacks = errors.New("the index lacks a part of the log that can be read again; a restart mends that")
 	// ErrClosed: Close was called.
 	ErrClosed = errors.New("the store is closed")
 )
@@ -203,8 +206,9 @@ type Health struct {
 	Err error
 	// Whole is false after a loss, until SetWhole.
 	Whole bool
-	// Damage lists what of the log cannot be read.
+	// Damage lists what of the log cannot be read; Losses counts the findings so far.
 	Damage []wal.Range
+	Losses int
 }
 
 // Stats are figures for metrics and status pages.

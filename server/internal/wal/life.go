@@ -54,7 +54,7 @@ func (l *Log) NoteRollback(known Position, why string) error {
 	lost := Range{From: end, To: to, Reason: why}
 	l.log.Error("the WAL volume was put back to an older state: what was written since is lost on this node", "ends_at", end, "reached", known, "reason", why)
 	err := l.update(func(m *manifest) {
-		m.Lost = append(m.Lost, lost)
+		m.lose(lost)
 		m.LastLoss = max(m.LastLoss, to)
 		m.Whole, m.RolledBack = false, true
 		m.forgetOpenings()

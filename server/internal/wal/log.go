@@ -270,7 +270,7 @@ func (l *Log) State() (s State, err error) {
 // volume or bytes were found missing or damaged, until SetWhole.
 func (l *Log) Whole() bool { return l.manifest.Load().Whole }
 
-// SetWhole sets the flag durably. losses is how many Missing and Damage listed
+// SetWhole sets the flag durably. losses is what Losses was
 // when the caller began to make good for them: if one more was found since, the
 // log is not whole, and SetWhole returns ErrMoreLost.
 func (l *Log) SetWhole(losses int) error {
@@ -279,7 +279,7 @@ func (l *Log) SetWhole(losses int) error {
 	}
 	more := false
 	err := l.update(func(m *manifest) {
-		more = len(m.Lost)+len(m.Damaged) > losses
+		more = m.losses() > losses
 		if m.Whole = !more; m.Whole {
 			m.MadeGood = slices.Concat(m.Lost, m.Damaged)
 		}

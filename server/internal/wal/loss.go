@@ -1,6 +1,9 @@
 package wal
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+)
 
 // What is lost or damaged, who finds it, and what the log tells of it.
 
@@ -35,14 +38,90 @@ func (l *Log) LastLoss() Position { return l.manifest.Load().LastLoss }
 // end, and returns them.
 func (m *manifest) damage(found []Range, end Position) (fresh []Range) {
 	for _, r := range found {
-		if !knows(m.Damaged, r) {
+		if knows(m.Damaged, r) {
+			continue
+		}
+		m.Found = m.losses() + 1
+		m.LastLoss = max(m.LastLoss, end)
+		m.Whole = false
+		if !m.widen(r) {
 			fresh = append(fresh, r)
 			m.Damaged = append(m.Damaged, r)
-			m.LastLoss = max(m.LastLoss, end)
-			m.Whole = false
 		}
 	}
 	return fresh
+}
+
+// widen makes one range of r and an unread one that it overlaps: while a disk
+// cannot be read, each attempt ends at another place.
+func (m *manifest) widen(r Range) bool {
+	if !r.Unread {
+		return false
+	}
+	for i := range m.Damaged {
+		if k := &m.Damaged[i]; k.Unread && k.From < r.To && r.From < k.To {
+			k.From, k.To = min(k.From, r.From), max(k.To, r.To)
+			return true
+		}
+	}
+	return false
+}
+
+// lose adds a range that is not known yet.
+func (m *manifest) lose(r Range) {
+	m.Found = m.losses() + 1
+	m.Lost = append(m.Lost, r)
+}
+
+// losses is how many findings there were so far. A manifest of an earlier release
+// does not count them.
+func (m *manifest) losses() int { return max(m.Found, len(m.Lost)+len(m.Damaged)) }
+
+// Losses counts the findings of Missing and Damage so far.
+func (l *Log) Losses() int { return l.manifest.Load().losses() }
+
+// Recheck reads what the disk refused to read before. What checks now is damaged no
+// more: an outage of storage is no loss. The wholeness does not come back by
+// that. It returns what can be read again.
+func (l *Log) Recheck() (readable []Range, err error) {
+	_, damaged := l.Outstanding()
+	for _, r := range damaged {
+		if r.Unread && l.checks(r) {
+			readable = append(readable, r)
+		}
+	}
+	if len(readable) == 0 {
+		return nil, nil
+	}
+	err = l.update(func(m *manifest) {
+		m.Found = m.losses()
+		m.Damaged = slices.DeleteFunc(m.Damaged, func(r Range) bool { return slices.Contains(readable, r) })
+	})
+	if err != nil {
+		return nil, fmt.Errorf("note what can be read again: %w", err)
+	}
+	for _, r := range readable {
+		l.log.Info("a part of the log that the disk could not read is readable again, and nothing of it is lost", "from", r.From, "to", r.To)
+	}
+	return readable, nil
+}
+
+// checks reports whether every frame of the range checks.
+func (l *Log) checks(r Range) bool {
+	v, ok := l.acquire(r.From.Segment())
+	if !ok {
+		return false
+	}
+	defer l.releaseView(v)
+	if v.src == nil || v.seg.seq != r.From.Segment() {
+		return false
+	}
+	w := window{r: v.src.file, salt: v.seg.salt, seq: v.seg.seq, limit: int64(v.end)}
+	whole := true
+	at := w.walk(int64(r.From.Offset()), int64(r.To.Offset()),
+		func(int64, frame) bool { return true },
+		func(int64, int64) bool { whole = false; return false })
+	return whole && at == int64(r.To.Offset())
 }
 
 // knows tells whether r lies in a range found before.
@@ -53,6 +132,7 @@ func knows(known []Range, r Range) bool {
 func damagedRange(seq uint32, from, to int64, readErr error) Range {
 	r := Range{From: makePosition(seq, uint32(from)), To: makePosition(seq, uint32(to)), Reason: "checksum"}
 	if readErr != nil {
+		r.Unread = true
 		r.Reason = "the disk could not read it: " + readErr.Error()
 	}
 	return r
@@ -85,7 +165,7 @@ func (r *recovery) lose(x Range) {
 	}
 	r.l.log.Error("a part of the log is lost: this node is not whole until its peers have filled it again",
 		"from", x.From, "to", x.To, "reason", x.Reason)
-	r.m.Lost = append(r.m.Lost, x)
+	r.m.lose(x)
 	r.m.Whole = false
 	r.found = true
 }
@@ -93,6 +173,7 @@ func (r *recovery) lose(x Range) {
 // regain forgets the loss of a file that is there again. The wholeness does not
 // come back by that.
 func (r *recovery) regain(seq uint32) {
+	r.m.Found = r.m.losses()
 	r.m.Lost = slices.DeleteFunc(r.m.Lost, func(x Range) bool {
 		return x.From == makePosition(seq, 0) && x.To == makePosition(seq+1, 0)
 	})

@@ -174,3 +174,45 @@ func TestMissingTailOnAFullDisk(t *testing.T) {
 		require.NoError(t, l.Close())
 	})
 }
+
+// A disk that cannot be read for a while loses nothing: what it gives again is not
+// damaged, and the log can be called whole without anything being made good.
+func TestAnOutageOfStorageIsNoLoss(t *testing.T) {
+	for _, when := range []string{"while the log is open", "at the next start"} {
+		t.Run(when, func(t *testing.T) {
+			d := memfs.New(1)
+			l := mustOpen(t, small(d))
+			all := fill(t, l, 0, 300)
+			d.Fail(memfs.OpRead, "", 0, -1, syscall.EIO)
+			for range 3 {
+				_, _, err := scanAll(l, 0)
+				require.NoError(t, err)
+				fill(t, l, 1000, 2) // the unreadable part ends at another place
+			}
+			require.False(t, l.Whole())
+			require.NotEmpty(t, l.Damage())
+			require.LessOrEqual(t, len(l.Damage()), len(l.manifest.Load().Segments), "one range for each segment")
+			readable, err := l.Recheck()
+			require.NoError(t, err)
+			require.Empty(t, readable, "the disk is still out")
+			losses := l.Losses()
+			d.Heal()
+			if when == "at the next start" {
+				require.NoError(t, l.Close())
+				l = mustOpen(t, small(d))
+			}
+			readable, err = l.Recheck()
+			require.NoError(t, err)
+			require.NotEmpty(t, readable)
+			require.Empty(t, l.Damage())
+			require.False(t, l.Whole(), "that is for whoever made sure of the rest")
+			require.Equal(t, losses, l.Losses(), "what was found is not forgotten")
+			require.NoError(t, l.SetWhole(losses))
+			es, gaps, err := scanAll(l, 0)
+			require.NoError(t, err)
+			require.Empty(t, gaps)
+			require.GreaterOrEqual(t, len(es), len(all))
+			require.NoError(t, l.Close())
+		})
+	}
+}

@@ -39,6 +39,9 @@ type manifest struct {
 	// take the wholeness away a second time.
 	Lost    []Range `json:"lost,omitempty"`
 	Damaged []Range `json:"damaged,omitempty"`
+	// Found counts the findings of Lost and Damaged, those too that were merged
+	// into another or taken back.
+	Found int `json:"found,omitempty"`
 	// MadeGood are those of Lost and Damaged that were known at the latest
 	// SetWhole.
 	MadeGood []Range `json:"made_good,omitempty"`

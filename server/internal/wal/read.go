@@ -161,7 +161,7 @@ func (l *Log) scanSegment(v view, from, end Position, buf *[]byte, left *int, fn
 	start := makePosition(v.seg.seq, headerSize)
 	if v.seg.seq > from.Segment() {
 		if l.overlapsLost(from, start) {
-			return start, &Gap{Range{from, start, "lost"}, true}
+			return start, &Gap{Range{From: from, To: start, Reason: "lost"}, true}
 		}
 		return start, nil // a number that was never used
 	}
@@ -174,7 +174,7 @@ func (l *Log) scanSegment(v view, from, end Position, buf *[]byte, left *int, fn
 		default:
 		}
 		to := min(after, end)
-		return to, &Gap{Range{from, to, "lost"}, true}
+		return to, &Gap{Range{From: from, To: to, Reason: "lost"}, true}
 	}
 	if from >= stop {
 		return min(after, end), nil

@@ -60,7 +60,7 @@ func (l *Log) firstManifest(s *settled) (*manifest, error) {
 	m.Whole = false
 	next := uint32(1)
 	lose := func(to uint32, why string) {
-		m.Lost = append(m.Lost, Range{makePosition(next, 0), makePosition(to, 0), why})
+		m.lose(Range{From: makePosition(next, 0), To: makePosition(to, 0), Reason: why})
 	}
 	for _, seq := range numbers {
 		p, err := l.adoptPack(seq)
@@ -278,7 +278,7 @@ func (r *recovery) openPacks() error {
 				return fmt.Errorf("check pack %d: %w", p.Seq, err)
 			}
 		} else {
-			r.lose(Range{makePosition(p.Seq, 0), makePosition(p.Seq+1, 0), "the pack is not there"})
+			r.lose(Range{From: makePosition(p.Seq, 0), To: makePosition(p.Seq+1, 0), Reason: "the pack is not there"})
 		}
 		l.segments = append(l.segments, s)
 	}
@@ -303,7 +303,7 @@ func (r *recovery) checkPack(f vfs.File, p manifestPack) error {
 	}
 	if size < int64(p.End) {
 		from := uint32(size) &^ 7
-		r.damage([]Range{{makePosition(p.Seq, from), makePosition(p.Seq, p.End), "the pack was cut short"}})
+		r.damage([]Range{{From: makePosition(p.Seq, from), To: makePosition(p.Seq, p.End), Reason: "the pack was cut short"}})
 	}
 	return nil
 }
@@ -324,7 +324,7 @@ func (r *recovery) openSegments() error {
 			case r.neverUsed(m):
 				l.log.Info("a segment that was prepared and never used is not there", "segment", m.Seq)
 			default:
-				r.lose(Range{makePosition(m.Seq, 0), makePosition(m.Seq+1, 0), "the segment is not there"})
+				r.lose(Range{From: makePosition(m.Seq, 0), To: makePosition(m.Seq+1, 0), Reason: "the segment is not there"})
 				l.segments = append(l.segments, &segment{seq: m.Seq, salt: m.Salt, end: max(m.End, headerSize), rotated: true})
 			}
 			continue

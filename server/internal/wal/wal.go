@@ -52,6 +52,9 @@ type Range struct {
 	To   Position `json:"to"`
 	// Reason says what happened to it, for people.
 	Reason string `json:"reason"`
+	// Unread: the disk gave an error, and not wrong bytes, so that the part may be
+	// readable later (Log.Recheck).
+	Unread bool `json:"unread,omitempty"`
 }
 
 func (r Range) String() string { return fmt.Sprintf("[%v, %v) %s", r.From, r.To, r.Reason) }

@@ -28,7 +28,26 @@ type Disk struct {
 	failing   error
 	full      error // of snapshots
 	rotting   func(*raft.Log) bool
+	latency   func() time.Duration
+	underWay  []*write // in the order in which they began
 }
+
+// write is a write that waits for the disk.
+type write struct {
+	f    func() error
+	logs []*raft.Log // that it stores, if it does
+}
+
+// Outcome is the fate of a write that a power cut interrupts.
+type Outcome int
+
+// The outcomes. After Torn, the last entry that was to be stored has a flipped bit;
+// a write that stores no entries is lost then.
+const (
+	Lost Outcome = iota
+	Stored
+	Torn
+)
 
 // kept is how many snapshots stay, as on a real disk.
 const kept = 2
@@ -67,6 +86,77 @@ func (d *Disk) Open() *Storage {
 func (d *Disk) open() *Storage {
 	d.opened++
 	return &Storage{disk: d, start: d.opened}
+}
+
+// SetLatency makes each write take as long as f says; nil makes it immediate.
+func (d *Disk) SetLatency(f func() time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.latency = f
+}
+
+// CutPower decides about the writes that are under way; those after one that is
+// not stored are lost. None of their callers gets an answer of success: call
+// Process or Open next.
+func (d *Disk) CutPower(draw func() Outcome) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, w := range d.underWay {
+		outcome := draw()
+		if outcome == Lost {
+			break
+		}
+		if err := w.f(); err != nil || outcome != Torn {
+			continue
+		}
+		if n := len(w.logs); n > 0 {
+			torn := *w.logs[n-1]
+			flip(&torn)
+			_ = d.logs.StoreLog(&torn) // an InmemStore never fails
+		}
+		break
+	}
+	d.opened++
+}
+
+// Copy returns a copy of what is stored, as a snapshot of the volume holds it.
+func (d *Disk) Copy() (*Disk, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := New()
+	c.snapshots, c.latency = slices.Clone(d.snapshots), d.latency
+	first, err := d.logs.FirstIndex()
+	if err != nil {
+		return nil, err
+	}
+	last, err := d.logs.LastIndex()
+	if err != nil {
+		return nil, err
+	}
+	for i := first; i <= last; i++ {
+		var e raft.Log
+		if err := d.logs.GetLog(i, &e); errors.Is(err, raft.ErrLogNotFound) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		if err := c.logs.StoreLog(&e); err != nil {
+			return nil, err
+		}
+	}
+	for _, key := range [][]byte{[]byte("CurrentTerm"), []byte("LastVoteTerm"), []byte("LastVoteCand")} {
+		if value, err := d.logs.Get(key); err == nil { // it says "not found" otherwise
+			if err := c.logs.Set(key, value); err != nil {
+				return nil, err
+			}
+		}
+		if number, _ := d.logs.GetUint64(key); number != 0 { // it never fails
+			if err := c.logs.SetUint64(key, number); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return c, nil
 }
 
 // FailSnapshots makes later snapshots fail; nil lets them work again.
@@ -173,15 +263,25 @@ type Storage struct {
 	closed bool
 }
 
-// write runs f unless the storage is closed, stale or failing.
-func (s *Storage) write(f func() error) error {
-	s.disk.mu.Lock()
-	defer s.disk.mu.Unlock()
+// write runs f unless the storage is closed, stale or failing. logs are the entries
+// that f stores, if it does.
+func (s *Storage) write(f func() error, logs ...*raft.Log) error {
+	d := s.disk
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if latency := d.latency; latency != nil {
+		w := &write{f, logs}
+		d.underWay = append(d.underWay, w)
+		d.mu.Unlock()
+		time.Sleep(latency())
+		d.mu.Lock()
+		d.underWay = slices.DeleteFunc(d.underWay, func(other *write) bool { return other == w })
+	}
 	switch {
-	case s.closed || s.disk.opened != s.start:
+	case s.closed || d.opened != s.start:
 		return errStale
-	case s.disk.failing != nil:
-		return s.disk.failing
+	case d.failing != nil:
+		return d.failing
 	}
 	return f()
 }
@@ -229,7 +329,7 @@ func (l logs) StoreLogs(e []*raft.Log) error {
 			}
 		}
 		return l.s.disk.logs.StoreLogs(stored)
-	})
+	}, e...)
 }
 
 func (l logs) DeleteRange(first, last uint64) error {

@@ -90,10 +90,14 @@ func (d *Disk) SetLatency(f func(Op) time.Duration) {
 }
 
 // SetCapacity makes dir a volume of so many bytes. Files take whole 4 KiB
-// pages. What is there already stays when it is more.
+// pages. What is there already stays when it is more. 0 takes the limit away.
 func (d *Disk) SetCapacity(dir string, bytes uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if bytes == 0 {
+		delete(d.volumes, strings.Join(split(dir), "/"))
+		return
+	}
 	d.volumes[strings.Join(split(dir), "/")] = bytes
 }
 
@@ -219,14 +223,23 @@ func (d *Disk) crashNode(n *node, mode Mode, keep float64, seen map[*node]bool) 
 
 // begin is the start of every operation: latency, power, faults. It returns
 // with the disk locked, or with an error.
-func (d *Disk) begin(op Op) (unlock func(), err error) {
+func (v *view) begin(op Op) (unlock func(), err error) {
+	d := v.d
 	d.mu.Lock()
+	epoch := v.epoch
+	if epoch == anyEpoch {
+		epoch = d.epoch
+	}
 	if f := d.latency; f != nil {
 		d.mu.Unlock()
 		time.Sleep(f(op))
 		d.mu.Lock()
 	}
-	if err := d.gate(op); err != nil {
+	err = ErrPowerCut
+	if epoch == d.epoch {
+		err = d.gate(op)
+	}
+	if err != nil {
 		d.mu.Unlock()
 		return nil, err
 	}

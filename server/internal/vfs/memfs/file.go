@@ -22,11 +22,7 @@ type file struct {
 var _ vfs.File = (*file)(nil)
 
 func (f *file) begin(kind OpKind) (func(), error) {
-	unlock, err := f.d.begin(Op{kind, f.name})
-	if err == nil && f.epoch != f.d.epoch {
-		unlock()
-		err = ErrPowerCut
-	}
+	unlock, err := (&view{f.d, f.epoch}).begin(Op{kind, f.name})
 	if err == nil && f.closed {
 		unlock()
 		err = fs.ErrClosed

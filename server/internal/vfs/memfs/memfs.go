@@ -27,8 +27,10 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
-// Disk is a simulated disk. It implements vfs.FS.
+// Disk is a simulated disk. It implements vfs.FS, for callers that outlive
+// crashes; a simulated process uses Process.
 type Disk struct {
+	view
 	mu      sync.Mutex
 	rng     *rand.Rand
 	root    *node
@@ -46,14 +48,33 @@ type Disk struct {
 
 var _ vfs.FS = (*Disk)(nil)
 
+// view is the disk as a process sees it: with the Crash that ends the process
+// every operation begins to fail, also one that is waiting for the disk.
+type view struct {
+	d     *Disk
+	epoch int // that of the process; anyEpoch outlives crashes
+}
+
+const anyEpoch = -1
+
+// Process returns the disk for a process that starts now and that the next
+// Crash ends.
+func (d *Disk) Process() vfs.FS {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return &view{d, d.epoch}
+}
+
 // New returns an empty disk. The seed decides what crashes keep.
 func New(seed uint64) *Disk {
-	return &Disk{
+	d := &Disk{
 		rng:     rand.New(rand.NewPCG(seed, 0x5eed)),
 		root:    newDir(),
 		locks:   map[string]*lock{},
 		volumes: map[string]uint64{},
 	}
+	d.view = view{d, anyEpoch}
+	return d
 }
 
 // node is a file or a directory.
@@ -138,17 +159,17 @@ func (c *change) apply() {
 }
 
 // OpenFile implements vfs.FS.
-func (d *Disk) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
+func (v *view) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
 	kind := OpOpen
 	if flag&(syscall.O_CREAT|syscall.O_TRUNC) != 0 {
 		kind = OpCreate
 	}
-	unlock, err := d.begin(Op{kind, name})
+	unlock, err := v.begin(Op{kind, name})
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
 	defer unlock()
-	n, parent, base, err := d.find("open", name)
+	n, parent, base, err := v.d.find("open", name)
 	switch {
 	case err != nil:
 		return nil, err
@@ -160,47 +181,47 @@ func (d *Disk) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, erro
 		return nil, &fs.PathError{Op: "open", Path: name, Err: syscall.EEXIST}
 	case n == nil:
 		n = &node{mtime: time.Now()}
-		d.change(edit{parent, base, n})
+		v.d.change(edit{parent, base, n})
 	case flag&syscall.O_TRUNC != 0:
 		n.file.truncate(0)
 	}
-	d.open++
-	return &file{d: d, n: n, name: name, flag: flag, epoch: d.epoch}, nil
+	v.d.open++
+	return &file{d: v.d, n: n, name: name, flag: flag, epoch: v.d.epoch}, nil
 }
 
 // Rename implements vfs.FS.
-func (d *Disk) Rename(oldname, newname string) error {
-	unlock, err := d.begin(Op{OpRename, oldname})
+func (v *view) Rename(oldname, newname string) error {
+	unlock, err := v.begin(Op{OpRename, oldname})
 	if err != nil {
 		return &fs.PathError{Op: "rename", Path: oldname, Err: err}
 	}
 	defer unlock()
-	n, oldDir, oldBase, err := d.find("rename", oldname)
+	n, oldDir, oldBase, err := v.d.find("rename", oldname)
 	if err != nil {
 		return err
 	}
 	if n == nil || oldDir == nil {
 		return &fs.PathError{Op: "rename", Path: oldname, Err: syscall.ENOENT}
 	}
-	_, newDir, newBase, err := d.find("rename", newname)
+	_, newDir, newBase, err := v.d.find("rename", newname)
 	if err != nil {
 		return err
 	}
 	if oldDir == newDir && oldBase == newBase {
 		return nil
 	}
-	d.change(edit{oldDir, oldBase, nil}, edit{newDir, newBase, n})
+	v.d.change(edit{oldDir, oldBase, nil}, edit{newDir, newBase, n})
 	return nil
 }
 
 // Remove implements vfs.FS.
-func (d *Disk) Remove(name string) error {
-	unlock, err := d.begin(Op{OpRemove, name})
+func (v *view) Remove(name string) error {
+	unlock, err := v.begin(Op{OpRemove, name})
 	if err != nil {
 		return &fs.PathError{Op: "remove", Path: name, Err: err}
 	}
 	defer unlock()
-	n, parent, base, err := d.find("remove", name)
+	n, parent, base, err := v.d.find("remove", name)
 	if err != nil {
 		return err
 	}
@@ -210,18 +231,18 @@ func (d *Disk) Remove(name string) error {
 	if n.dir && len(n.names) > 0 {
 		return &fs.PathError{Op: "remove", Path: name, Err: syscall.ENOTEMPTY}
 	}
-	d.change(edit{parent, base, nil})
+	v.d.change(edit{parent, base, nil})
 	return nil
 }
 
 // MkdirAll implements vfs.FS; new directories are durable at once.
-func (d *Disk) MkdirAll(dir string, _ fs.FileMode) error {
-	unlock, err := d.begin(Op{OpMkdir, dir})
+func (v *view) MkdirAll(dir string, _ fs.FileMode) error {
+	unlock, err := v.begin(Op{OpMkdir, dir})
 	if err != nil {
 		return &fs.PathError{Op: "mkdir", Path: dir, Err: err}
 	}
 	defer unlock()
-	n := d.root
+	n := v.d.root
 	for _, el := range split(dir) {
 		next := n.names[el]
 		if next == nil {
@@ -237,13 +258,13 @@ func (d *Disk) MkdirAll(dir string, _ fs.FileMode) error {
 }
 
 // ReadDir implements vfs.FS.
-func (d *Disk) ReadDir(dir string) ([]fs.DirEntry, error) {
-	unlock, err := d.begin(Op{OpOpen, dir})
+func (v *view) ReadDir(dir string) ([]fs.DirEntry, error) {
+	unlock, err := v.begin(Op{OpOpen, dir})
 	if err != nil {
 		return nil, &fs.PathError{Op: "readdir", Path: dir, Err: err}
 	}
 	defer unlock()
-	n, _, _, err := d.find("readdir", dir)
+	n, _, _, err := v.d.find("readdir", dir)
 	if err != nil {
 		return nil, err
 	}
@@ -259,13 +280,13 @@ func (d *Disk) ReadDir(dir string) ([]fs.DirEntry, error) {
 }
 
 // Stat implements vfs.FS.
-func (d *Disk) Stat(name string) (fs.FileInfo, error) {
-	unlock, err := d.begin(Op{OpOpen, name})
+func (v *view) Stat(name string) (fs.FileInfo, error) {
+	unlock, err := v.begin(Op{OpOpen, name})
 	if err != nil {
 		return nil, &fs.PathError{Op: "stat", Path: name, Err: err}
 	}
 	defer unlock()
-	n, _, base, err := d.find("stat", name)
+	n, _, base, err := v.d.find("stat", name)
 	if err != nil {
 		return nil, err
 	}
@@ -276,13 +297,13 @@ func (d *Disk) Stat(name string) (fs.FileInfo, error) {
 }
 
 // SyncDir implements vfs.FS.
-func (d *Disk) SyncDir(dir string) error {
-	unlock, err := d.begin(Op{OpSyncDir, dir})
+func (v *view) SyncDir(dir string) error {
+	unlock, err := v.begin(Op{OpSyncDir, dir})
 	if err != nil {
 		return &fs.PathError{Op: "syncdir", Path: dir, Err: err}
 	}
 	defer unlock()
-	n, _, _, err := d.find("syncdir", dir)
+	n, _, _, err := v.d.find("syncdir", dir)
 	if err != nil {
 		return err
 	}
@@ -297,26 +318,26 @@ func (d *Disk) SyncDir(dir string) error {
 }
 
 // Lock implements vfs.FS. A crash releases all locks.
-func (d *Disk) Lock(name string) (io.Closer, error) {
-	unlock, err := d.begin(Op{OpOpen, name})
+func (v *view) Lock(name string) (io.Closer, error) {
+	unlock, err := v.begin(Op{OpOpen, name})
 	if err != nil {
 		return nil, &fs.PathError{Op: "lock", Path: name, Err: err}
 	}
 	defer unlock()
-	n, parent, base, err := d.find("lock", name)
+	n, parent, base, err := v.d.find("lock", name)
 	if err != nil {
 		return nil, err
 	}
 	if n == nil {
-		d.change(edit{parent, base, &node{mtime: time.Now()}})
+		v.d.change(edit{parent, base, &node{mtime: time.Now()}})
 	}
 	key := strings.Join(split(name), "/")
-	if d.locks[key] != nil {
+	if v.d.locks[key] != nil {
 		return nil, fmt.Errorf("%s: %w", name, vfs.ErrLocked)
 	}
-	d.open++
-	d.locks[key] = &lock{d: d, key: key}
-	return d.locks[key], nil
+	v.d.open++
+	v.d.locks[key] = &lock{d: v.d, key: key}
+	return v.d.locks[key], nil
 }
 
 type lock struct {
@@ -335,14 +356,14 @@ func (l *lock) Close() error {
 }
 
 // Free implements vfs.FS. Without SetCapacity a volume has 1 TiB.
-func (d *Disk) Free(dir string) (freeBytes, totalBytes uint64, err error) {
-	unlock, err := d.begin(Op{OpOpen, dir})
+func (v *view) Free(dir string) (freeBytes, totalBytes uint64, err error) {
+	unlock, err := v.begin(Op{OpOpen, dir})
 	if err != nil {
 		return 0, 0, &fs.PathError{Op: "statfs", Path: dir, Err: err}
 	}
 	defer unlock()
-	vol, total := d.volume(dir)
-	used := d.used(vol)
+	vol, total := v.d.volume(dir)
+	used := v.d.used(vol)
 	return total - min(used, total), total, nil
 }
 
