@@ -190,7 +190,8 @@ func (w *world) stopMachine(m *machine) {
 	if end == nil {
 		return
 	}
-	if err := end.Shutdown(context.Background()); err != nil {
+	ended := end.Err() // by itself, because of a fault
+	if err := end.Shutdown(context.Background()); err != nil && ended == nil {
 		w.t.Errorf("%s does not stop cleanly: %v", m.name, err)
 	}
 	m.proc.Kill()
