@@ -130,7 +130,7 @@ var codeTable = map[string]codeInfo{
 	cluster.CodeStorageFailed:    {503, "The node's storage failed"},
 	cluster.CodeUnconfirmed:      {503, "The node does not know the members and keys yet"},
 	cluster.CodeNotMember:        {503, "The node is not a member of a cluster"},
-	cluster.CodeNotWhole:         {503, "The node is being refilled"},
+	cluster.CodeNotWhole:         {503, "The node does not hold everything"},
 	cluster.CodeTooFewWhole:      {503, "Too few members hold everything"},
 	cluster.CodePeersUnreachable: {503, "Too few members answered"},
 	cluster.CodeCatchingUp:       {503, "The node is catching up"},

@@ -73,6 +73,8 @@ type Options struct {
 	WALDir, DBDir string
 	// NodeName is the name of this node; volumes of another one are refused.
 	NodeName string
+	// Members is how many members the cluster is expected to have (see wal.Options).
+	Members int
 
 	// SegmentSize, Reserve and ReserveHigh are the log's (see wal.Options).
 	SegmentSize          int64

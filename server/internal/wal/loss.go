@@ -1,6 +1,10 @@
 package wal
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/stemedb/stemedb/server/internal/remedy"
+)
 
 // What is lost or damaged, who finds it, and what the log tells of it.
 
@@ -83,8 +87,8 @@ func (r *recovery) lose(x Range) {
 	if knows(r.m.Lost, x) {
 		return
 	}
-	r.l.log.Error("a part of the log is lost: this node is not whole until its peers have filled it again",
-		"from", x.From, "to", x.To, "reason", x.Reason)
+	r.l.log.Error("a part of the log is lost: this node is not whole",
+		"from", x.From, "to", x.To, "reason", x.Reason, "remedy", remedy.Lost(r.l.opts.Members, r.l.opts.Node))
 	r.m.Lost = append(r.m.Lost, x)
 	r.m.Whole = false
 	r.found = true
