@@ -223,12 +223,18 @@ func (c *Cluster) Incomplete() string {
 	if !ok || m.Whole && c.store.Whole() {
 		return ""
 	}
-	lost := "records"
-	if outstanding := c.store.Outstanding(); len(outstanding) > 0 {
-		lost = fmt.Sprintf("%d parts of its log, the first of them %v", len(outstanding), outstanding[0])
-	}
-	return fmt.Sprintf("this node lost %s, everything else is answered; %s", lost, remedy.Lost(len(state.Members), c.name))
+	return c.lost() + ", everything else is answered; " + remedy.Lost(len(state.Members), c.name)
 }
+
+// lost says what this node lost, as far as that can be known.
+func (c *Cluster) lost() string {
+	if outstanding := c.store.Outstanding(); len(outstanding) > 0 {
+		return fmt.Sprintf("this node lost %d parts of its log, the first of them %v", len(outstanding), outstanding[0])
+	}
+	return "this node lost records"
+}
+
+const messageJoining = "this node is joining the cluster and does not hold everything yet"
 
 // wholeNow says why this node does not count in reads.
 func (c *Cluster) wholeNow(state *control.State) error {
@@ -236,7 +242,7 @@ func (c *Cluster) wholeNow(state *control.State) error {
 	switch {
 	case !ok:
 		if _, joining := state.MemberByID(c.id); joining {
-			return unavailable(CodeNotWhole, "this node is joining the cluster and does not hold everything yet", nil)
+			return unavailable(CodeNotWhole, messageJoining, nil)
 		}
 		return c.notMember(state)
 	case len(state.Members) == 1 && state.Change == nil:

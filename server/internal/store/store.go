@@ -207,6 +207,8 @@ type Health struct {
 	Whole bool
 	// Damage lists what of the log cannot be read.
 	Damage []wal.Range
+	// Space is how full the volumes are.
+	Space []wal.Space
 }
 
 // Stats are figures for metrics and status pages.
