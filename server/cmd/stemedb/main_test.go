@@ -160,10 +160,8 @@ func TestNobodyAnswers(t *testing.T) {
 // The real binary: what the guard refuses opens no port, SIGTERM ends it well,
 // a second signal at once.
 func TestProcess(t *testing.T) {
-	binary := filepath.Join(t.TempDir(), "stemedb")
-	build := exec.Command("go", "build", "-o", binary, ".")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	program, err := binary()
+	require.NoError(t, err)
 	free := func() string {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
@@ -177,7 +175,7 @@ func TestProcess(t *testing.T) {
 			"serve", "--wal-dir", dir + "/wal", "--db-dir", dir + "/db", "--bind-addr", api,
 			"--gateway-addr", "127.0.0.1:0", "--replication-addr", "127.0.0.1:0", "--gossip-addr", free(),
 		}, more...)
-		cmd := exec.Command(binary, args...)
+		cmd := exec.Command(program, args...)
 		cmd.Env = []string{}
 		var log bytes.Buffer
 		cmd.Stderr = &log

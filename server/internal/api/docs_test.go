@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/server/internal/cluster"
 )
 
 var (
@@ -46,4 +48,18 @@ func TestTheErrorsPageKnowsEveryCode(t *testing.T) {
 		require.Equal(t, info.status, documented[code], code)
 	}
 	require.Len(t, documented, len(codeTable), "documented: %v", slices.Sorted(maps.Keys(documented)))
+}
+
+var reasonRow = regexp.MustCompile("(?m)^\\| `(\\w+)` \\| (yes|no|both) \\| (.+) \\| (.+) \\|$")
+
+// docs/api.md says what each reason of the health summary means and what to do,
+// and names no others.
+func TestTheHealthTableKnowsEveryReason(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/api.md")
+	require.NoError(t, err)
+	var documented []string
+	for _, row := range reasonRow.FindAllStringSubmatch(string(page), -1) {
+		documented = append(documented, row[1])
+	}
+	require.ElementsMatch(t, cluster.Reasons(), documented)
 }

@@ -38,6 +38,7 @@ type solo struct {
 	// incomplete and change are answered until an operator decides.
 	incomplete string
 	change     uint64
+	troubles   []cluster.Trouble
 	store      *store.Store
 	verifier   *record.Verifier
 	fail       atomic.Pointer[error]
@@ -216,7 +217,7 @@ func (b *solo) CancelChange(_ context.Context, change uint64) error {
 
 func (b *solo) Status() cluster.Status {
 	return cluster.Status{
-		ClusterID: "c1", Generation: 3, Node: "n0", Leader: "n0", Ready: b.Ready() == nil, ChangeID: b.change, WriteQuorum: true, ReadQuorum: true,
+		ClusterID: "c1", Generation: 3, Node: "n0", Leader: "n0", Ready: b.Ready() == nil, ChangeID: b.change, Troubles: b.troubles, WriteQuorum: true, ReadQuorum: true,
 		Members: []cluster.MemberStatus{
 			{Name: "n0", Incarnation: "a", Self: true, Alive: true, Whole: true},
 			{Name: "n1", Incarnation: "b", Alive: true, LagBytes: -1, APIAddr: "n1:18180"},

@@ -46,9 +46,13 @@ type healthBody struct {
 	Reasons []cluster.Trouble `json:"reasons,omitempty"`
 }
 
-// health is a summary: 200 when the node can serve, else the reason.
+// health is a summary: 200 when the node can serve, else the problem. Both list
+// every reason that an operator should know.
 func (c *call) health() error {
 	if p := c.api.notReady(); p != nil {
+		if c.svc != nil {
+			p.Reasons = c.svc.backend.Status().Troubles
+		}
 		return p
 	}
 	body := healthBody{

@@ -130,7 +130,7 @@ var codeTable = map[string]codeInfo{
 	cluster.CodeStorageFailed:    {503, "The node's storage failed"},
 	cluster.CodeUnconfirmed:      {503, "The node does not know the members and keys yet"},
 	cluster.CodeNotMember:        {503, "The node is not a member of a cluster"},
-	cluster.CodeNotWhole:         {503, "The node is being refilled"},
+	cluster.CodeNotWhole:         {503, "The node does not hold everything"},
 	cluster.CodeTooFewWhole:      {503, "Too few members hold everything"},
 	cluster.CodePeersUnreachable: {503, "Too few members answered"},
 	cluster.CodeCatchingUp:       {503, "The node is catching up"},
@@ -150,7 +150,8 @@ type Problem struct {
 	RetryAfter time.Duration // sent in whole seconds, rounded up; 0: not sent
 	Allow      string        // of a 405
 	Progress   *Progress     // of a node that is starting
-	cause      error         // for the log, never sent
+	Reasons    []cluster.Trouble
+	cause      error // for the log, never sent
 }
 
 func (p *Problem) Error() string {
@@ -181,6 +182,8 @@ type problemBody struct {
 	Remedy    string    `json:"remedy,omitempty"`
 	RequestID string    `json:"request_id,omitempty"`
 	Progress  *Progress `json:"progress,omitempty"`
+	// Reasons are those of the health summary.
+	Reasons []cluster.Trouble `json:"reasons,omitempty"`
 }
 
 func (p *Problem) body(requestID string) problemBody {
@@ -191,7 +194,7 @@ func (p *Problem) body(requestID string) problemBody {
 	return problemBody{
 		Type: problemType + p.Code, Title: codeTable[p.Code].title, Status: p.Status,
 		Code: p.Code, Detail: detail, Field: p.Field, Remedy: p.Remedy, RequestID: requestID,
-		Progress: p.Progress,
+		Progress: p.Progress, Reasons: p.Reasons,
 	}
 }
 

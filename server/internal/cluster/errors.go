@@ -15,6 +15,9 @@ const (
 	CodeOverloaded = "overloaded"
 	// CodeReadOnly: this node has too little space left (507).
 	CodeReadOnly = "read_only"
+	// CodeNearlyFull: a volume of this node is close to that. Only the health
+	// summary says so.
+	CodeNearlyFull = "nearly_full"
 	// CodeStorageFailed: this node's log or index failed.
 	CodeStorageFailed = "storage_failed"
 	// CodeUnconfirmed: this node has started and does not know yet whether its

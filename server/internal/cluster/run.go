@@ -88,7 +88,7 @@ func New(cfg Config) (*Cluster, error) {
 	}
 	identity := cfg.Store.Identity()
 	limits := cfg.Limits.withDefaults()
-	return &Cluster{
+	c := &Cluster{
 		store: cfg.Store, control: cfg.Control, progress: cfg.Progress, liveness: cfg.Liveness,
 		log: cfg.Logger, timings: cfg.Timings.withDefaults(), limits: limits, metrics: m,
 		skipSignatures: cfg.SkipSignatures,
@@ -102,7 +102,13 @@ func New(cfg Config) (*Cluster, error) {
 		started:        time.Now(),
 		closing:        make(chan struct{}),
 		links:          map[string]*link{},
-	}, nil
+	}
+	if cfg.Registerer != nil {
+		if err := cfg.Registerer.Register(reasonMetric{c}); err != nil {
+			return nil, fmt.Errorf("cluster: register metrics: %w", err)
+		}
+	}
+	return c, nil
 }
 
 // Register adds the peer service to the node's gRPC server.

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"github.com/stemedb/stemedb/server/internal/control"
-	"github.com/stemedb/stemedb/server/internal/store"
 )
 
 // Status tells what this node knows of its cluster.
@@ -39,20 +38,6 @@ func (c *Cluster) Status() Status {
 	s.ReadQuorum = state.Formed() && need <= 0
 	_, s.TimeSure = c.control.Now()
 	return s
-}
-
-// troubles are the conditions of this node that do not keep it from serving.
-func (c *Cluster) troubles() (all []Trouble) {
-	h := c.store.Health()
-	if h.State == store.StateReadOnly {
-		all = append(all, Trouble{CodeReadOnly, h.Err.Error()})
-	}
-	if why := c.Incomplete(); why != "" {
-		all = append(all, Trouble{CodeNotWhole, why})
-	} else if c.mending() {
-		all = append(all, Trouble{CodeDamaged, "damaged records are being replaced by other members' copies"})
-	}
-	return all
 }
 
 func (c *Cluster) memberStatus(m control.Member) MemberStatus {

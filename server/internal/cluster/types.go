@@ -45,8 +45,7 @@ type Status struct {
 	Ready      bool           `json:"ready"`
 	Reason     string         `json:"reason,omitempty"` // why it is not ready
 	Members    []MemberStatus `json:"members"`
-	// Troubles lists conditions of this node that an operator should end, although
-	// it serves.
+	// Troubles lists conditions of this node that an operator should end.
 	Troubles []Trouble `json:"troubles,omitempty"`
 	// Change is the kind of the open change of members, WaitsFor what it
 	// waits for, as far as the leader told.
@@ -61,10 +60,12 @@ type Status struct {
 	TimeSure bool `json:"time_sure"`
 }
 
-// Trouble is one condition of a node: Code is one of the Code constants.
+// Trouble is one condition of a node: Code is one of Reasons.
 type Trouble struct {
 	Code   string `json:"code"`
 	Detail string `json:"detail"`
+	Remedy string `json:"remedy"`
+	Volume string `json:"volume,omitempty"` // "wal" or "packs", as the metrics name it
 }
 
 // MemberStatus is one member as seen from this node.

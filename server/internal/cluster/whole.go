@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stemedb/stemedb/server/internal/control"
+	"github.com/stemedb/stemedb/server/internal/remedy"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
@@ -143,7 +144,7 @@ func lossOf(s Store) loss {
 
 // forgetHeld sets every cursor back, in memory and durably.
 func (c *Cluster) forgetHeld(ctx context.Context) {
-	c.log.Error("this node lost records; it takes in everything from the other members again")
+	c.log.Error("this node lost records and takes in everything from the other members' logs again", "remedy", remedy.Lost(len(c.control.State().Everyone()), c.name))
 	c.refilling.Store(true)
 	c.recent.forget()
 	var items []store.Item
@@ -247,13 +248,18 @@ func (c *Cluster) Incomplete() string {
 	if !ok || m.Whole && c.store.Whole() {
 		return ""
 	}
-	lost := "records"
-	if outstanding := c.store.Outstanding(); len(outstanding) > 0 {
-		lost = fmt.Sprintf("%d parts of its log, the first of them %v", len(outstanding), outstanding[0])
-	}
-	return fmt.Sprintf("this node lost %s, and no other member can refill it; everything else is answered. "+
-		"Restore a backup, or accept the loss: stemedb cluster accept-loss %s --yes", lost, c.name)
+	return c.lost() + ", everything else is answered; " + remedy.Lost(len(state.Members), c.name)
 }
+
+// lost says what this node lost, as far as that can be known.
+func (c *Cluster) lost() string {
+	if outstanding := c.store.Outstanding(); len(outstanding) > 0 {
+		return fmt.Sprintf("this node lost %d parts of its log, the first of them %v", len(outstanding), outstanding[0])
+	}
+	return "this node lost records"
+}
+
+const messageJoining = "this node is joining the cluster and does not hold everything yet"
 
 // wholeNow says why this node does not count in reads.
 func (c *Cluster) wholeNow(state *control.State) error {
@@ -261,13 +267,13 @@ func (c *Cluster) wholeNow(state *control.State) error {
 	switch {
 	case !ok:
 		if _, joining := state.MemberByID(c.id); joining {
-			return unavailable(CodeNotWhole, "this node is joining the cluster and does not hold everything yet", nil)
+			return unavailable(CodeNotWhole, messageJoining, nil)
 		}
 		return c.notMember(state)
 	case len(state.Members) == 1 && state.Change == nil:
 		// It is all that there is; see Incomplete.
 	case !m.Whole || !c.store.Whole():
-		return unavailable(CodeNotWhole, "this node lost records and is being refilled by the other members", nil)
+		return unavailable(CodeNotWhole, "this node lost records; "+remedy.Lost(len(state.Members), c.name), nil)
 	}
 	if waits := c.unvouched(state); waits != "" {
 		return unavailable(CodeCatchingUp, "this node has just started and waits for "+waits+" to compare its log with what they saw of it", nil)

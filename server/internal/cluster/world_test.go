@@ -257,6 +257,7 @@ type table struct {
 	reported int
 	clock    clock.Shifted
 	unsure   atomic.Bool
+	failure  atomic.Pointer[error]
 }
 
 func newTable(n *node) *table {
@@ -281,7 +282,6 @@ func (c *table) Watch() <-chan struct{} {
 
 func (c *table) Leader() (string, bool)   { return "a", true }
 func (c *table) ChangeWaitsFor() []string { return nil }
-func (c *table) Err() error               { return nil }
 
 // Now is the cluster's time as the test sets it; unsure, it is only that of the
 // node's own clock.

@@ -226,7 +226,7 @@ func New(cfg Config) (*Control, error) {
 	state, err := c.hasState()
 	if err == nil && !state && cfg.ClusterID != "" {
 		err = fmt.Errorf("the volumes belong to cluster %s as %s, but the control table's log is gone: this incarnation may have voted and must not vote again; "+
-			"%s", cfg.ClusterID, c.id, storageRemedy(len(cfg.Join)))
+			"%s", cfg.ClusterID, c.id, c.remedy(putLogBack))
 	}
 	if err != nil {
 		return nil, errors.Join(err, c.endPart())

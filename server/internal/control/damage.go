@@ -9,6 +9,8 @@ import (
 	"github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/stemedb/stemedb/server/internal/remedy"
 )
 
 // DamagedError means that the control table's log cannot be read. Its text names
@@ -22,26 +24,37 @@ type DamagedError struct {
 }
 
 func (e *DamagedError) Error() string {
-	return fmt.Sprintf("the control table's log %s is damaged (%v); %s", e.Path, e.Err, storageRemedy(e.Members))
+	return fmt.Sprintf("the control table's log %s is damaged (%v), the records on the volumes are not; %s",
+		e.Path, e.Err, remedy.Volumes(e.Members, remedy.ThisNode, putLogBack))
 }
 
 func (e *DamagedError) Unwrap() error { return e.Err }
 
-// storageRemedy says which members still hold the table, and how a node whose log
-// is damaged or gone gets it back. A node that joins anew has to be admitted by a
-// majority of the members, of which this one is still counted.
-func storageRemedy(members int) string {
-	const putBack = "put the file back from a copy or a snapshot of the WAL volume"
-	switch {
-	case members <= 1:
-		return "this node is the only member, so the members and API keys in it are held nowhere else: " + putBack +
-			". The records on the volumes are not affected; do not empty the volumes, nobody could refill them"
-	case members == 2:
-		return "the other one of the 2 members holds the table and the records too, but cannot admit this node anew without its vote: " + putBack +
-			"; do not empty the volumes"
+const putLogBack = "put the file back from a copy or a snapshot of the WAL volume"
+
+// members is how many members there are: by the table, else as expected.
+func (c *Control) members() int {
+	if n := len(c.State().Everyone()); n > 0 {
+		return n
 	}
-	return fmt.Sprintf("the other %d of the %d members hold the table and the records too: when \"stemedb cluster status\" of one of them shows at least %d of them alive and whole, "+
-		"empty both volumes of this node, so that it joins as a new member and is refilled by them; otherwise %s", members-1, members, Majority(members), putBack)
+	return c.expected()
+}
+
+func (c *Control) expected() int { return Expected(c.cfg.Join, c.cfg.Name, c.cfg.PeerAddr) }
+
+// remedy is the advice for a node that cannot use its copy of the table.
+func (c *Control) remedy(putBack string) string {
+	return remedy.Volumes(c.members(), remedy.ThisNode, putBack)
+}
+
+const putTableBack = "put the folder \"control\" of the WAL volume back from a copy or a snapshot"
+
+// noTable is the advice for a node that has to fetch the table and hears nobody.
+func noTable(members int) string {
+	if members > 1 {
+		return "start the other members, this node fetches the table from one of them"
+	}
+	return remedy.Volumes(members, remedy.ThisNode, putTableBack)
 }
 
 // checkLog reads the whole log once, so that damage is found here and not by Raft,

@@ -62,7 +62,7 @@ func TestDamagedLogSaysWhatToDo(t *testing.T) {
 		},
 	} {
 		for members, says := range map[int]string{
-			0: "the only member",
+			0: "is the only member, or one of two, do not empty its volumes",
 			1: "the only member",
 			2: "cannot admit this node anew",
 			3: "at least 2 of them alive and whole",
@@ -81,9 +81,11 @@ func TestDamagedLogSaysWhatToDo(t *testing.T) {
 				require.Contains(t, err.Error(), path)
 				require.Contains(t, err.Error(), says)
 				require.Contains(t, err.Error(), "put the file back")
-				if members < 3 {
-					require.Contains(t, err.Error(), "do not empty the volumes")
-				} else {
+				switch members {
+				case 0:
+				case 1, 2:
+					require.NotContains(t, err.Error(), "empty both volumes")
+				default:
 					require.Contains(t, err.Error(), "empty both volumes of this node")
 				}
 			})
@@ -109,9 +111,43 @@ func TestLogThatCannotBeOpenedIsNoDamage(t *testing.T) {
 	require.NoError(t, storage.Close())
 }
 
-// A log that is gone gets the same advice as one that is damaged.
-func TestLogThatIsGoneSaysWhatToDo(t *testing.T) {
-	for members, says := range map[int]string{0: "do not empty the volumes", 1: "do not empty the volumes", 2: "do not empty the volumes", 3: "empty both volumes of this node"} {
-		require.Contains(t, storageRemedy(members), says)
+// Each advice of this package that depends on the number of members, for one and
+// for three of them: only volumes that others can refill may be emptied.
+func TestNoAdviceEmptiesTheVolumesOfASingleNode(t *testing.T) {
+	control := func(members int) *Control {
+		c := &Control{cfg: Config{Name: "n0", PeerAddr: "n0:1", Join: []string{"n0:1", "n1:1", "n2:1"}[:members]}, table: newTable(new(broadcast))}
+		require.Equal(t, members, c.members())
+		return c
+	}
+	for name, text := range map[string]func(members int) string{
+		"a damaged log": func(n int) string {
+			return (&DamagedError{Path: "control.db", Members: n, Err: errInconsistent}).Error()
+		},
+		"a log that is gone":             func(n int) string { return control(n).remedy(putLogBack) },
+		"a damaged vote":                 func(n int) string { return voteDamaged(errDamaged, control(n).expected()).Error() },
+		"nobody to fetch the table from": func(n int) string { return noTable(control(n).members()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			one, three := text(1), text(3)
+			require.Contains(t, one, "do not empty the volumes, nobody could refill them")
+			require.Contains(t, one, "put the ")
+			require.NotContains(t, one, "empty both")
+			require.NotContains(t, one, "refilled by")
+			require.NotContains(t, three, "only member")
+			require.NotContains(t, three, "do not empty")
+		})
+	}
+}
+
+// The number of members is the table's, and before there is one that of the join
+// list, which need not name this node.
+func TestExpectedMembersAreThoseOfTheJoinList(t *testing.T) {
+	for _, row := range []struct {
+		join []string
+		want int
+	}{
+		{nil, 1}, {[]string{"n0:1"}, 1}, {[]string{"n0.svc:2"}, 1}, {[]string{"n0:1", "n1:1", "n2:1"}, 3}, {[]string{"n1:1", "n2:1"}, 3}, {[]string{"n1:1"}, 2},
+	} {
+		require.Equal(t, row.want, Expected(row.join, "n0", "n0:1"), row.join)
 	}
 }

@@ -3,7 +3,7 @@ package control
 import "github.com/stemedb/stemedb/server/internal/keys"
 
 // Sealed is how Raft sees a storage: with checksums.
-func Sealed(s RaftStorage) RaftStorage { return sealed{s} }
+func Sealed(s RaftStorage) RaftStorage { return sealed{RaftStorage: s} }
 
 // Revocation is the command that revokes a key.
 func Revocation(h keys.Hash) []byte {

@@ -129,8 +129,7 @@ func (c *Control) fetchTable(storage sealed) error {
 	defer cancel()
 	others := c.others(ctx, cluster)
 	if len(others) == 0 {
-		return errors.New("no other member is known or answers: " +
-			"if this is the only node, put the folder \"control\" of its WAL volume back from a volume snapshot, or empty both volumes and restore the newest backup")
+		return fmt.Errorf("no other member answers: %s", noTable(c.members()))
 	}
 	var errs []error
 	for id, addr := range others {

@@ -133,8 +133,10 @@ type listed struct {
 
 // mine tells whether an entry of the join list means this node: it is its peer
 // address, or its first label is the node's name.
-func (c *Control) mine(addr string) bool {
-	if addr == c.cfg.PeerAddr {
+func (c *Control) mine(addr string) bool { return isOwn(addr, c.cfg.Name, c.cfg.PeerAddr) }
+
+func isOwn(addr, name, peerAddr string) bool {
+	if addr == peerAddr {
 		return true
 	}
 	host, _, err := net.SplitHostPort(addr)
@@ -142,7 +144,17 @@ func (c *Control) mine(addr string) bool {
 		host = addr
 	}
 	label, _, _ := strings.Cut(host, ".")
-	return label == c.cfg.Name
+	return label == name
+}
+
+// Expected is how many members a cluster has as far as the join list of a node
+// with this name and peer address tells.
+func Expected(join []string, name, peerAddr string) int {
+	own := func(addr string) bool { return isOwn(addr, name, peerAddr) }
+	if slices.ContainsFunc(join, own) {
+		return len(join)
+	}
+	return len(join) + 1
 }
 
 // seek looks for a cluster, and founds one when it is this node's part to do so

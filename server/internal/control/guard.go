@@ -201,7 +201,7 @@ func (s guardedStable) GetUint64(key []byte) (uint64, error) {
 
 func (s guardedStable) readable(err error) error {
 	if errors.Is(err, errDamaged) {
-		return s.g.fail(voteDamaged(err))
+		return s.g.fail(voteDamaged(err, s.g.members()))
 	}
 	return err
 }

@@ -29,7 +29,7 @@ type inspection struct {
 // inspect fails when the storage cannot be read at all, when the term or the
 // vote is damaged, or when a snapshot needs a newer release.
 func inspect(storage sealed) (found inspection, err error) {
-	if err := checkVote(storage.Stable()); err != nil {
+	if err := checkVote(storage); err != nil {
 		return found, err
 	}
 	if err := found.lookAtSnapshots(storage.Snapshots()); err != nil {
@@ -38,10 +38,10 @@ func inspect(storage sealed) (found inspection, err error) {
 	return found, found.lookAtLog(storage.Logs())
 }
 
-func checkVote(stable raft.StableStore) error {
+func checkVote(storage sealed) error {
 	for _, key := range []string{"CurrentTerm", "LastVoteTerm", "LastVoteCand"} {
-		if _, err := stable.Get([]byte(key)); errors.Is(err, errDamaged) {
-			return voteDamaged(err)
+		if _, err := storage.Stable().Get([]byte(key)); errors.Is(err, errDamaged) {
+			return voteDamaged(err, storage.members())
 		}
 	}
 	return nil

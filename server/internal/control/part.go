@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/stemedb/stemedb/server/internal/remedy"
 )
 
 // A part is one instance of Raft with its storage. When it fails, Control takes
@@ -68,9 +70,9 @@ func damagedCopy(err error) *failure {
 
 // voteDamaged: without its term and vote a member might vote twice in one term,
 // so it takes no part any more.
-func voteDamaged(err error) *failure {
-	return &failure{kind: damaged, err: fmt.Errorf("the stored term or vote of this member is unusable (%w), and it must not vote twice: "+
-		"empty both volumes of this node, so that it joins as a new member and is refilled by the others", err)}
+func voteDamaged(err error, members int) *failure {
+	return &failure{kind: damaged, err: fmt.Errorf("the stored term or vote of this member is unusable (%w), and it must not vote twice; %s",
+		err, remedy.Volumes(members, remedy.ThisNode, putTableBack))}
 }
 
 // openPart opens the storage. The part exists even when what is stored turns out
@@ -83,7 +85,7 @@ func (c *Control) openPart() (*part, error) {
 	p := &part{}
 	p.ctx, p.stop = context.WithCancel(c.ctx)
 	p.storage = &guard{
-		sealed: sealed{raw},
+		sealed: sealed{raw, c.expected()},
 		failed: func(f *failure) { c.table.fail(f) },
 		remake: func() { c.damagedSnapshot(p) },
 		renew:  func() { c.renewSnapshot(p) },

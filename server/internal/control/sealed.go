@@ -2,6 +2,7 @@ package control
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -29,7 +30,13 @@ var errDamaged = errors.New("does not match its checksum")
 // An entry that is missing between two others is found by inspect. A damaged
 // page of the database that hides the end of the log is not noticed here: such a
 // log looks shorter than it was.
-type sealed struct{ RaftStorage }
+type sealed struct {
+	RaftStorage
+	expected int // members, where no snapshot tells
+}
+
+// members is how many there are by the newest snapshot, else as expected.
+func (s sealed) members() int { return cmp.Or(membersOf(s.Snapshots()), s.expected) }
 
 func (s sealed) Logs() raft.LogStore           { return s.sealedLogs() }
 func (s sealed) sealedLogs() sealedLogs        { return sealedLogs{s.RaftStorage.Logs()} }

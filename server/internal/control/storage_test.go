@@ -19,7 +19,7 @@ func stored(t *testing.T, dir string) []*raft.Log {
 	t.Helper()
 	raw, err := OpenStorage(dir)
 	require.NoError(t, err)
-	s := sealed{raw}
+	s := sealed{RaftStorage: raw}
 	var entries []*raft.Log
 	for i := range uint64(300) {
 		c, err := encodeCommand(&loss{Member: fmt.Sprint("a/", i), Loss: fmt.Sprint(i)})
@@ -76,7 +76,7 @@ func readsWhatWasStored(t *testing.T, dir string, entries []*raft.Log) bool {
 		return false
 	}
 	defer raw.Close()
-	s := sealed{raw}
+	s := sealed{RaftStorage: raw}
 	all := true
 	for _, want := range entries {
 		var e raft.Log
@@ -168,7 +168,7 @@ func TestInspectionFindsWhatRaftCouldNotUse(t *testing.T) {
 			raw, err := OpenStorage(dir)
 			require.NoError(t, err)
 			defer raw.Close()
-			s := sealed{raw}
+			s := sealed{RaftStorage: raw}
 			for _, index := range c.snapshots {
 				saveSnapshot(t, s, index)
 			}
@@ -197,7 +197,7 @@ func TestAStorageThatWasNeverUsedIsNotDamaged(t *testing.T) {
 	raw, err := OpenStorage(t.TempDir())
 	require.NoError(t, err)
 	defer raw.Close()
-	found, err := inspect(sealed{raw})
+	found, err := inspect(sealed{RaftStorage: raw})
 	require.NoError(t, err)
 	require.NoError(t, found.damage)
 	has, err := storageHasState(raw)
@@ -233,10 +233,10 @@ func TestASealedSnapshotTravels(t *testing.T) {
 	from, err := OpenStorage(t.TempDir())
 	require.NoError(t, err)
 	defer from.Close()
-	saveSnapshot(t, sealed{from}, 5)
-	metas, err := sealed{from}.Snapshots().List()
+	saveSnapshot(t, sealed{RaftStorage: from}, 5)
+	metas, err := sealed{RaftStorage: from}.Snapshots().List()
 	require.NoError(t, err)
-	meta, r, err := sealed{from}.Snapshots().Open(metas[0].ID)
+	meta, r, err := sealed{RaftStorage: from}.Snapshots().Open(metas[0].ID)
 	require.NoError(t, err)
 	b, err := io.ReadAll(r)
 	require.NoError(t, err)

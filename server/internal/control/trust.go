@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
+	"github.com/stemedb/stemedb/server/internal/remedy"
 )
 
 // Whose table is right. Each confirmation compares the asker's digest with the
@@ -121,7 +122,8 @@ func (c *Control) judge(term uint64, id string, at dated) (differs bool, doubt s
 		return false, "", err
 	case len(v.undecided) > 0 && time.Since(v.since) > hearingRounds*c.cfg.Timings.ConfirmEvery:
 		return false, fmt.Sprintf("the control table of %v differs from that of the leader %s, and no majority is known to hold the same one: "+
-			"start the members that are down, or empty both volumes of the member whose table is wrong", v.undecided, c.id), nil
+			"start the members that are down; if all of them are up, %s", v.undecided, c.id,
+			remedy.Volumes(len(voters), "the member whose table is wrong", "put the folder \"control\" of its WAL volume back from a copy or a snapshot")), nil
 	default:
 		return v.differs[id], "", nil
 	}

@@ -217,7 +217,7 @@ func TestASingleNodeWithARottenEntrySaysSo(t *testing.T) {
 		a.start()
 		w.watchKey(revoked, 10*time.Minute, func() bool { return a.metric("failures_total", "damage") > 10 }, "it keeps trying")
 		require.ErrorContains(t, a.control.Err(), "does not match its checksum")
-		require.ErrorContains(t, a.control.Err(), "volume snapshot")
+		require.ErrorContains(t, a.control.Err(), "do not empty the volumes, nobody could refill them")
 		_, _, err := a.control.LookupAtLeader(t.Context(), revoked)
 		require.Error(t, err)
 		a.rot() // a second flip: the bits are right again

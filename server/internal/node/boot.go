@@ -57,7 +57,7 @@ func (n *Node) boot() error {
 
 func (n *Node) openStore() (err error) {
 	n.parts.store, err = store.Open(n.ctx, store.Options{
-		FS: n.env.FS, WALDir: n.cfg.WALDir, DBDir: n.cfg.DBDir, NodeName: n.cfg.NodeName,
+		FS: n.env.FS, WALDir: n.cfg.WALDir, DBDir: n.cfg.DBDir, NodeName: n.cfg.NodeName, Members: n.members(),
 		SegmentSize: n.env.Tuning.SegmentSize, MarkerInterval: n.env.Tuning.MarkerInterval,
 		WriteBuffer: n.env.Tuning.IndexBuffer,
 		Rand: n.env.Rand, Logger: n.log, Registerer: n.registry,
@@ -115,7 +115,7 @@ func (n *Node) startControl() (err error) {
 		s, err := n.env.RaftStorage(n.cfg.WALDir, identity.Incarnation)
 		var damage *control.DamagedError
 		if errors.As(err, &damage) && damage.Members == 0 {
-			damage.Members = len(n.cfg.ClusterJoin)
+			damage.Members = n.members()
 		}
 		return s, err
 	}
@@ -191,6 +191,11 @@ func (n *Node) advertise(listen string) string {
 // join is the list of first members with the peer port filled in.
 func (n *Node) join() []string {
 	return withPort(n.cfg.ClusterJoin, n.cfg.ReplicationAddr)
+}
+
+// members is how many members the cluster has as far as the configuration tells.
+func (n *Node) members() int {
+	return control.Expected(n.join(), n.cfg.NodeName, n.advertise(n.cfg.ReplicationAddr))
 }
 
 // gossipPeers is who may be there: the first members and whoever is one now.

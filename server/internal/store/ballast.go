@@ -16,6 +16,9 @@ import (
 
 const ballastName = "ballast"
 
+// ballastSoon is when a start, which has its own files to write, makes the file.
+const ballastSoon = 2 * time.Second
+
 func (s *Store) ballast() string { return filepath.Join(s.opts.DBDir, ballastName) }
 
 // ballastSize is what an open and the replay of the log's tail take, with room to
@@ -41,8 +44,10 @@ func (s *Store) keepBallast() {
 	defer s.goroutines.Done()
 	tick := time.NewTicker(s.opts.MarkerInterval)
 	defer tick.Stop()
+	first := time.After(min(ballastSoon, s.opts.MarkerInterval))
 	for {
 		select {
+		case <-first: // a volume can fill up right after the first start
 		case <-tick.C:
 		case <-s.stopApply:
 			return

@@ -151,7 +151,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 func (s *Store) openLog() (err error) {
 	o := &s.opts
 	s.log, err = wal.Open(wal.Options{
-		FS: o.FS, WALDir: o.WALDir, PackDir: filepath.Join(o.DBDir, packDir), Node: o.NodeName,
+		FS: o.FS, WALDir: o.WALDir, PackDir: filepath.Join(o.DBDir, packDir), Node: o.NodeName, Members: o.Members,
 		SegmentSize: o.SegmentSize, Reserve: o.Reserve, ReserveHigh: o.ReserveHigh,
 		Rand: o.Rand, Logger: o.Logger, Registerer: o.Registerer,
 	})

@@ -50,7 +50,10 @@ func (s *Store) Packs() []wal.Pack { return s.log.Packs() }
 
 // Health is the condition of log and index.
 func (s *Store) Health() Health {
-	h := Health{State: StateOK, Whole: s.log.Whole(), Damage: append(s.log.Missing(), s.log.Damage()...), Losses: s.log.Losses()}
+	h := Health{
+		State: StateOK, Whole: s.log.Whole(), Space: s.log.Space(),
+		Damage: append(s.log.Missing(), s.log.Damage()...), Losses: s.log.Losses(),
+	}
 	state, err := s.log.State()
 	s.mu.Lock()
 	failure := s.failure

@@ -76,6 +76,8 @@ type Options struct {
 	WALDir, DBDir string
 	// NodeName is the name of this node; volumes of another one are refused.
 	NodeName string
+	// Members is how many members the cluster is expected to have (see wal.Options).
+	Members int
 
 	// SegmentSize, Reserve and ReserveHigh are the log's (see wal.Options).
 	SegmentSize          int64
@@ -209,6 +211,8 @@ type Health struct {
 	// Damage lists what of the log cannot be read; Losses counts the findings so far.
 	Damage []wal.Range
 	Losses int
+	// Space is how full the volumes are.
+	Space []wal.Space
 }
 
 // Stats are figures for metrics and status pages.

@@ -6,8 +6,6 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
-
-	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
 const (
@@ -48,18 +46,18 @@ type settled struct {
 // together, and completes what a crash or a lost volume left incomplete.
 func settle(o *Options) (*settled, error) {
 	w, p := new(volume), new(volume)
-	haveW, err := loadVolume(o.FS, o.WALDir, w)
+	haveW, err := loadVolume(o, o.WALDir, w)
 	if err != nil {
 		return nil, err
 	}
-	haveP, err := loadVolume(o.FS, o.PackDir, p)
+	haveP, err := loadVolume(o, o.PackDir, p)
 	if err != nil {
 		return nil, err
 	}
 	if err := checkVolumes(o, w, p, haveW, haveP); err != nil {
 		return nil, err
 	}
-	m, err := loadManifest(o.FS, o.WALDir)
+	m, err := loadManifest(o)
 	if err != nil {
 		return nil, err
 	}
@@ -67,12 +65,12 @@ func settle(o *Options) (*settled, error) {
 		return nil, err
 	}
 	if haveW && haveP && w.Incarnation != p.Incarnation && (m != nil || w.Replaces != p.Incarnation) {
-		return nil, fmt.Errorf("%s holds %v, but %s holds %v: they do not belong together; mount the volumes of one and the same incarnation, "+
-			"or empty both so that this node is filled again by its peers", o.WALDir, w, o.PackDir, p)
+		return nil, fmt.Errorf("%s holds %v, but %s holds %v: they do not belong together; %s",
+			o.WALDir, w, o.PackDir, p, o.remedy("mount the volumes of one and the same incarnation"))
 	}
 	if m != nil && m.Incarnation != w.Incarnation {
-		return nil, fmt.Errorf("the manifest in %s is of incarnation %.8s, the volume is %v: put the right manifest back or empty both volumes",
-			o.WALDir, m.Incarnation, w)
+		return nil, fmt.Errorf("the manifest in %s is of incarnation %.8s, the volume is %v: %s",
+			o.WALDir, m.Incarnation, w, o.remedy("put the right manifest back from a copy or a snapshot of this volume"))
 	}
 	if !haveW {
 		if err := newWALIdentity(o, w, p, haveP); err != nil {
@@ -111,16 +109,16 @@ func newWALIdentity(o *Options, w, p *volume, haveP bool) error {
 	*w = volume{Format: formatVersion, Volume: volumeWAL, Node: o.Node, Incarnation: inc.String()}
 	if haveP {
 		w.Replaces = p.Incarnation
-		o.Logger.Warn("the WAL volume is empty, the pack volume is not: beginning a new incarnation that takes over the packs; what was not sealed yet is lost on this node",
+		o.Logger.Warn("the WAL volume is empty, the pack volume is not: beginning a new incarnation that takes over the packs; what was not sealed yet is lost on this node; if the WAL volume still exists, stop this node and mount it instead",
 			"wal_dir", o.WALDir, "pack_dir", o.PackDir, "old_incarnation", p.Incarnation, "incarnation", w.Incarnation)
 	}
 	return saveSmall(o.FS, filepath.Join(o.WALDir, identityName), w)
 }
 
-func loadVolume(fsys vfs.FS, dir string, v *volume) (found bool, err error) {
-	found, err = loadSmall(fsys, filepath.Join(dir, identityName), v)
+func loadVolume(o *Options, dir string, v *volume) (found bool, err error) {
+	found, err = loadSmall(o.FS, filepath.Join(dir, identityName), v)
 	if err != nil {
-		return found, fmt.Errorf("%w: put the file back from a backup of this volume, or empty the volume so that this node is filled again by its peers", err)
+		return found, fmt.Errorf("%w; %s", err, o.remedy("put the file back from a copy or a snapshot of this volume"))
 	}
 	if found && v.Format != formatVersion {
 		return found, fmt.Errorf("%s in %s has format %d, this release reads %d: run the release that wrote it", identityName, dir, v.Format, formatVersion)
@@ -165,8 +163,8 @@ func checkStrays(o *Options, m *manifest, haveW, haveP bool) error {
 		if !haveW {
 			missing = identityName
 		}
-		return fmt.Errorf("%s holds parts of a log but no file %q: put it back from a backup of this volume, "+
-			"or empty both volumes so that this node is filled again by its peers", o.WALDir, missing)
+		return fmt.Errorf("%s holds parts of a log but no file %q; %s",
+			o.WALDir, missing, o.remedy("put the file back from a copy or a snapshot of this volume"))
 	}
 	if haveW || haveP {
 		return nil
@@ -176,8 +174,8 @@ func checkStrays(o *Options, m *manifest, haveW, haveP bool) error {
 		return err
 	}
 	if len(packs) > 0 {
-		return fmt.Errorf("%s holds %d packs but no file %q that says whose they are: put it back from a backup of this volume, or empty it",
-			o.PackDir, len(packs), identityName)
+		return fmt.Errorf("%s holds %d packs but no file %q that says whose they are; %s",
+			o.PackDir, len(packs), identityName, o.remedy("put the file back from a copy or a snapshot of this volume"))
 	}
 	return nil
 }
@@ -201,7 +199,7 @@ func (l *Log) SetClusterID(id string) error {
 	case now.Cluster == id:
 		return nil
 	case now.Cluster != "":
-		return fmt.Errorf("set cluster id: the volumes of node %q belong to cluster %q, not to %q; mount this cluster's volumes or empty them", now.Node, now.Cluster, id)
+		return fmt.Errorf("set cluster id: the volumes of node %q belong to cluster %q, not to %q; mount this cluster's volumes, and keep these: they are part of the other cluster", now.Node, now.Cluster, id)
 	}
 	for _, v := range []volume{{Volume: volumeWAL}, {Volume: volumePacks}} {
 		v.Format, v.Node, v.Incarnation, v.Cluster, v.Replaces = formatVersion, now.Node, now.Incarnation, id, l.replaces

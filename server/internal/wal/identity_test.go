@@ -107,7 +107,7 @@ func TestPartsOfALogWithoutTheirIdentity(t *testing.T) {
 		}
 		_, err := Open(small(d))
 		require.ErrorContains(t, err, filepath.Base(gone[0]))
-		require.ErrorContains(t, err, "put it back")
+		require.ErrorContains(t, err, "put the file back")
 		require.Subset(t, listDir(t, d, "db/packs"), slices.DeleteFunc(before, func(n string) bool { return n == identityName }))
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
+
+	"github.com/stemedb/stemedb/server/internal/remedy"
 )
 
 // Lives and rollbacks
@@ -52,7 +54,8 @@ func (l *Log) NoteRollback(known Position, why string) error {
 	end := l.End()
 	to := makePosition(max(known, end).Segment()+SkipAfterRollback, 0)
 	lost := Range{From: end, To: to, Reason: why}
-	l.log.Error("the WAL volume was put back to an older state: what was written since is lost on this node", "ends_at", end, "reached", known, "reason", why)
+	l.log.Error("the WAL volume was put back to an older state: what was written since is lost on this node", "ends_at", end, "reached", known, "reason", why,
+		"remedy", remedy.Lost(l.opts.Members, l.opts.Node))
 	err := l.update(func(m *manifest) {
 		m.lose(lost)
 		m.LastLoss = max(m.LastLoss, to)

@@ -56,6 +56,7 @@ type Log struct {
 	// readOnly and failed say why no commit is taken; failed never goes back
 	// to nil.
 	readOnly, failed error
+	spaces           []Space // as of the last checkSpace
 	watch            chan struct{}
 	// ahead are the salts and sizes of the segments of an earlier run that are
 	// still written to: the tail and those prepared. Not changed after Open.

@@ -3,6 +3,8 @@ package wal
 import (
 	"fmt"
 	"slices"
+
+	"github.com/stemedb/stemedb/server/internal/remedy"
 )
 
 // What is lost or damaged, who finds it, and what the log tells of it.
@@ -163,8 +165,8 @@ func (r *recovery) lose(x Range) {
 	if knows(r.m.Lost, x) {
 		return
 	}
-	r.l.log.Error("a part of the log is lost: this node is not whole until its peers have filled it again",
-		"from", x.From, "to", x.To, "reason", x.Reason)
+	r.l.log.Error("a part of the log is lost: this node is not whole",
+		"from", x.From, "to", x.To, "reason", x.Reason, "remedy", remedy.Lost(r.l.opts.Members, r.l.opts.Node))
 	r.m.lose(x)
 	r.m.Whole = false
 	r.found = true

@@ -110,7 +110,8 @@ func (m *manifest) pack(seq uint32) *manifestPack {
 }
 
 // loadManifest returns nil when there is neither manifest nor copy.
-func loadManifest(fsys vfs.FS, dir string) (*manifest, error) {
+func loadManifest(o *Options) (*manifest, error) {
+	fsys, dir := o.FS, o.WALDir
 	main, copied := new(manifest), new(manifest)
 	found, err := loadSmall(fsys, filepath.Join(dir, manifestName), main)
 	if found && err == nil {
@@ -126,9 +127,8 @@ func loadManifest(fsys vfs.FS, dir string) (*manifest, error) {
 	case !found && !foundCopy && copyErr == nil:
 		return nil, nil
 	}
-	return nil, fmt.Errorf("neither %s nor %s in %s can be read: put one of them back from a backup of this volume, "+
-		"or empty both volumes of this node so that it is filled again by its peers: %w",
-		manifestName, manifestCopy, dir, errors.Join(err, copyErr))
+	return nil, fmt.Errorf("neither %s nor %s in %s can be read (%w); %s",
+		manifestName, manifestCopy, dir, errors.Join(err, copyErr), o.remedy("put one of them back from a copy or a snapshot of this volume"))
 }
 
 func checkManifest(m *manifest, dir string) error {

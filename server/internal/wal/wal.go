@@ -28,6 +28,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/stemedb/stemedb/server/internal/remedy"
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
@@ -167,6 +168,10 @@ type Options struct {
 	// Node is the name of this node; volumes of another node are refused.
 	Node string
 
+	// Members is how many members the cluster is expected to have, 0 when that is
+	// not known. Only the advice in errors depends on it.
+	Members int
+
 	// SegmentSize is the size of a segment in bytes; default 64 MiB, at least
 	// 16 KiB. It bounds a commit and may differ from one start to the next.
 	SegmentSize int64
@@ -188,6 +193,11 @@ type Options struct {
 	// Logger and Registerer may be nil.
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+}
+
+// remedy is the advice for volumes that cannot be used as they are.
+func (o *Options) remedy(putBack string) string {
+	return remedy.Volumes(o.Members, remedy.ThisNode, putBack)
 }
 
 // Identity is what both volumes carry.
