@@ -152,7 +152,6 @@ func (x *experiment) hold(t *testing.T, settings []setting) {
 	case len(settings) == 1:
 		t.Errorf("%s: %v", settings[0], err)
 	default:
-		t.Logf("DEBUG split %d: %.300s", len(settings), err)
 		half := len(settings) / 2
 		x.hold(t, settings[:half])
 		x.hold(t, settings[half:])
