@@ -6,25 +6,13 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/santhosh-tekuri/jsonschema/v6"
 	"github.com/stretchr/testify/require"
-	"helm.sh/helm/v3/pkg/chart"
 	"sigs.k8s.io/yaml"
 )
-
-// hostile are strings that YAML takes for something else when they stand bare.
-var hostile = []string{"123", "0123", "true", "NO", "1e3", "null", "~"}
-
-// hostileFor are two of them, by turns, and the empty string: a rendering for
-// each of them in each place would take minutes, and what quotes one, quotes all.
-func hostileFor(turn int) []string {
-	return []string{hostile[2*turn%len(hostile)], hostile[(2*turn+1)%len(hostile)], ""}
-}
 
 // situations are laid over testdata/full.yaml: some values show only where
 // another one does not take their place.
@@ -53,31 +41,63 @@ func (p place) String() string {
 	return out.String()
 }
 
-// set returns the values with that string in that place.
-func (p place) set(t *testing.T, values map[string]any, text string) map[string]any {
-	t.Helper()
-	copied := deepCopy(t, values)
-	var node any = copied
+// parent is the map or list that holds the place.
+func (p place) parent(values map[string]any) any {
+	var node any = values
 	for _, step := range p.path[:len(p.path)-1] {
-		if m, ok := node.(map[string]any); ok {
-			node = m[step.(string)]
-		} else {
-			node = node.([]any)[step.(int)]
-		}
+		node = child(node, step)
 	}
-	switch last := p.path[len(p.path)-1].(type) {
-	case int:
-		node.([]any)[last] = text
-	case string:
-		parent := node.(map[string]any)
-		if p.key {
-			parent[text] = parent[last]
-			delete(parent, last)
-		} else {
-			parent[last] = text
-		}
+	return node
+}
+
+func (p place) last() any { return p.path[len(p.path)-1] }
+
+// put writes a string into that place and returns how to take it back.
+func (p place) put(values map[string]any, text string) (undo func()) {
+	if !p.key {
+		return p.putValue(values, text)
 	}
-	return copied
+	entries, name := asMap(p.parent(values)), p.last().(string)
+	entry := entries[name]
+	delete(entries, name)
+	entries[text] = entry
+	return func() {
+		delete(entries, text)
+		entries[name] = entry
+	}
+}
+
+// putValue writes any value into that place.
+func (p place) putValue(values map[string]any, value any) (undo func()) {
+	node := p.parent(values)
+	before := child(node, p.last())
+	setChild(node, p.last(), value)
+	return func() { setChild(node, p.last(), before) }
+}
+
+// leaveOut removes the value, which an entry of a list does not allow.
+func (p place) leaveOut(values map[string]any) bool {
+	name, ok := p.last().(string)
+	if !ok || p.key {
+		return false
+	}
+	delete(asMap(p.parent(values)), name)
+	return true
+}
+
+func child(node, step any) any {
+	if name, ok := step.(string); ok {
+		return asMap(node)[name]
+	}
+	return node.([]any)[step.(int)]
+}
+
+func setChild(node, step, value any) {
+	if name, ok := step.(string); ok {
+		node.(map[string]any)[name] = value
+		return
+	}
+	node.([]any)[step.(int)] = value
 }
 
 func deepCopy(t *testing.T, values map[string]any) map[string]any {
@@ -151,15 +171,6 @@ func patched(target, patch map[string]any) map[string]any {
 	return merged
 }
 
-// renderValues renders values that are whole: the chart's own are not laid
-// below, and the caller has asked the schema.
-func renderValues(t *testing.T, values map[string]any) (*release, error) {
-	t.Helper()
-	raw, err := yaml.Marshal(values)
-	require.NoError(t, err)
-	return tryRender(t, options{values: []string{string(raw)}, noSchema: true, edit: func(c *chart.Chart) { c.Values = map[string]any{} }})
-}
-
 // scalars lists every scalar and key of all objects, with its type.
 func scalars(r *release) []string {
 	var found []string
@@ -184,81 +195,6 @@ func scalars(r *release) []string {
 	}
 	slices.Sort(found)
 	return found
-}
-
-// nameOnly are keys that name an entry for overlays and are rendered nowhere.
-var nameOnly = regexp.MustCompile(`^/(extraObjects|networkPolicy/[a-zA-Z/]+)/text \(key\)$`)
-
-// manifests are places where the user writes YAML or names a kind of object.
-var manifests = []string{"/extraObjects/text", "/extraObjects/map/apiVersion", "/extraObjects/map/kind"}
-
-// Every string and every key that a value can reach stays a string, whatever it
-// looks like: it is set to what YAML would take for a number, a boolean or null,
-// and comes out as that very text.
-func TestEveryStringStaysAString(t *testing.T) {
-	schema, err := jsonschema.NewCompiler().Compile(filepath.Join(chartDir, "values.schema.json"))
-	require.NoError(t, err)
-	shown, tried, accepted := map[string]bool{}, map[string]bool{}, 0
-	for _, situation := range situations {
-		values := fullValues(t, situation)
-		require.NoError(t, schema.Validate(values), situation)
-		for turn, p := range places(values) {
-			if slices.Contains(manifests, p.String()) {
-				continue
-			}
-			const marker = "qzx"
-			marked := p.set(t, values, marker)
-			if schema.Validate(marked) != nil {
-				continue // an enumeration, a duration, an address: no free text
-			}
-			if tried[p.String()] = true; shown[p.String()] {
-				continue
-			}
-			reference, err := renderValues(t, marked)
-			if err != nil && strings.Contains(err.Error(), "These values cannot work") {
-				continue // bound to another value; one of the situations sets it free
-			}
-			require.NoError(t, err, "%s", p)
-			want := scalars(reference)
-			shows := strings.Contains(strings.Join(want, " ")+reference.notes, marker)
-			shown[p.String()] = shows
-			for _, text := range hostileFor(turn) {
-				if changed := p.set(t, values, text); schema.Validate(changed) == nil && staysText(t, p, changed, want, marker, text) {
-					accepted++
-				}
-			}
-		}
-	}
-	var hidden []string
-	for path := range tried {
-		if !shown[path] && !nameOnly.MatchString(path) {
-			hidden = append(hidden, path)
-		}
-	}
-	require.Empty(t, hidden, "these are set and show nowhere")
-	require.Greater(t, len(tried), 100)
-	require.Greater(t, accepted, 250)
-}
-
-// staysText renders the changed values and holds the result to the reference
-// with its marker replaced; it says whether the values were accepted.
-func staysText(t *testing.T, p place, changed map[string]any, reference []string, marker, text string) bool {
-	t.Helper()
-	got, err := renderValues(t, changed)
-	if err != nil {
-		require.ErrorContains(t, err, "These values cannot work", "%s = %q", p, text)
-		return false
-	}
-	if text == "" { // empty means the default
-		return true
-	}
-	expected := slices.Clone(reference)
-	for i := range expected {
-		expected[i] = strings.ReplaceAll(expected[i], marker, text)
-	}
-	slices.Sort(expected)
-	require.Equal(t, expected, scalars(got), "%s = %q", p, text)
-	return true
 }
 
 // testdata/full.yaml holds every property of the schema, so that the properties

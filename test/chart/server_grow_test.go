@@ -22,15 +22,7 @@ import (
 // growSteps are the commands of the README's section about growing a volume.
 func growSteps(t *testing.T) string {
 	t.Helper()
-	raw, err := os.ReadFile(filepath.Join(chartDir, "README.md"))
-	require.NoError(t, err)
-	_, section, ok := strings.Cut(string(raw), "\n### Growing a volume\n")
-	require.True(t, ok, "README.md has no section about growing a volume")
-	_, block, ok := strings.Cut(section, "\n```sh\n")
-	require.True(t, ok)
-	block, _, ok = strings.Cut(block, "\n```\n")
-	require.True(t, ok)
-	return block
+	return readmeBlock(t, "\n### Growing a volume\n", "sh", 1)
 }
 
 // The commands are whole, and of a release that values/production.yaml makes.

@@ -334,11 +334,14 @@ func TestServerAcceptsTheNextVersion(t *testing.T) {
 func TestServerLimitsTheSecretJob(t *testing.T) {
 	s := connectServer(t)
 	namespace := s.restrictedNamespace(t)
+	made := 0
 	for _, o := range render(t, options{namespace: namespace}).objects {
-		if o.hook() == "pre-install,pre-upgrade" && o.kind != "Job" {
+		if strings.HasSuffix(o.name, "ensure-secret") && o.kind != "Job" {
 			s.create(t, custom(o))
+			made++
 		}
 	}
+	require.Equal(t, 3, made, "ServiceAccount, Role and RoleBinding")
 	config := rest.CopyConfig(s.config)
 	config.Impersonate.UserName = "system:serviceaccount:" + namespace + ":r-stemedb-ensure-secret"
 	client, err := kubernetes.NewForConfig(config)

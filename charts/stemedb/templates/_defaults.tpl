@@ -2,12 +2,15 @@
 A value that is null, or that an older release does not have, means the
 default. Helm removes such keys before it renders, so each template begins with
 stemedb.fill, which puts the defaults back in place. files/defaults.yaml is
-values.yaml once more, since a chart cannot read its own values.yaml.
+values.yaml once more, since a chart cannot read its own values.yaml. A null that
+has no default is dropped, but for three places: where null is an instruction
+(merge, patch, extraEnv), in the user's own manifests, and in what charts share.
 */}}
 {{- define "stemedb.fill" -}}
 {{- if not (hasKey .Values "filled") -}}
 {{- $_ := set .Values "filled" true -}}
 {{- include "stemedb.fillMap" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml) "") -}}
+{{- include "stemedb.dropNull" (omit .Values "merge" "patch" "extraEnv" "extraObjects" "global") -}}
 {{- end -}}
 {{- end -}}
 
@@ -34,6 +37,18 @@ values.yaml once more, since a chart cannot read its own values.yaml.
 {{- else if and (kindIs "map" $value) (kindIs "map" $preset) (not (has $at $open)) -}}
 {{- include "stemedb.fillMap" (list $value $preset $at) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* In place, in lists of maps too. */}}
+{{- define "stemedb.dropNull" -}}
+{{- $node := . -}}
+{{- if kindIs "map" $node -}}
+{{- range $key, $value := $node -}}
+{{- if kindIs "invalid" $value }}{{ $_ := unset $node $key }}{{ else }}{{ include "stemedb.dropNull" $value }}{{ end -}}
+{{- end -}}
+{{- else if kindIs "slice" $node -}}
+{{- range $node }}{{ include "stemedb.dropNull" . }}{{ end -}}
 {{- end -}}
 {{- end -}}
 

@@ -44,8 +44,15 @@ labels:
   {{- with get . "labels" }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- with merge dict (get . "annotations" | default dict) .root.Values.commonAnnotations }}
+{{- with include "stemedb.overlay" (list .root.Values.commonAnnotations (get . "annotations")) | fromYaml }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end -}}
+
+{{/* A list of maps, each laid over the ones before. Sprig's merge takes an empty string for a missing one. */}}
+{{- define "stemedb.overlay" -}}
+{{- $all := dict -}}
+{{- range . }}{{ include "stemedb.mergePatch" (list $all .) }}{{ end -}}
+{{- toYaml $all -}}
 {{- end -}}
