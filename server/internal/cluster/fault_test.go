@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -313,4 +314,36 @@ func TestCutAndHeal(t *testing.T) {
 			w.await("all acknowledged records on "+n.name, func() bool { return n.holds(acked...) })
 		}
 	})
+}
+
+// Readers get ErrNotFound, damage, or an *UnavailableError that lets a gateway ask
+// another member; nothing else of what a store may answer.
+func TestAReadThatTheStorageFailsIsUnavailable(t *testing.T) {
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
+	eio := fmt.Errorf("read the log: %w", syscall.EIO)
+	for _, c := range []struct {
+		ctx  context.Context
+		err  error
+		code string // of the *UnavailableError; empty: the error is handed on
+	}{
+		{t.Context(), nil, ""},
+		{t.Context(), store.ErrNotFound, ""},
+		{t.Context(), &store.DamageError{Err: eio}, ""},
+		{gone, context.Canceled, ""},
+		{t.Context(), eio, CodeStorageFailed},
+		{t.Context(), fmt.Errorf("read the index: %w", store.ErrIndexFailed), CodeStorageFailed},
+		{t.Context(), store.ErrClosed, CodeClosed},
+	} {
+		err := readError(c.ctx, c.err)
+		if c.code == "" {
+			require.Equal(t, c.err, err)
+			continue
+		}
+		var u *UnavailableError
+		require.ErrorAs(t, err, &u, "%v", c.err)
+		require.Equal(t, c.code, u.Code)
+		require.True(t, u.Elsewhere)
+		require.ErrorIs(t, err, c.err)
+	}
 }

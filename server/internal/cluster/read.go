@@ -22,6 +22,7 @@ func (c *Cluster) Get(ctx context.Context, project string, id record.Hash, consi
 		snap, err := c.level(ctx, &store.Set{Project: project, ID: &id}, consistency)
 		if err == nil {
 			stored, err = snap.AssertionWithin(project, id, c.limits.Voices)
+			err = readError(ctx, err)
 			snap.Close()
 		}
 		var damage *store.DamageError
@@ -73,7 +74,11 @@ func (cs *claimsAt) behind(after *store.ClaimCursor) iter.Seq2[*store.Claim, err
 		}
 		q := cs.query
 		q.After = after
-		cs.snap.Claims(cs.ctx, q, cs.voices)(yield)
+		for claim, err := range cs.snap.Claims(cs.ctx, q, cs.voices) {
+			if !yield(claim, readError(cs.ctx, err)) {
+				return
+			}
+		}
 	}
 }
 
@@ -103,12 +108,24 @@ func (c *Cluster) readHeld(ctx context.Context, key store.Key) (store.Item, erro
 	it, err := c.store.Read(key)
 	var damage *store.DamageError
 	if !errors.As(err, &damage) {
-		return it, err
+		return it, readError(ctx, err)
 	}
 	if err := c.repair(ctx, key); err != nil {
 		return store.Item{}, err
 	}
-	return c.store.Read(key)
+	it, err = c.store.Read(key)
+	return it, readError(ctx, err)
+}
+
+// readError is what an error of the own store means to one who reads: that nothing
+// is held, that what is held is damaged, or that this node's storage failed, and another
+// member can answer.
+func readError(ctx context.Context, err error) error {
+	var damage *store.DamageError
+	if err == nil || ctx.Err() != nil || errors.Is(err, store.ErrNotFound) || errors.As(err, &damage) {
+		return err
+	}
+	return storageError(err)
 }
 
 // Subjects lists subjects that begin with prefix, in order of their bytes,
@@ -116,7 +133,8 @@ func (c *Cluster) readHeld(ctx context.Context, key store.Key) (store.Item, erro
 func (c *Cluster) Subjects(ctx context.Context, project, prefix, after string, limit int, consistency Consistency) ([]string, error) {
 	limit = min(limit, maxSubjects)
 	if consistency == Local {
-		return c.store.Subjects(project, prefix, after, limit)
+		own, err := c.store.Subjects(project, prefix, after, limit)
+		return own, readError(ctx, err)
 	}
 	var all []string
 	var unsure map[string]bool

@@ -60,7 +60,7 @@ func (n *Node) openStore() (err error) {
 		FS: n.env.FS, WALDir: n.cfg.WALDir, DBDir: n.cfg.DBDir, NodeName: n.cfg.NodeName, Members: n.members(),
 		SegmentSize: n.env.Tuning.SegmentSize, MarkerInterval: n.env.Tuning.MarkerInterval,
 		WriteBuffer: n.env.Tuning.IndexBuffer,
-		Rand: n.env.Rand, Logger: n.log, Registerer: n.registry,
+		Rand:        n.env.Rand, Logger: n.log, Registerer: n.registry,
 		Progress: func(p store.Progress) {
 			phase := "replaying the log"
 			if p.Rebuild {

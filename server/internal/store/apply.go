@@ -47,6 +47,7 @@ func (s *Store) apply() {
 		case <-timer.C:
 			timer.Reset(s.opts.MarkerInterval)
 			due /= 64 // what replays in a moment is not worth a barrier
+			s.rejoin()
 		case <-s.stopApply:
 			if marking != nil {
 				<-marking
@@ -164,127 +165,6 @@ func (b *batcher) flush() {
 	}
 	b.batch.Reset()
 	b.bytes = 0
-}
-
-// join makes the groups of claims agree with the groups by id: contents whose
-// signatures, votes or children came before them, and loose items whose
-// content came before. The id space of all of them is in goleveldb by now.
-func (s *Store) join(contents []content, items []loose) error {
-	b := s.newBatcher()
-	if s.orphans.Load() > 0 {
-		for i := range contents {
-			if err := s.joinOrphans(b, &contents[i]); err != nil {
-				return err
-			}
-		}
-	}
-	var prefixes map[owner]*content
-	if len(items) > 0 {
-		prefixes = make(map[owner]*content, len(contents))
-		for i := range contents {
-			prefixes[contents[i].owner] = &contents[i]
-		}
-	}
-	for i := range items {
-		l := &items[i]
-		c, ok := prefixes[l.owner]
-		if !ok {
-			var err error
-			if c, err = s.findContent(l.owner); err != nil {
-				return err
-			}
-			prefixes[l.owner] = c
-		}
-		if c == nil {
-			if err := s.addOrphan(l.owner); err != nil {
-				return err
-			}
-			continue
-		}
-		b.join(c, l)
-	}
-	b.flush()
-	return b.err
-}
-
-// join writes a loose item into the group of its claim.
-func (b *batcher) join(c *content, l *loose) {
-	if l.tag == tagChild && (l.time < c.time || l.group != c.group()) {
-		return
-	}
-	key := make([]byte, 0, len(c.prefix)+1+len(l.rest))
-	key = append(append(key, c.prefix...), l.tag)
-	b.put(append(key, l.rest...), l.value)
-}
-
-// joinOrphans does for a content that has come what could not be done before.
-func (s *Store) joinOrphans(b *batcher, c *content) error {
-	mark := c.owner.append(nil, spaceOrphan)
-	if held, err := s.db.Has(mark, nil); err != nil || !held {
-		return err
-	}
-	prefix := c.owner.append(nil, spaceID)
-	it := s.db.NewIterator(util.BytesPrefix(prefix), nil)
-	defer it.Release()
-	for it.Next() {
-		l := loose{owner: c.owner, tag: it.Key()[len(prefix)], rest: it.Key()[len(prefix)+1:]}
-		switch l.tag {
-		case tagContent:
-			continue
-		case tagVote:
-			l.value = it.Value()[8:]
-		case tagChild:
-			copy(l.group[:], it.Value()[1:])
-			l.time, _ = readNewest(l.rest)
-			l.rest = nil
-		}
-		b.join(c, &l)
-	}
-	if err := it.Error(); err != nil {
-		return err
-	}
-	b.flush()
-	if b.err != nil {
-		return b.err
-	}
-	s.orphans.Add(-1)
-	return s.db.Delete(mark, nil)
-}
-
-// findContent looks for a content that is in the index already; nil when it is
-// not held or cannot be read (Repair brings it back).
-func (s *Store) findContent(o owner) (*content, error) {
-	v, err := s.db.Get(append(o.append(nil, spaceID), tagContent), nil)
-	if errors.Is(err, leveldb.ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	pos, err := readPosition(v)
-	if err != nil {
-		return nil, err
-	}
-	it, err := s.readAt(Key{Kind: KindContent, Project: o.project, ID: o.id}, pos)
-	if err != nil {
-		s.logger.Warn("a content cannot be joined with what belongs to it", "err", err)
-		return nil, nil
-	}
-	return &content{
-		owner:  o,
-		prefix: appendClaim(nil, o.project, o.id, it.content),
-		time:   it.content.Timestamp,
-	}, nil
-}
-
-func (s *Store) addOrphan(o owner) error {
-	mark := o.append(nil, spaceOrphan)
-	held, err := s.db.Has(mark, nil)
-	if err != nil || held {
-		return err
-	}
-	s.orphans.Add(1)
-	return s.db.Put(mark, nil, nil)
 }
 
 // Names in the meta space.

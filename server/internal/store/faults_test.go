@@ -616,3 +616,37 @@ func TestClaimsPagesAndAsOf(t *testing.T) {
 	}
 	require.NoError(t, s.Close())
 }
+
+// A vote comes while the disk does not give the content that it belongs to. When
+// the disk gives it again, the claims of the subject show the vote: while the store
+// stays open, and after a start.
+func TestWhatADiskDidNotGiveIsJoinedWhenItDoes(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprint("after a start ", restart), func(t *testing.T) {
+			disk := memfs.New(1)
+			o := smallOptions(disk)
+			o.MarkerInterval = 20 * time.Millisecond
+			s := mustOpen(t, o)
+			src := newSource(1)
+			content, c := src.content()
+			mustPut(t, s, content)
+			drain(t, s)
+			disk.Fail(memfs.OpRead, "wal/", 0, -1, syscall.EIO)
+			vote := src.vote(c)
+			mustPut(t, s, vote)
+			drain(t, s)
+			disk.Heal()
+			if restart {
+				require.NoError(t, s.Close())
+				s = mustOpen(t, o)
+			}
+			require.Eventually(t, func() bool {
+				for claim, err := range s.Claims(t.Context(), ClaimQuery{Project: c.project, Subject: c.c.Subject}, 0) {
+					return err == nil && len(claim.Votes) == 1 && claim.Votes[0].ID == vote.Key.Vote
+				}
+				return false
+			}, 10*time.Second, 10*time.Millisecond)
+			require.NoError(t, s.Close())
+		})
+	}
+}

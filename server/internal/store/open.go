@@ -43,6 +43,8 @@ type Store struct {
 	// orphans counts the orphan marks in goleveldb: as long as there are
 	// none, nothing needs to look for them. Only the applier changes it.
 	orphans atomic.Int64
+	// unjoined: some of them have a content, which could not be read.
+	unjoined atomic.Bool
 	// subjects were put into the dictionary since the start (applier only).
 	subjects map[string]struct{}
 	// barrierKey is that of the last barrier (mark only).
@@ -197,6 +199,11 @@ func (s *Store) bringUp(ctx context.Context) error {
 	}
 	if err := s.replay(ctx); err != nil {
 		return err
+	}
+	if s.orphans.Load() > 0 {
+		if err := s.joinHeld(); err != nil {
+			return fmt.Errorf("write the index: %w", err)
+		}
 	}
 	return s.noteLoss()
 }
