@@ -73,7 +73,9 @@ func TestNodeThatHasJustStartedAcknowledgesForNobodyBeforeItKnowsTheMembers(t *t
 	scenario(t, 3, control.Timings{}, func(w *world) {
 		leader, others := w.leader()
 		n1, n2 := others[0], others[1]
-		// n1 is not whole, so a change does not need any proof from it.
+		// n1 is not whole, so a change does not need any proof from it. The join of n3
+		// has to reach the leader before the refill of n1 does.
+		w.instantDisks()
 		require.NoError(t, n1.node.Control().ReportNotWhole(context.Background()))
 		w.net.Cut(leader.name, n1.name)
 		for len(w.machines) < 5 {

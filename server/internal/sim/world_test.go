@@ -53,6 +53,7 @@ type world struct {
 	// themselves are started again.
 	faults     map[string]int
 	supervised bool
+	instant    bool // disks take no time
 	history    *history
 }
 
@@ -100,6 +101,9 @@ func (w *world) addMachine(seed uint64) *machine {
 		temper: newTemper(seed<<8 | uint64(i)), turn: make(chan struct{}, 1),
 	}
 	m.disk.SetLatency(m.temper.operation)
+	if w.instant {
+		m.temper.setFactor(0)
+	}
 	w.machines = append(w.machines, m)
 	return m
 }
