@@ -6,7 +6,7 @@ FUZZTIME ?= 1m
 PORT ?= 18180
 export PORT
 
-.PHONY: help up down run check test gate bench fuzz fmt proto docs
+.PHONY: help up down run check test gate bench mutants fuzz fmt proto docs
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ gate: ## Only the tests on a real cluster
 
 bench: ## Measure against etcd and PostgreSQL, write docs/benchmarks.md
 	@$(DEV) bench
+
+mutants: ## Test the tests: each seeded bug of test/mutants must be caught (MUTANT="NAME ...": only those)
+	@$(DEV) mutants $(MUTANT)
 
 fuzz: ## Every fuzz target for FUZZTIME each
 	@./ci/fuzz $(FUZZTIME)

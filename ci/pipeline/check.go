@@ -25,6 +25,7 @@ func (p *Pipeline) Check(ctx context.Context) error {
 	}{
 		{"format", p.format},
 		{"lint", p.lint},
+		{"mutants still apply", p.mutants().Check},
 		{"known vulnerabilities", p.vulnerabilities},
 	} {
 		if err := p.Reporter.Step(ctx, step.name, step.do); err != nil {

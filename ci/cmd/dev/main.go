@@ -31,10 +31,13 @@ func run(ctx context.Context, args []string) error {
 		"up": p.Up, "down": p.Down, "forward": p.Forward,
 		"check": p.Check, "gate": p.Gate, "test": p.Test, "fmt": p.Format, "bench": p.Bench,
 	}
+	if len(args) > 0 && args[0] == "mutants" {
+		return p.Mutants(ctx, args[1:]...)
+	}
 	if len(args) == 1 {
 		if do, known := commands[args[0]]; known {
 			return do(ctx)
 		}
 	}
-	return fmt.Errorf("usage: dev up|down|check|gate|test|fmt|bench (see make help), not %q", args)
+	return fmt.Errorf("usage: dev up|down|check|gate|test|fmt|bench, or dev mutants [NAME ...] (see make help), not %q", args)
 }

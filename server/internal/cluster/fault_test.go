@@ -176,22 +176,6 @@ func TestCatchUpKeepsToItsRate(t *testing.T) {
 	})
 }
 
-func TestSourceWithALostTailIsReadAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := threeNodes(t)
-		a, b := w.nodes["a"], w.nodes["b"]
-		ids := a.write(claims("s", 0, 10)...)
-		w.await("the records on b", func() bool { return b.holds(ids...) })
-		incarnation := w.member("a").Incarnation
-		_, epoch := b.cluster.progress.at(incarnation)
-		b.cluster.progress.set(incarnation, a.store.End()+1<<32, epoch)
-		w.await("a step back", func() bool {
-			at, _ := b.cluster.progress.at(incarnation)
-			return at <= a.store.End()
-		})
-	})
-}
-
 // TestNonsenseEndsTheStreamOnly sends what no member would send.
 func TestNonsenseEndsTheStreamOnly(t *testing.T) {
 	good := claim("s", 1)

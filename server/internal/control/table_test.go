@@ -284,6 +284,15 @@ func TestClosable(t *testing.T) {
 			alsoKnow: []string{b.ID()},
 		},
 		{
+			name:   "of two old members only one has heard, the other one is not whole",
+			change: Change{Subject: d.ID(), Old: []Member{a, whole("b", false)}, New: []Member{a, whole("b", false), d}, Generation: 5},
+			marks:  map[string]uint64{a.ID(): 10},
+			progress: map[string]*controlpb.ProgressResponse{
+				a.ID(): progressOf("a1", 5, all), b.ID(): progressOf("b1", 4, all), d.ID(): progressOf("d1", 5, all),
+			},
+			closes: false,
+		},
+		{
 			"one becomes two",
 			Change{Subject: d.ID(), Old: []Member{a}, New: []Member{a, d}, Generation: 5},
 			map[string]uint64{a.ID(): 10},

@@ -1,0 +1,91 @@
+package mutants
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/stemedb/stemedb/ci/run"
+)
+
+// event is one line of go test -json.
+type event struct {
+	Action, Test, Output, FailedBuild string
+}
+
+// outcome is what one run of go test came to.
+type outcome struct {
+	// tests holds pass, fail or skip for each test that ran, without subtests.
+	tests map[string]string
+	// unbuilt: the code did not compile. panicked: the process did not end by
+	// itself; asserted: before that, an assertion had failed.
+	unbuilt, panicked, asserted bool
+	// said is the output, for people.
+	said string
+}
+
+// panics begin the lines with which a test process ends that no assertion ended:
+// time-outs and deadlocks of a synctest bubble are among them.
+var panics = []string{"panic: ", "fatal error: ", "SIGQUIT"}
+
+func parseOutcome(stdout string) (outcome, error) {
+	o := outcome{tests: map[string]string{}}
+	var said strings.Builder
+	for d := json.NewDecoder(strings.NewReader(stdout)); ; {
+		var e event
+		err := d.Decode(&e)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return o, fmt.Errorf("read the output of go test -json: %w", err)
+		}
+		said.WriteString(e.Output)
+		o.unbuilt = o.unbuilt || e.FailedBuild != "" || e.Action == "build-fail"
+		o.asserted = o.asserted || strings.Contains(e.Output, "Error Trace:")
+		o.panicked = o.panicked || slices.ContainsFunc(panics, func(p string) bool { return strings.HasPrefix(e.Output, p) })
+		if e.Test != "" && !strings.Contains(e.Test, "/") && (e.Action == "pass" || e.Action == "fail" || e.Action == "skip") {
+			o.tests[e.Test] = e.Action
+		}
+	}
+	o.said = said.String()
+	return o, nil
+}
+
+// passed says why not all of the tests ran and passed.
+func (o *outcome) passed(tests []string) error {
+	switch {
+	case o.unbuilt:
+		return fmt.Errorf("the tests do not compile without any mutant:\n%s", run.LastLines(o.said, 12))
+	}
+	for _, name := range tests {
+		switch o.tests[name] {
+		case "pass":
+		case "":
+			return fmt.Errorf("%s did not run: there is no test of that name", name)
+		default:
+			return fmt.Errorf("%s does not pass without any mutant (%s):\n%s", name, o.tests[name], run.LastLines(o.said, 20))
+		}
+	}
+	return nil
+}
+
+// caught reports whether an assertion in one of the tests failed. An error means
+// that the run proves nothing.
+func (o *outcome) caught(tests []string) (bool, error) {
+	failed := slices.ContainsFunc(tests, func(name string) bool { return o.tests[name] == "fail" })
+	switch {
+	case o.unbuilt:
+		return false, fmt.Errorf("the mutant does not compile:\n%s", run.LastLines(o.said, 12))
+	case o.panicked && !o.asserted:
+		return false, fmt.Errorf("the test ended in a panic or was cut off, which is no assertion:\n%s", run.LastLines(o.said, 20))
+	case failed:
+		return true, nil
+	case slices.ContainsFunc(tests, func(name string) bool { return o.tests[name] != "pass" }):
+		return false, fmt.Errorf("not all of the tests ran:\n%s", run.LastLines(o.said, 12))
+	}
+	return false, nil
+}
