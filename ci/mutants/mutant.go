@@ -8,6 +8,7 @@
 package mutants
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -72,15 +73,17 @@ func Load(root string, names ...string) ([]Mutant, error) {
 	return all, nil
 }
 
+var diffBegins = regexp.MustCompile(`(?m)^(diff --git|---) `)
+
 func parse(name string, text []byte) (Mutant, error) {
 	m := Mutant{Name: name, patch: text}
-	header, _, found := strings.Cut(string(text), "\n--- ")
-	if !found {
-		return m, fmt.Errorf("it holds no diff: a line that begins with \"--- \" is missing")
+	diff := diffBegins.FindIndex(text)
+	if diff == nil {
+		return m, errors.New("it holds no diff: a line that begins with \"--- \" is missing")
 	}
 	fields := map[string]string{}
 	last := ""
-	for line := range strings.Lines(header) {
+	for line := range strings.Lines(string(text[:diff[0]])) {
 		line = strings.TrimRight(line, "\n")
 		key, value, isField := strings.Cut(line, ": ")
 		switch {
@@ -95,7 +98,7 @@ func parse(name string, text []byte) (Mutant, error) {
 	}
 	m.Defect, m.Effect = fields["Defect"], fields["Effect"]
 	if m.Defect == "" || m.Effect == "" {
-		return m, fmt.Errorf("the header has to say Defect (what is wrong) and Effect (what a user would see)")
+		return m, errors.New("the header has to say Defect (what is wrong) and Effect (what a user would see)")
 	}
 	return m, m.parseTest(fields["Test"])
 }

@@ -28,25 +28,28 @@ Test: ./answer -run TestAnswer|TestOther MODE=fast
 `
 
 func TestHeaderOfAMutantIsRead(t *testing.T) {
-	m, err := parse("off-by-one", []byte(patchText))
-	require.NoError(t, err)
-	m.patch = nil
-	require.Equal(t, Mutant{
-		Name: "off-by-one", Defect: "the answer is wrong", Effect: "a user sees 41",
-		Package: "./answer", Tests: []string{"TestAnswer", "TestOther"}, Env: []string{"MODE=fast"},
-	}, m)
+	fromGit := strings.Replace(patchText, "--- a/", "diff --git a/answer/answer.go b/answer/answer.go\nindex 1..2 100644\n--- a/", 1)
+	for _, text := range []string{patchText, fromGit} {
+		m, err := parse("off-by-one", []byte(text))
+		require.NoError(t, err)
+		m.patch = nil
+		require.Equal(t, Mutant{
+			Name: "off-by-one", Defect: "the answer is wrong", Effect: "a user sees 41",
+			Package: "./answer", Tests: []string{"TestAnswer", "TestOther"}, Env: []string{"MODE=fast"},
+		}, m)
+	}
 }
 
 func TestHeaderThatSaysTooLittleIsRefused(t *testing.T) {
 	for replace, want := range map[string]string{
-		"Defect: the answer is\n  wrong\n|":                "has to say Defect",
-		"Effect: a user sees 41\n|":                        "has to say Defect (what is wrong) and Effect",
-		"--- a/answer|+++ a/answer":                        "holds no diff",
-		"Test: ./answer|Try: ./answer":                     "none of Defect, Effect and Test",
-		"./answer -run|answer -run":                        "has to be ./FOLDER -run TestName",
-		"-run TestAnswer|-run Answer":                      `"Answer" is no name of a test`,
-		"TestAnswer|TestOther|TestAnswer/sub":              "is no name of a test",
-		"MODE=fast|fast":                                   "give NAME=VALUE",
+		"Defect: the answer is\n  wrong\n|":                   "has to say Defect",
+		"Effect: a user sees 41\n|":                           "has to say Defect (what is wrong) and Effect",
+		"--- a/answer|+++ a/answer":                           "holds no diff",
+		"Test: ./answer|Try: ./answer":                        "none of Defect, Effect and Test",
+		"./answer -run|answer -run":                           "has to be ./FOLDER -run TestName",
+		"-run TestAnswer|-run Answer":                         `"Answer" is no name of a test`,
+		"TestAnswer|TestOther|TestAnswer/sub":                 "is no name of a test",
+		"MODE=fast|fast":                                      "give NAME=VALUE",
 		"Test: ./answer -run TestAnswer|TestOther MODE=fast|": "Test is",
 	} {
 		at := strings.LastIndex(replace, "|")

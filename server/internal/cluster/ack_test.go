@@ -116,3 +116,33 @@ func TestPeerThatMovedOnWhileItsSyncHungDoesNotAcknowledge(t *testing.T) {
 		require.NoError(t, a.try(1))
 	})
 }
+
+// TestAcknowledgementCoversNoEarlierMessageThatIsNotDurable: messages of a stream
+// become durable in any order, and one acknowledgement stands for all up to it.
+func TestAcknowledgementCoversNoEarlierMessageThatIsNotDurable(t *testing.T) {
+	taken := &taken{wake: make(chan struct{}, 1), room: make(chan struct{}, 1), pending: make([]message, 3)}
+	for _, step := range []struct{ durable, acknowledged uint64 }{{2, 0}, {3, 0}, {1, 3}} {
+		taken.finish(step.durable, nil)
+		seq, _, _, err := taken.progress()
+		require.NoError(t, err)
+		require.Equal(t, step.acknowledged, seq, "after message %d", step.durable)
+	}
+}
+
+// TestLargeWriteIsAcknowledgedWithItsLastMessage: a write that needs several
+// messages is durable at a peer when all of them are.
+func TestLargeWriteIsAcknowledgedWithItsLastMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := threeNodes(t)
+		p := newPeer(w.nodes["a"].cluster, w.member("b"))
+		large := &write{done: make(chan struct{}), wire: make([]byte, 30), cuts: []int{10, 20, 30}}
+		require.True(t, p.offer(large))
+		require.Equal(t, []*write{large}, p.take(nil, 0))
+		for seq := range uint64(3) {
+			p.acked(seq)
+			require.Empty(t, large.acks, "after message %d of 3", seq)
+		}
+		p.acked(3)
+		require.Equal(t, []string{w.member("b").ID()}, large.acks)
+	})
+}

@@ -133,3 +133,34 @@ func TestPackIsReadBackBeforeItsSegmentIsUsedAgain(t *testing.T) {
 		require.True(t, l.Whole())
 	})
 }
+
+// A segment that was prepared and never used may be missing without loss, and what
+// tells it from one that held something is the end of the one before it. Nobody
+// but the writer gets to note that here: no further segment is prepared, and no
+// pack is made.
+func TestEndOfASegmentIsNotedBeforeTheNextOneTakesABatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := memfs.New(1)
+		l := mustOpen(t, small(d))
+		synctest.Wait() // the second segment is prepared
+		d.SetLatency(func(op memfs.Op) time.Duration {
+			if op.Kind == memfs.OpCreate && (strings.Contains(op.Name, spareName) || strings.Contains(op.Name, packPrefix)) {
+				return time.Hour
+			}
+			return 0
+		})
+		var last []Position
+		for len(last) == 0 || last[0].Segment() == 1 {
+			last = mustPut(t, l, text(1000, ""))
+		}
+		require.Equal(t, uint32(2), last[0].Segment())
+		d.CutPowerAfter(0)
+		_ = l.Close() // fails: the power is off
+		d.Heal()
+		d.Crash(memfs.LoseAll)
+		require.NoError(t, d.Remove(l.segmentName(2)))
+		l = mustOpen(t, small(d))
+		defer func() { _ = l.Close() }()
+		require.False(t, l.Whole(), "an acknowledged record was in the segment that is gone")
+	})
+}
