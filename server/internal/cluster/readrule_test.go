@@ -53,6 +53,18 @@ func (s *asked) SetDigest(ctx context.Context, set store.Set) (store.Digest, err
 	return d, err
 }
 
+func (s *asked) do(then func(nth int)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.then = then
+}
+
+func (s *asked) times() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.count
+}
+
 // readersAndAsked are a and b of three nodes, c is down; a reads, b is asked.
 func readersAndAsked(t *testing.T) (w *world, a, b *node, s *asked) {
 	s = &asked{}
@@ -85,11 +97,11 @@ func TestMemberThatMovedOnWhileItAnsweredCountsInNoRead(t *testing.T) {
 		w, a, _, s := readersAndAsked(t)
 		require.NoError(t, a.read(t.Context()))
 		a.control.lag(true)
-		s.then = func(nth int) { w.change(func(*control.State) {}) }
+		s.do(func(int) { w.change(func(*control.State) {}) })
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		require.ErrorIs(t, a.read(ctx), ErrUnavailable)
-		s.then = nil
+		s.do(nil)
 		a.control.lag(false)
 		require.NoError(t, a.read(t.Context()))
 	})
@@ -101,14 +113,14 @@ func TestReadDuringWhichItsNodeMovedOnBeginsAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, a, b, s := readersAndAsked(t)
 		require.NoError(t, a.read(t.Context()))
-		require.Equal(t, 1, s.count)
+		require.Equal(t, 1, s.times())
 		b.control.lag(true)
-		s.then = func(nth int) {
+		s.do(func(nth int) {
 			if nth == 2 {
 				w.change(func(*control.State) {})
 			}
-		}
+		})
 		require.NoError(t, a.read(t.Context()))
-		require.Equal(t, 3, s.count, "it was asked by the rule of the older generation only")
+		require.Equal(t, 3, s.times(), "it was asked by the rule of the older generation only")
 	})
 }

@@ -49,6 +49,30 @@ func TestRefillIsNotTakenForDoneBeforeItBegan(t *testing.T) {
 	})
 }
 
+// TestRefillLooksAtEverythingAgain: one record was found to be damaged and brought
+// back by the read that found it. Another one is damaged as well, and nothing but
+// the refill looks at it: the cursors must not say that all is held.
+func TestRefillLooksAtEverythingAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := threeNodes(t, withoutMending)
+		a := w.nodes["a"]
+		ids := a.write(claim("first rotten", 1), claim("second rotten", 2))
+		for _, n := range w.nodes {
+			w.await("the records on "+n.name, func() bool { return n.holds(ids...) })
+		}
+		time.Sleep(time.Hour) // the cursors are behind both
+		a.rot("first rotten")
+		a.rot("second rotten")
+		_, err := a.cluster.Get(context.Background(), "p", ids[0], Local)
+		require.NoError(t, err)
+		w.await("the report of the loss", func() bool {
+			me, _ := a.control.State().MemberByID(a.control.id)
+			return !me.Whole
+		})
+		w.await("the other record", func() bool { _, err := a.store.Assertion("p", ids[1]); return err == nil })
+	})
+}
+
 // TestLossIsReportedAgain: the copy went past the report and the refill at once,
 // so that nothing shows whether there was a refill.
 func TestLossIsReportedAgain(t *testing.T) {
