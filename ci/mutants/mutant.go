@@ -109,7 +109,7 @@ var testName = regexp.MustCompile(`^Test\w+$`)
 func (m *Mutant) parseTest(text string) error {
 	words := strings.Fields(text)
 	if len(words) < 3 || words[1] != "-run" || !strings.HasPrefix(words[0], "./") {
-		return fmt.Errorf("Test is %q, and has to be ./FOLDER -run TestName, with NAME=VALUE behind it for the environment", text)
+		return fmt.Errorf("the field Test is %q, and has to be ./FOLDER -run TestName, with NAME=VALUE behind it for the environment", text)
 	}
 	m.Package, m.Tests, m.Env = words[0], strings.Split(words[2], "|"), words[3:]
 	for _, name := range m.Tests {
