@@ -125,7 +125,7 @@ func (m *Mutant) parseTest(text string) error {
 	return nil
 }
 
-// test is the Mutant's test as a person would type it.
-func (m *Mutant) test() string {
-	return strings.Join(slices.Concat([]string{strings.TrimPrefix(m.Package, "./server/internal/")}, []string{strings.Join(m.Tests, "|")}, m.Env), " ")
+// where is how the table names tests of the Mutant: with package and environment.
+func (m *Mutant) where(tests string) string {
+	return strings.Join(slices.Concat([]string{strings.TrimPrefix(m.Package, "./server/internal/"), tests}, m.Env), " ")
 }

@@ -81,8 +81,8 @@ func TestOutcomesAreToldApart(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o, err := parseOutcome(row.stdout)
 			require.NoError(t, err)
-			caught, err := o.caught([]string{"TestA"})
-			require.Equal(t, row.caught, caught)
+			by, err := o.caught([]string{"TestA"})
+			require.Equal(t, row.caught, len(by) > 0)
 			if row.err == "" {
 				require.NoError(t, err)
 				return

@@ -57,8 +57,7 @@ func parseOutcome(stdout string) (outcome, error) {
 
 // passed says why not all of the tests ran and passed.
 func (o *outcome) passed(tests []string) error {
-	switch {
-	case o.unbuilt:
+	if o.unbuilt {
 		return fmt.Errorf("the tests do not compile without any mutant:\n%s", run.LastLines(o.said, 12))
 	}
 	for _, name := range tests {
@@ -73,19 +72,21 @@ func (o *outcome) passed(tests []string) error {
 	return nil
 }
 
-// caught reports whether an assertion in one of the tests failed. An error means
+// caught returns those of the tests in which an assertion failed. An error means
 // that the run proves nothing.
-func (o *outcome) caught(tests []string) (bool, error) {
-	failed := slices.ContainsFunc(tests, func(name string) bool { return o.tests[name] == "fail" })
+func (o *outcome) caught(tests []string) (by []string, err error) {
+	for _, name := range tests {
+		if o.tests[name] == "fail" {
+			by = append(by, name)
+		}
+	}
 	switch {
 	case o.unbuilt:
-		return false, fmt.Errorf("the mutant does not compile:\n%s", run.LastLines(o.said, 12))
+		return nil, fmt.Errorf("the mutant does not compile:\n%s", run.LastLines(o.said, 12))
 	case o.panicked && !o.asserted:
-		return false, fmt.Errorf("the test ended in a panic or was cut off, which is no assertion:\n%s", run.LastLines(o.said, 20))
-	case failed:
-		return true, nil
-	case slices.ContainsFunc(tests, func(name string) bool { return o.tests[name] != "pass" }):
-		return false, fmt.Errorf("not all of the tests ran:\n%s", run.LastLines(o.said, 12))
+		return nil, fmt.Errorf("the test ended in a panic or was cut off, which is no assertion:\n%s", run.LastLines(o.said, 20))
+	case len(by) == 0 && slices.ContainsFunc(tests, func(name string) bool { return o.tests[name] != "pass" }):
+		return nil, fmt.Errorf("not all of the tests ran:\n%s", run.LastLines(o.said, 12))
 	}
-	return false, nil
+	return by, nil
 }

@@ -1,6 +1,7 @@
 package mutants
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,17 +76,17 @@ func (s *Suite) testsExist(m *Mutant) error {
 
 // result is one row of the table.
 type result struct {
-	m      *Mutant
-	took   time.Duration
-	caught bool
-	err    error
+	m    *Mutant
+	took time.Duration
+	by   []string // the tests that caught it
+	err  error
 }
 
 func (r result) verdict() string {
 	switch {
 	case r.err != nil:
 		return "ERROR"
-	case r.caught:
+	case len(r.by) > 0:
 		return "caught"
 	}
 	return "MISSED"
@@ -166,7 +167,7 @@ func (s *Suite) plant(ctx context.Context, dir string, m *Mutant) (r result) {
 		r.err = err
 		return r
 	}
-	r.caught, r.err = o.caught(m.Tests)
+	r.by, r.err = o.caught(m.Tests)
 	return r
 }
 
@@ -195,12 +196,12 @@ func (s *Suite) report(results []result) error {
 	_, _ = fmt.Fprintln(w, "\nmutant\ttest\tseconds\tverdict")
 	var wrong []error
 	for _, r := range results {
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%.1f\t%s\n", r.m.Name, r.m.test(), r.took.Seconds(), r.verdict())
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%.1f\t%s\n", r.m.Name, r.m.where(cmp.Or(strings.Join(r.by, " "), strings.Join(r.m.Tests, "|"))), r.took.Seconds(), r.verdict())
 		switch {
 		case r.err != nil:
 			wrong = append(wrong, fmt.Errorf("%s: %w", r.m.Name, r.err))
-		case !r.caught:
-			wrong = append(wrong, fmt.Errorf("%s: MISSED by %s: %s", r.m.Name, r.m.test(), r.m.Defect))
+		case len(r.by) == 0:
+			wrong = append(wrong, fmt.Errorf("%s: MISSED by %s: %s", r.m.Name, r.m.where(strings.Join(r.m.Tests, "|")), r.m.Defect))
 		}
 	}
 	if err := w.Flush(); err != nil {
