@@ -60,6 +60,10 @@ func (o *outcome) passed(tests []string) error {
 	if o.unbuilt {
 		return fmt.Errorf("the tests do not compile without any mutant:\n%s", run.LastLines(o.said, 12))
 	}
+	if o.panicked {
+		at := strings.Index(o.said, "panic: ")
+		return fmt.Errorf("the tests ended in a panic, or were cut off, without any mutant:\n%s", firstLines(o.said[max(at, 0):], 20))
+	}
 	for _, name := range tests {
 		switch o.tests[name] {
 		case "pass":
@@ -70,6 +74,11 @@ func (o *outcome) passed(tests []string) error {
 		}
 	}
 	return nil
+}
+
+func firstLines(text string, n int) string {
+	lines := strings.SplitN(text, "\n", n+1)
+	return strings.Join(lines[:min(n, len(lines))], "\n")
 }
 
 // caught returns those of the tests in which an assertion failed. An error means

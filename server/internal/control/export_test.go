@@ -1,6 +1,12 @@
 package control
 
-import "github.com/stemedb/stemedb/server/internal/keys"
+import (
+	"errors"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/stemedb/stemedb/server/internal/keys"
+)
 
 // Sealed is how Raft sees a storage: with checksums.
 func Sealed(s RaftStorage) RaftStorage { return sealed{RaftStorage: s} }
@@ -21,4 +27,16 @@ func (c *Control) RotInMemory(h keys.Hash) {
 	k.RevokedAt = 0
 	s.Keys[h] = k
 	c.table.state.Store(s)
+}
+
+// Pipelines reports whether Raft sends a follower entries before it has answered
+// for the earlier ones.
+func (c *Control) Pipelines() bool {
+	c.partMu.Lock()
+	defer c.partMu.Unlock()
+	p, err := c.part.transport.AppendEntriesPipeline("nobody", "nowhere")
+	if err == nil {
+		_ = p.Close()
+	}
+	return !errors.Is(err, raft.ErrPipelineReplicationNotSupported)
 }

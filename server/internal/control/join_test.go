@@ -2,6 +2,7 @@ package control_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -30,5 +31,39 @@ func TestNewcomerThatGoesAwayTakesNoMajorityWithIt(t *testing.T) {
 		defer cancel()
 		_, _, err := w.running().control.CreateKey(ctx, key("k"))
 		require.NoError(t, err, "two of the three voters are left")
+	})
+}
+
+// A leader that is stopped hands over, and a far follower still answers for entries
+// of the old term. With Raft's pipelining the leader never ended then.
+func TestLeaderThatIsStoppedWhileEntriesAreOnTheirWayEnds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		for _, n := range w.node {
+			require.False(t, n.control.Pipelines())
+		}
+		for i := range 5 {
+			leader := w.leader()
+			far := w.node["a"]
+			if far == leader {
+				far = w.node["b"]
+			}
+			distance := func(d time.Duration) {
+				w.net.SetDelayBetween(host(leader.name), host(far.name), d, d)
+				w.net.SetDelayBetween(host(far.name), host(leader.name), d, d)
+			}
+			distance(300 * time.Millisecond)
+			for j := range 20 {
+				_, _, err := leader.control.CreateKey(t.Context(), key(fmt.Sprint(i, j)))
+				require.NoError(t, err)
+			}
+			leader.stop()
+			distance(time.Millisecond)
+			leader.start()
+			w.settled(3)
+		}
 	})
 }

@@ -46,6 +46,7 @@ func (c *Control) startRaft(p *part) error {
 	}
 	p.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: c.layer.session(), MaxPool: 3, Timeout: t.CallTimeout, Logger: conf.Logger, MsgpackUseNewTimeFormat: true,
+		MaxRPCsInFlight: oneAtATime,
 	})
 	c.table.restart()
 	r, err := newRaft(conf, c.table, p)
@@ -198,3 +199,10 @@ func (s sink) Accept(_ string, level hclog.Level, msg string, args ...any) {
 	}
 	s.log.Log(context.Background(), at, msg, plain(args)...)
 }
+
+// oneAtATime turns Raft's pipelining off. With it, a follower that refuses entries
+// or knows a newer term ends the goroutine that reads its answers, and the one
+// that sends may wait for ever for its next answer to be read (raft v1.7.3,
+// pipelineReplicate): that follower gets no further entry from this leader, and
+// Raft's Shutdown never returns. The table changes too rarely to gain by it.
+const oneAtATime = 1
