@@ -126,7 +126,7 @@ func (c *Cluster) verifyLog(ctx context.Context) {
 		return
 	}
 	for ctx.Err() == nil {
-		if err := c.readLog(ctx); err != nil && ctx.Err() == nil {
+		if err := c.readLog(ctx, func() bool { return true }); err != nil && ctx.Err() == nil {
 			c.log.Warn("the log could not be read in search of damage", "error", err)
 		}
 		c.metrics.verifyRounds.Inc()
@@ -134,12 +134,12 @@ func (c *Cluster) verifyLog(ctx context.Context) {
 	}
 }
 
-// readLog reads the log from its beginning to its end, at VerifyBytesRate. The
-// store notes the damage that it meets.
-func (c *Cluster) readLog(ctx context.Context) error {
+// readLog reads the log from its beginning to its end, at VerifyBytesRate, as long
+// as it is wanted. The store notes the damage that it meets.
+func (c *Cluster) readLog(ctx context.Context, wanted func() bool) error {
 	const piece = 256 << 10
 	rest := time.Duration(int64(time.Second) * piece / c.limits.VerifyBytesRate)
-	for from, end := wal.Position(0), c.store.End(); from < end; {
+	for from, end := wal.Position(0), c.store.End(); from < end && wanted(); {
 		_, next, _, err := c.store.ScanKeys(from, piece)
 		if err != nil {
 			return err

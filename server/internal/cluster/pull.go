@@ -30,6 +30,8 @@ type puller struct {
 	notedAt   time.Time
 	unnoted   int64 // bytes of records seen since then
 	unnotedAt int   // their number
+	hole      hole
+	epoch     int // of the cursor that hole is about
 
 	mu sync.Mutex
 	// heard is when the member answered last; connected, whether it still may.
@@ -92,10 +94,14 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 	// The first answer comes at once: it tells how far there is to go.
 	wait := time.Duration(0)
 	for {
-		from, epoch := p.c.progress.at(p.member.Incarnation)
-		if err := p.noteIfDue(ctx, from); err != nil {
+		cursor, epoch := p.c.progress.at(p.member.Incarnation)
+		if err := p.noteIfDue(ctx, cursor); err != nil {
 			return moved, err
 		}
+		if epoch != p.epoch { // all cursors were set back
+			p.epoch, p.hole = epoch, hole{}
+		}
+		from := p.hole.next(cursor)
 		if err := stream.Send(p.request(from, wait)); err != nil {
 			_, err = stream.Recv()
 			return moved, err
@@ -106,6 +112,7 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 			// It is not the log that it was, and the member has noted that.
 			// Reading everything again misses nothing.
 			p.log.Warn("a member's log is not what it was; the whole of it is read again", "error", err)
+			p.hole = hole{}
 			return true, p.rewind(ctx, epoch)
 		}
 		if err != nil {
@@ -121,13 +128,13 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 			return moved, err
 		}
 		moved = true
-		if err := p.reached(ctx, next, epoch, res); err != nil {
+		if err := p.reached(ctx, p.hole.pass(cursor, next, res), epoch, res); err != nil {
 			return moved, err
 		}
 		wait = p.waitFor()
 		p.hold(ctx, fetched, began)
-		if next == from && next < wal.Position(res.End) {
-			pause(ctx, p.c.timings.Backoff) // a member that does not get on
+		if p.hole.unsettled() {
+			pause(ctx, p.c.timings.Backoff) // it may be long until the member can read all of its log
 		}
 	}
 }
@@ -160,6 +167,7 @@ func (p *puller) take(ctx context.Context, client peerpb.PeerClient, res *peerpb
 			len(keys), len(res.Positions), len(res.Sizes), errors.Join(err))
 	}
 	if res.Gaps > 0 {
+		p.hole.found()
 		p.c.metrics.gaps.WithLabelValues(p.member.Name).Add(float64(res.Gaps))
 		p.log.Warn("a member cannot read a part of its log; other members may have it", "gaps", res.Gaps, "before", wal.Position(res.Next))
 	}
@@ -271,9 +279,11 @@ func (p *puller) bring(ctx context.Context, client peerpb.PeerClient, keys []sto
 		return fmt.Errorf("fetching %d records: %w", len(wanted), err)
 	}
 	if missed := len(wanted) - len(items); missed > 0 {
+		p.hole.missed()
 		p.c.metrics.gaps.WithLabelValues(p.member.Name).Add(float64(missed))
 		p.log.Warn("a member cannot read records of its log; other members may have them", "records", missed)
 	}
+	last = last && !p.hole.open()
 	if last {
 		items = append(items, p.c.progress.cursor(p.member.Incarnation, wal.Position(res.Next)))
 	}
@@ -430,7 +440,7 @@ func (p *puller) advance(next wal.Position, epoch int, res *peerpb.PullResponse)
 	if p.startEnd == 0 {
 		p.startEnd = wal.Position(res.End)
 	}
-	p.behind = int64(res.BehindBytes)
+	p.behind = int64(res.BehindBytes) + logBytes(next, wal.Position(res.Next))
 	p.caughtUp = p.caughtUp || next >= p.startEnd
 	p.c.metrics.lagBytes.WithLabelValues(p.member.Name).Set(float64(p.behind))
 }

@@ -61,6 +61,7 @@ func (s *service) pull(ctx context.Context, req *peerpb.PullRequest) (*peerpb.Pu
 		return nil, err
 	}
 	limit := min(max(int(req.LimitBytes), 1), s.c.limits.PullBytes)
+	before := lossOf(s.c.store)
 	keys, next, gaps, err := s.c.store.ScanKeys(from, limit)
 	if errors.Is(err, wal.ErrNoEntry) { // the caller's mistake, or that of its disk
 		return nil, status.Errorf(codes.OutOfRange, "no record begins at position %v of this log", from)
@@ -68,10 +69,9 @@ func (s *service) pull(ctx context.Context, req *peerpb.PullRequest) (*peerpb.Pu
 	if err != nil {
 		return nil, status.Errorf(codes.Internal, "reading the log from %v: %v", from, err)
 	}
-	if gaps > 0 && s.c.mending() {
-		// Others must not pass over records that come back in a moment.
-		keys, next, gaps = nil, from, 0
-	}
+	// Whole tells that what the scan passed over has been written anew before end: it
+	// must have been so all along, for a disk may also give again what it did not.
+	whole := before.whole && lossOf(s.c.store) == before
 	end, opening := s.c.store.End(), s.c.store.Opening()
 	if opening == (wal.Opening{}) {
 		return nil, status.Error(codes.Unavailable, "this node's volumes were put back to an older state; its process is about to end")
@@ -79,7 +79,7 @@ func (s *service) pull(ctx context.Context, req *peerpb.PullRequest) (*peerpb.Pu
 	res := &peerpb.PullResponse{
 		OpeningNumber: opening.Number, OpeningId: opening.ID,
 		Next: uint64(next), End: uint64(end), BehindBytes: uint64(logBytes(next, end)),
-		Gaps: uint32(gaps), Whole: s.c.store.Whole(),
+		Gaps: uint32(gaps), Whole: whole,
 		Positions: make([]uint64, 0, len(keys)), Sizes: make([]uint32, 0, len(keys)),
 	}
 	res.Keys = make([]byte, 0, 96*len(keys))

@@ -61,12 +61,13 @@ func (c *Cluster) watchLosses(ctx context.Context) {
 // reported it: an outage of storage is no loss.
 func (c *Cluster) accused() bool {
 	m, ok := c.self(c.control.State())
-	return ok && !m.Whole && c.store.Whole() && !c.refilling.Load() && c.control.MayDecide() == nil
+	return ok && !m.Whole && m.Loss != "" && c.store.Whole() && !c.refilling.Load() && c.control.MayDecide() == nil
 }
 
-// acquit reads the whole log and takes the report back when all of it can be read.
+// acquit reads the whole log and takes the report back when all of it can be read. It
+// ends early when that is settled otherwise: damage that is found waits for it.
 func (c *Cluster) acquit(ctx context.Context) {
-	if err := c.readLog(ctx); err != nil {
+	if err := c.readLog(ctx, c.accused); err != nil {
 		if ctx.Err() == nil {
 			c.log.Warn("the control table calls this node not whole, and its log cannot be read in full to take that back", "error", err)
 		}

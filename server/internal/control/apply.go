@@ -74,7 +74,9 @@ func (c *loss) apply(s *State) *result {
 	if !ok {
 		return refuse(fmt.Errorf("%w: %s", errNotMember, c.Member))
 	}
-	if m.Loss == c.Loss {
+	if m.Loss == c.Loss || !m.Whole && m.Loss == "" {
+		// The same report again; or one of a member that is not whole yet, which
+		// has nothing to take back later.
 		return &result{}
 	}
 	s.update(c.Member, func(e *Member) { e.Whole, e.Loss = false, c.Loss })
@@ -105,10 +107,11 @@ func (c *withdrawLoss) apply(s *State) *result {
 	return &result{}
 }
 
-// reinstate makes a member whole, and ends the change that was to do that.
+// reinstate makes a member whole, and ends the refill that was to do that. It is for
+// members that were whole before.
 func (s *State) reinstate(id string) {
 	s.update(id, func(e *Member) { e.Whole, e.Loss = true, "" })
-	if s.Change != nil && s.Change.Subject == id {
+	if s.Change != nil && s.Change.Subject == id && s.Change.Kind == Refill {
 		s.Members, s.Change = s.Change.New, nil
 	}
 	s.bump()
@@ -125,7 +128,7 @@ func (c *live) apply(s *State) *result {
 	}
 	s.update(c.Member, func(e *Member) {
 		e.Life = c.Now
-		if !known {
+		if !known && (e.Whole || e.Loss != "") {
 			e.Whole, e.Loss = false, c.Now
 		}
 	})
