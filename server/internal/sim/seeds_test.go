@@ -16,7 +16,7 @@ import (
 )
 
 // defaultSeeds is how many schedules `make test` runs.
-const defaultSeeds = 200
+const defaultSeeds = 60
 
 var verbose = os.Getenv("STEMEDB_SIM_SEED") != ""
 

@@ -136,7 +136,7 @@ func (m *machine) start() {
 		Tuning: node.Tuning{
 			// Small segments, so that they are sealed and recycled; what is put
 			// at once has to fit into one, as it does at the real sizes.
-			SegmentSize: 128 << 10, MarkerInterval: 5 * time.Second, IndexBuffer: 64 << 10,
+			SegmentSize: 128 << 10, MarkerInterval: 5 * time.Second, IndexBuffer: 256 << 10,
 			Control: m.w.control,
 			Limits:  cluster.Limits{PullBytes: 32 << 10, MessageBytes: 32 << 10},
 			Cluster: cluster.Timings{ScrubEvery: m.w.scrub, VerifyEvery: 45 * time.Second, ScrubSettle: 5 * time.Second, StartWait: 5 * time.Second},
