@@ -6,10 +6,10 @@ FUZZTIME ?= 1m
 PORT ?= 18180
 export PORT
 
-.PHONY: help up down run check test gate bench mutants fuzz fmt proto docs
+.PHONY: help up down run check test gate bench bench-against mutants fuzz fmt proto docs
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: ## A cluster, the image, the release with values/dev.yaml, and real data in it
 	@$(DEV) up
@@ -34,6 +34,9 @@ bench: ## Measure against etcd and PostgreSQL, write docs/benchmarks.md
 
 mutants: ## Test the tests: each seeded bug of test/mutants must be caught (MUTANT="NAME ...": only those)
 	@$(DEV) mutants $(MUTANT)
+
+bench-against: ## Measure this tree's server against that of REV, in turns
+	@$(DEV) bench-against $(REV)
 
 fuzz: ## Every fuzz target for FUZZTIME each
 	@./ci/fuzz $(FUZZTIME)

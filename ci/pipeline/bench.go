@@ -37,6 +37,40 @@ func (p *Pipeline) Bench(ctx context.Context) error {
 	})
 }
 
+// BenchAgainst measures the server of the working tree against that of another
+// revision, in turns, and prints the table. STEMEDB_BENCH_FLAGS are passed on.
+func (p *Pipeline) BenchAgainst(ctx context.Context, revision string) error {
+	tree, err := os.MkdirTemp("", "stemedb-before-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tree)
+	var before, now, bench string
+	if err := p.Reporter.Step(ctx, "build both servers and the load generator", func(ctx context.Context) (err error) {
+		if _, err := p.quiet(ctx, ".", nil, "git", "worktree", "add", "--detach", tree, revision); err != nil {
+			return progress.WithHint(err, "REV names the revision to compare with, such as a tag: make bench-against REV=main~1")
+		}
+		defer func() {
+			_, gone := p.quiet(context.WithoutCancel(ctx), ".", nil, "git", "worktree", "remove", "--force", tree)
+			err = errors.Join(err, gone)
+		}()
+		if before, err = p.goBuildAt(ctx, tree, "./server/cmd/stemedb", "stemedb-before"); err != nil {
+			return err
+		}
+		if now, err = p.goBuild(ctx, ".", "./server/cmd/stemedb", "stemedb"); err != nil {
+			return err
+		}
+		bench, err = p.goBuild(ctx, "test/bench", ".", "bench")
+		return err
+	}); err != nil {
+		return err
+	}
+	args := append([]string{"--stemedb", now, "--against", before}, strings.Fields(os.Getenv("STEMEDB_BENCH_FLAGS"))...)
+	return p.Reporter.Step(ctx, "measure", func(ctx context.Context) error {
+		return p.command(ctx, ".", nil, bench, args...)
+	})
+}
+
 // postgresFolder is where Debian puts the server's programs.
 const postgresFolder = "/usr/lib/postgresql/15/bin"
 

@@ -58,10 +58,15 @@ func (p *Pipeline) quiet(ctx context.Context, dir string, env []string, name str
 
 // goBuild builds a program of the checkout for this machine into State/bin.
 func (p *Pipeline) goBuild(ctx context.Context, module, pkg, name string) (string, error) {
+	return p.goBuildAt(ctx, filepath.Join(p.Root, module), pkg, name)
+}
+
+// goBuildAt is goBuild in a folder outside the checkout.
+func (p *Pipeline) goBuildAt(ctx context.Context, dir, pkg, name string) (string, error) {
 	out := filepath.Join(p.State, "bin", name)
 	_, err := p.Runner.Run(ctx, run.Command{
 		Name: "go", Args: []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", image.LinkFlags(p.version(ctx)), "-o", out, pkg},
-		Dir: filepath.Join(p.Root, module), Env: []string{"CGO_ENABLED=0", "GOWORK=off", "GOFLAGS="},
+		Dir: dir, Env: []string{"CGO_ENABLED=0", "GOWORK=off", "GOFLAGS="},
 	})
 	return out, err
 }

@@ -27,7 +27,7 @@ type options struct {
 	rounds                     int
 	scale                      float64
 	records                    int64
-	only                       string
+	only, against              string
 }
 
 func main() {
@@ -41,6 +41,7 @@ func main() {
 	flag.Float64Var(&o.scale, "scale", 1, "multiplies the number of requests; below 1 for a quick look")
 	flag.Int64Var(&o.records, "records", 1_000_000, "records for the restart and memory measurements")
 	flag.StringVar(&o.only, "only", "", "ingest, profile, query or restart; empty for all")
+	flag.StringVar(&o.against, "against", "", "path of another build of the server: measure only the two, in turns")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -50,8 +51,14 @@ func main() {
 	}
 }
 
+// section is a part of the report.
+type section struct {
+	name string
+	run  func(context.Context, options, *report) error
+}
+
 func run(ctx context.Context, o options) error {
-	if o.stemedb == "" || o.etcd == "" {
+	if o.stemedb == "" || o.etcd == "" && o.against == "" {
 		return fmt.Errorf("--stemedb and --etcd are required; `make bench` builds both and passes them")
 	}
 	if o.dir == "" {
@@ -66,10 +73,10 @@ func run(ctx context.Context, o options) error {
 		o.dir = dir
 	}
 	rep := newReport(o.rounds)
-	sections := []struct {
-		name string
-		run  func(context.Context, options, *report) error
-	}{{"ingest", ingest}, {"profile", profiles}, {"query", queries}, {"restart", restart}}
+	sections := []section{{"ingest", ingest}, {"profile", profiles}, {"query", queries}, {"restart", restart}}
+	if o.against != "" {
+		sections = []section{{"paired", paired}}
+	}
 	for _, s := range sections {
 		if o.only != "" && o.only != s.name {
 			continue

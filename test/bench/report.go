@@ -38,7 +38,7 @@ func (r *report) fact(what, seen, floor string) {
 func (r *report) note(title, text string) { r.notes = append(r.notes, [2]string{title, text}) }
 
 // baseline is the system that a section's ratios are against.
-var baseline = map[string]string{"ingest": "etcd put", "query": "/v1/health/live"}
+var baseline = map[string]string{"ingest": "etcd put", "query": "/v1/health/live", "paired": "before"}
 
 func (r *report) markdown() string {
 	var b strings.Builder
@@ -46,7 +46,7 @@ func (r *report) markdown() string {
 	fmt.Fprintf(&b, "%d interleaved runs; what counts is the ratio, measured in one run on one machine.\n\n", r.rounds)
 	fmt.Fprintf(&b, "Machine: %d cores, %s/%s, %s, %s. Date: %s.\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), kernel(), time.Now().UTC().Format(time.DateOnly))
 	b.WriteString("Clients and servers share the machine. Server CPU is the server process's processor time for each record or request.\n")
-	for _, section := range []string{"ingest", "query"} {
+	for _, section := range []string{"ingest", "query", "paired"} {
 		r.table(&b, section)
 	}
 	if len(r.facts) > 0 {
@@ -79,7 +79,7 @@ func (r *report) table(b *strings.Builder, section string) {
 	}
 }
 
-var title = map[string]string{"ingest": "Durable ingest, one node, signatures verified", "query": "Point queries against the health path of the same server"}
+var title = map[string]string{"ingest": "Durable ingest, one node, signatures verified", "query": "Point queries against the health path of the same server", "paired": "Durable ingest, two builds of the server in turns"}
 
 func quantile(q float64) func(result) float64 {
 	return func(x result) float64 { return float64(x.Latency.ValueAtQuantile(q)) / 1000 }

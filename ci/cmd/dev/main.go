@@ -34,10 +34,13 @@ func run(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == "mutants" {
 		return p.Mutants(ctx, args[1:]...)
 	}
+	if len(args) == 2 && args[0] == "bench-against" {
+		return p.BenchAgainst(ctx, args[1])
+	}
 	if len(args) == 1 {
 		if do, known := commands[args[0]]; known {
 			return do(ctx)
 		}
 	}
-	return fmt.Errorf("usage: dev up|down|check|gate|test|fmt|bench, or dev mutants [NAME ...] (see make help), not %q", args)
+	return fmt.Errorf("usage: dev up|down|check|gate|test|fmt|bench, dev bench-against REVISION or dev mutants [NAME ...] (see make help), not %q", args)
 }
