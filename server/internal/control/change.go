@@ -186,6 +186,8 @@ func (c *Control) progress() *controlpb.ProgressResponse {
 // no majority with it. One that replaces its lost self takes over the vote as
 // soon as it has shown that it has the table: without it the table would have
 // fewer voters than the members that may fail, and no command could be accepted.
+// Neither votes before the leader's table, which is all that it has, is known to
+// be the majority's (trust.go).
 func (c *Control) reconcile(state *State, progress map[string]*controlpb.ProgressResponse) (settled bool, err error) {
 	future := c.raft.Load().GetConfiguration()
 	if err := future.Error(); err != nil {
@@ -206,11 +208,12 @@ func (c *Control) reconcile(state *State, progress map[string]*controlpb.Progres
 		}
 	}
 	settled = true
+	backed := c.jury.backed(c.readyTerm.Load(), votersOf(future.Configuration()))
 	for i, m := range state.Current() {
 		server, there := servers[m.ID()]
 		p := progress[m.ID()]
 		votes := i < maxVoters && !state.joining(m.ID())
-		step := placement(there, server, votes, raftAddress(m.ID(), m.PeerAddr), p != nil && p.Generation >= state.Generation)
+		step := placement(there, server, votes, raftAddress(m.ID(), m.PeerAddr), backed && p != nil && p.Generation >= state.Generation)
 		switch step {
 		case "":
 			continue
@@ -218,6 +221,9 @@ func (c *Control) reconcile(state *State, progress map[string]*controlpb.Progres
 			// A member that does not answer holds up no change: its vote comes
 			// when it is back.
 			settled = settled && p == nil
+			if !backed {
+				c.driver.report.Store(&[]string{"a majority of the voters has not shown that it holds the leader's table"})
+			}
 			continue
 		}
 		c.log.Info("changes a server of the control table", "server", m.ID(), "address", m.PeerAddr, "to", step)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
@@ -152,7 +154,7 @@ func (c *Control) confirmAsLeader(asker string, at dated) (*controlpb.ConfirmRes
 		return nil, ErrNoLeader
 	}
 	state := c.State()
-	if err := c.raft.Load().VerifyLeader().Error(); err != nil {
+	if err := answerOf(c.raft.Load().VerifyLeader(), c.cfg.Timings.CallTimeout); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoLeader, err)
 	}
 	if c.readyTerm.Load() != term || c.raft.Load().CurrentTerm() != term {
@@ -168,6 +170,21 @@ func (c *Control) confirmAsLeader(asker string, at dated) (*controlpb.ConfirmRes
 	}
 	c.clocks.answer(term, c.id, memberIDs(state.Members), answer)
 	return answer, nil
+}
+
+// answerOf is the future's error, if it comes within a time. An instance of Raft that
+// ends leaves the questions in its queue unanswered for ever.
+func answerOf(f raft.Future, within time.Duration) error {
+	answer := make(chan error, 1)
+	go func() { answer <- f.Error() }()
+	timer := time.NewTimer(within)
+	defer timer.Stop()
+	select {
+	case err := <-answer:
+		return err
+	case <-timer.C:
+		return fmt.Errorf("this node's part of the control table did not answer within %v", within)
+	}
 }
 
 func memberIDs(members []Member) []string {

@@ -164,8 +164,9 @@ type Control struct {
 	raft     atomic.Pointer[raft.Raft]
 	layer    *streamLayer
 	leaderCh chan bool
-	partMu   sync.Mutex // guards part
-	part     *part      // nil while there is none; keepRaft's
+	partMu   sync.Mutex            // guards part
+	part     *part                 // nil while there is none; keepRaft's
+	down     atomic.Pointer[error] // why the last part ended, until another one was started
 	hadState atomic.Bool
 	doubt    atomic.Pointer[error] // this copy differs from another one
 	jury     jury
@@ -367,6 +368,9 @@ func (c *Control) setPhase(phase string) {
 func (c *Control) Err() error {
 	if err := c.table.err(); err != nil {
 		return err
+	}
+	if err := c.down.Load(); err != nil {
+		return *err
 	}
 	if err := c.doubt.Load(); err != nil {
 		return *err

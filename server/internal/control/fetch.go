@@ -71,6 +71,9 @@ func (c *Control) snapshotAsLeader() (*controlpb.TableChunk, error) {
 	if err := c.Err(); err != nil {
 		return nil, fmt.Errorf("the leader does not trust its own copy: %w", err)
 	}
+	if c.jury.undecided() {
+		return nil, errUndecided
+	}
 	r := c.raft.Load()
 	if err := r.Barrier(c.cfg.Timings.CallTimeout).Error(); err != nil {
 		return nil, fmt.Errorf("commit a barrier: %w", err)

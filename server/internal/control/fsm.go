@@ -20,7 +20,7 @@ type table struct {
 	state    atomic.Pointer[State]
 	replayed *State // of Raft's goroutine; equal to state except during a replay
 	digests  history
-	failed   atomic.Pointer[error] // why this copy no longer follows
+	failed   atomic.Pointer[error] // why the present instance no longer follows
 	broken   chan struct{}         // holds one value after fail
 	changed  *broadcast            // Control's
 }
@@ -32,7 +32,10 @@ func newTable(changed *broadcast) *table {
 	return t
 }
 
-// restart prepares the table for another instance of Raft; none runs.
+// restart prepares the table for another instance of Raft; none runs. It takes
+// fail back before that instance begins: the commands of its replay are applied,
+// and its own failure counts, however long its start takes. The value in broken is
+// taken out first, so that a fail which comes in between leaves one.
 func (t *table) restart() {
 	t.replayed = (&State{}).clone()
 	t.digests.reset()
@@ -40,6 +43,7 @@ func (t *table) restart() {
 	case <-t.broken:
 	default:
 	}
+	t.failed.Store(nil)
 }
 
 // publish makes next the State, unless readers have seen a newer one.
@@ -110,12 +114,6 @@ func (t *table) fail(err error) {
 	case t.broken <- struct{}{}:
 	default: // told already
 	}
-	t.changed.broadcast()
-}
-
-// mend takes back fail, after Raft was started again.
-func (t *table) mend() {
-	t.failed.Store(nil)
 	t.changed.broadcast()
 }
 

@@ -23,6 +23,8 @@ type guard struct {
 	remake func()      // a snapshot turned out to be damaged
 	renew  func()      // a snapshot is being sent: the next one is to be newer
 	missed func(error) // a snapshot could not be written; Raft tries again by itself
+	// withheld reports that no snapshot may be sent now.
+	withheld func() bool
 
 	mu  sync.Mutex // guards err
 	err error
@@ -266,11 +268,15 @@ func (k *guardedSink) Close() error {
 }
 
 func (s guardedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	sends := calledBy(inSendSnapshot)
+	if sends && s.g.withheld() {
+		return nil, nil, errUndecided
+	}
 	meta, r, err := s.SnapshotStore.Open(id)
 	if errors.Is(err, errDamaged) {
 		err = errors.Join(err, s.g.drop([]string{id}))
 		s.g.remake()
-	} else if calledBy(inSendSnapshot) {
+	} else if sends {
 		s.g.renew() // the follower may have a newer one
 	}
 	return meta, r, err

@@ -89,7 +89,7 @@ func (c *Control) openPart() (*part, error) {
 		failed: func(f *failure) { c.table.fail(f) },
 		remake: func() { c.damagedSnapshot(p) },
 		renew:  func() { c.renewSnapshot(p) },
-		missed: c.missedSnapshot,
+		missed: c.missedSnapshot, withheld: c.jury.undecided,
 	}
 	c.partMu.Lock()
 	defer c.partMu.Unlock()
@@ -185,7 +185,8 @@ func (c *Control) keepRaft(err error) {
 		}
 		pause = min(2*pause, c.cfg.Timings.RestartMax)
 		if err = c.restartPart(f); err == nil {
-			c.table.mend()
+			c.down.Store(nil)
+			c.changed.broadcast()
 			c.restarts.Inc()
 			c.log.Info("the control table's part of this node was started again", "after", f.err)
 		}
@@ -202,7 +203,10 @@ func (c *Control) watchPart() error {
 		case <-c.ctx.Done():
 			return nil
 		case <-c.table.broken:
-			return c.table.err()
+			// It may have been for the instance before this one.
+			if err := c.table.err(); err != nil {
+				return err
+			}
 		case <-audit.C:
 			if err := c.State().verify(); err != nil {
 				c.table.fail(&failure{kind: inMemory, err: err})
@@ -220,6 +224,7 @@ func (c *Control) partFailed(err error) {
 	}
 	c.failures.WithLabelValues(kind).Inc()
 	c.log.Error("this node's copy of the control table has failed", "kind", kind, "error", err)
+	c.down.Store(&err)
 	c.table.failed.Store(&err)
 	c.distrust()
 	if kind == diverged || kind == inMemory {

@@ -25,6 +25,11 @@ import (
 //     successor's.
 //   - Neither: nobody knows. If that lasts for longer than the others take to be
 //     heard, the leader confirms no copy, its own included.
+//
+// A copy of the leader's table is no evidence for it. So a newcomer, which has all
+// that it knows from the leader, gets a vote only while a majority of the voters
+// there are holds the leader's table (backed), and while nobody knows the leader
+// sends its snapshot to no one (undecided).
 
 // opinion is how a member's digest compared with the leader's.
 type opinion struct {
@@ -97,6 +102,30 @@ func (j *jury) verdict(voters []string) verdict {
 	return v
 }
 
+// backed reports whether a majority of the voters, the leader included, held the
+// leader's table when they were heard in this term.
+func (j *jury) backed(term uint64, voters []string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	agree := 1
+	for _, voter := range voters {
+		if j.term == term && j.opinions[voter].agrees {
+			agree++
+		}
+	}
+	return agree >= Majority(len(voters))
+}
+
+// undecided reports whether the latest verdict was that nobody knows.
+func (j *jury) undecided() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return !j.doubtful.IsZero()
+}
+
+// errUndecided: see undecided.
+var errUndecided = errors.New("the leader's table differs from another member's, and nobody knows which one is right")
+
 // hearingRounds is how many rounds of confirmations the leader waits for the
 // opinions of the others before it doubts its own table.
 const hearingRounds = 3
@@ -109,12 +138,7 @@ func (c *Control) judge(term uint64, id string, at dated) (differs bool, doubt s
 	if err := future.Error(); err != nil {
 		return false, "", err
 	}
-	var voters []string
-	for _, s := range future.Configuration().Servers {
-		if s.Suffrage == raft.Voter {
-			voters = append(voters, string(s.ID))
-		}
-	}
+	voters := votersOf(future.Configuration())
 	switch v := c.jury.verdict(voters); {
 	case v.outvoted:
 		err := &failure{kind: diverged, fetch: true, always: true, err: errors.New("this node's copy of the control table differs from that of a majority")}
@@ -127,6 +151,15 @@ func (c *Control) judge(term uint64, id string, at dated) (differs bool, doubt s
 	default:
 		return v.differs[id], "", nil
 	}
+}
+
+func votersOf(servers raft.Configuration) (ids []string) {
+	for _, s := range servers.Servers {
+		if s.Suffrage == raft.Voter {
+			ids = append(ids, string(s.ID))
+		}
+	}
+	return ids
 }
 
 // compare holds this copy against the leader's answer. Without an error the copy

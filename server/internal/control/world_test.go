@@ -53,7 +53,8 @@ type node struct {
 	disk        *raftmem.Disk
 	data        *data
 	timings     control.Timings
-	clock       clock.Shifted // the machine's: it survives the process
+	clock       clock.Shifted        // the machine's: it survives the process
+	logs        func(message string) // called, if set, before the node goes on
 
 	proc     *memnet.Proc
 	peers    *peertls.Transport
@@ -192,7 +193,7 @@ func (n *node) tryStart() error {
 	if os.Getenv("CONTROL_TEST_LOG") != "" {
 		out = os.Stderr
 	}
-	logger := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug})).With("at", n.name)
+	logger := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: n.logsMessage})).With("at", n.name)
 	n.data.begin()
 	var err error
 	if n.peers, err = peertls.New(peertls.Config{Network: n.proc, Name: n.name, Secrets: n.secrets, Logger: logger}); err != nil {
@@ -220,6 +221,13 @@ func (n *node) tryStart() error {
 	n.serving.Go(func() { n.server.Serve(n.listener.GRPC()) })
 	n.set(c)
 	return c.Start(context.Background())
+}
+
+func (n *node) logsMessage(_ []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.MessageKey && n.logs != nil {
+		n.logs(a.Value.String())
+	}
+	return a
 }
 
 func (n *node) set(c *control.Control) {
