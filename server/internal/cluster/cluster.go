@@ -93,7 +93,7 @@ type Timings struct {
 	MendWait     time.Duration // 1 min: how long damaged records are looked for at members that do not answer; negative: not at all
 	VerifyEvery  time.Duration // 24 h: between two readings of the whole log, in search of damage; negative: never
 	LossEvery    time.Duration // 1 s: how often the store is asked whether it found a loss
-	StartWait    time.Duration // 10 s: how long a start waits for members that do not answer
+	StartWait    time.Duration // 10 s: how long a start waits for members that do not answer, once its own table is confirmed
 	ScrubEvery   time.Duration // 30 min: between rounds of comparison with one peer; negative: never
 	ScrubSettle  time.Duration // 30 s: a difference that is gone after so long was only a delay
 	FutureMargin time.Duration // 5 min: how far a signed time may be ahead of the cluster's

@@ -119,12 +119,17 @@ func (p *Progress) witness(incarnation string) wal.Witness {
 }
 
 // saw replaces what was seen of that incarnation's log; the member has compared
-// the earlier witness with its log by then.
+// the earlier witness with its log by then. An answer that comes late does not
+// replace what a later one has shown.
 func (p *Progress) saw(incarnation string, w wal.Witness) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.witnesses == nil {
 		p.witnesses = map[string]wal.Witness{}
+	}
+	held := p.witnesses[incarnation]
+	if w != (wal.Witness{}) && (w.Opening.Number < held.Opening.Number || w.Opening == held.Opening && w.End < held.End) {
+		return
 	}
 	p.witnesses[incarnation] = w
 }

@@ -26,12 +26,14 @@ type puller struct {
 	log    *slog.Logger
 
 	// Only run's goroutine uses these.
-	noted     wal.Position // the cursor that is durable
-	notedAt   time.Time
-	unnoted   int64 // bytes of records seen since then
-	unnotedAt int   // their number
-	hole      hole
-	epoch     int // of the cursor that hole is about
+	noted wal.Position // the cursor that is durable
+	// notedOpening is the opening of the member's log that is durable with it.
+	notedOpening wal.Opening
+	notedAt      time.Time
+	unnoted      int64 // bytes of records seen since then
+	unnotedAt    int   // their number
+	hole         hole
+	epoch        int // of the cursor that hole is about
 
 	mu sync.Mutex
 	// heard is when the member answered last; connected, whether it still may.
@@ -51,6 +53,7 @@ func newPuller(c *Cluster, m control.Member) *puller {
 // run pulls until ctx ends, and then notes durably how far it came.
 func (p *puller) run(ctx context.Context) {
 	p.noted, _ = p.c.progress.at(p.member.Incarnation)
+	p.notedOpening = p.c.store.Witnesses()[p.member.Incarnation].Opening
 	p.notedAt = time.Now()
 	retry := pauses{first: p.c.timings.Backoff, most: p.c.timings.MaxBackoff}
 	for ctx.Err() == nil {
@@ -123,6 +126,7 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 		if next < from || res.End < res.Next {
 			return moved, fmt.Errorf("the member went back from %v to %v in a log that ends at %v", from, next, wal.Position(res.End))
 		}
+		p.saw(res) // before take, which makes it durable with the cursor
 		fetched, err := p.take(ctx, client, res)
 		if err != nil {
 			return moved, err
@@ -139,12 +143,13 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 	}
 }
 
-// request asks for what follows from, and says what was seen of the log so far.
+// request asks for what follows from, and says what was seen of the log so far: no
+// less than what this node has taken in.
 func (p *puller) request(from wal.Position, wait time.Duration) *peerpb.PullRequest {
 	w := p.c.progress.witness(p.member.Incarnation)
 	return &peerpb.PullRequest{
 		From: uint64(from), LimitBytes: uint32(p.c.limits.PullBytes), WaitMs: uint32(wait.Milliseconds()),
-		Member: p.c.id, OpeningNumber: w.Opening.Number, OpeningId: w.Opening.ID, SeenEnd: uint64(w.End),
+		Member: p.c.id, OpeningNumber: w.Opening.Number, OpeningId: w.Opening.ID, SeenEnd: uint64(max(w.End, from)),
 	}
 }
 
@@ -410,6 +415,7 @@ func (p *puller) note(ctx context.Context, at wal.Position) error {
 
 func (p *puller) notedNow(at wal.Position) {
 	p.noted, p.notedAt, p.unnoted, p.unnotedAt = at, time.Now(), 0, 0
+	p.notedOpening = p.c.progress.witness(p.member.Incarnation).Opening
 }
 
 // rewind begins again at the start of the member's log.
@@ -419,14 +425,18 @@ func (p *puller) rewind(ctx context.Context, epoch int) error {
 	return p.note(ctx, 0)
 }
 
+// saw notes what an answer shows of the member's log; the member has compared what
+// was seen before by then.
+func (p *puller) saw(res *peerpb.PullResponse) {
+	opening := wal.Opening{Number: res.OpeningNumber, ID: res.OpeningId}
+	p.c.progress.saw(p.member.Incarnation, wal.Witness{Opening: opening, End: wal.Position(res.End)})
+}
+
 // reached tells everybody how far this puller has come. An opening that is new is
 // noted durably at once: the member is held to it after its next start.
 func (p *puller) reached(ctx context.Context, next wal.Position, epoch int, res *peerpb.PullResponse) error {
-	seen := wal.Witness{Opening: wal.Opening{Number: res.OpeningNumber, ID: res.OpeningId}, End: wal.Position(res.End)}
-	before := p.c.progress.witness(p.member.Incarnation)
-	p.c.progress.saw(p.member.Incarnation, seen)
 	p.advance(next, epoch, res)
-	if before.Opening == seen.Opening {
+	if p.c.progress.witness(p.member.Incarnation).Opening == p.notedOpening {
 		return nil
 	}
 	at, _ := p.c.progress.at(p.member.Incarnation)

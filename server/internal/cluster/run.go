@@ -41,7 +41,9 @@ type Cluster struct {
 	fetching   beingFetched
 	repairs    singleflight.Group
 	turn       atomic.Uint32 // spreads reads over the peers
-	started    time.Time
+	// linked is since when this node is linked to the others without a break; the
+	// zero time while it is not.
+	linked atomic.Pointer[time.Time]
 	// caughtUp stays true once this node was caught up since its start.
 	caughtUp atomic.Bool
 	// refilling: a loss was found, and what the index calls held may not be.
@@ -99,7 +101,6 @@ func New(cfg Config) (*Cluster, error) {
 		room:           semaphore.NewWeighted(limits.InFlightBytes),
 		inFlight:       inFlight{writes: map[*write]struct{}{}},
 		fetching:       beingFetched{by: map[store.Key]*fetchClaim{}},
-		started:        time.Now(),
 		closing:        make(chan struct{}),
 		links:          map[string]*link{},
 	}
@@ -186,8 +187,14 @@ func (c *Cluster) follow(ctx context.Context, links *sync.WaitGroup, state *cont
 func (c *Cluster) link(ctx context.Context, links *sync.WaitGroup, state *control.State) (added []*peer) {
 	wanted := map[string]control.Member{}
 	// Before this node may decide, its volumes may turn out to be older than they
-	// were: nothing must be added to its log until then.
-	if _, member := state.MemberByID(c.id); member && c.control.MayDecide() == nil {
+	// were: nothing must be added to its log until then. It refuses the pulls of its
+	// peers as long, so the time in which it waits for them begins here.
+	_, member := state.MemberByID(c.id)
+	if !member || c.control.MayDecide() != nil {
+		c.linked.Store(nil)
+	} else {
+		now := time.Now()
+		c.linked.CompareAndSwap(nil, &now)
 		for _, m := range state.Everyone() {
 			if m.ID() != c.id {
 				wanted[m.ID()] = m

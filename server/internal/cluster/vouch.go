@@ -89,7 +89,11 @@ func (c *Cluster) unvouched(state *control.State) string {
 			waits = append(waits, m.Name)
 		}
 	}
-	if len(waits) == 0 || time.Since(c.started) > c.timings.StartWait {
+	linked := c.linked.Load()
+	if linked == nil {
+		return "the other members, which it answers once the leader has confirmed its copy of the control table,"
+	}
+	if len(waits) == 0 || time.Since(*linked) > c.timings.StartWait {
 		v.given = true
 		return ""
 	}

@@ -313,6 +313,10 @@ func (c *Cluster) catchingUp(state *control.State) error {
 	if c.caughtUp.Load() {
 		return nil
 	}
+	linked := c.linked.Load()
+	if linked == nil {
+		return unavailable(CodeCatchingUp, "this node has just started", nil)
+	}
 	for _, m := range state.Members {
 		if m.ID() == c.id || !m.Whole {
 			continue
@@ -321,7 +325,7 @@ func (c *Cluster) catchingUp(state *control.State) error {
 		if !ok {
 			return unavailable(CodeCatchingUp, "this node has just started", nil)
 		}
-		if behind, done := l.puller.standing(c.started, c.timings.StartWait); !done {
+		if behind, done := l.puller.standing(*linked, c.timings.StartWait); !done {
 			return unavailable(CodeCatchingUp, fmt.Sprintf("this node is still taking in what %s held when it started (about %d bytes of log are left)", m.Name, behind), nil)
 		}
 	}
@@ -330,13 +334,14 @@ func (c *Cluster) catchingUp(state *control.State) error {
 }
 
 // standing tells whether the node need not wait for this member any more: what
-// it held at the start is here, or it has not been heard of for too long.
-func (p *puller) standing(started time.Time, wait time.Duration) (behind int64, done bool) {
+// it held at the start is here, or it has not been heard of for too long since the
+// node was linked to it.
+func (p *puller) standing(linked time.Time, wait time.Duration) (behind int64, done bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.caughtUp {
 		return 0, true
 	}
-	lost := !p.connected && time.Since(started) > wait && time.Since(p.heard) > wait
+	lost := !p.connected && time.Since(linked) > wait && time.Since(p.heard) > wait
 	return p.behind, lost
 }

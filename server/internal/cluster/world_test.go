@@ -54,6 +54,8 @@ type node struct {
 	cluster *Cluster
 	metrics *prometheus.Registry
 
+	unconfirmed atomic.Bool // its table may not decide
+
 	proc   *memnet.Proc
 	server *grpc.Server
 	stop   context.CancelFunc
@@ -333,6 +335,9 @@ func (c *table) WaitGeneration(ctx context.Context, generation uint64) error {
 }
 
 func (c *table) CheckGeneration(caller uint64) error {
+	if err := c.MayDecide(); err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
 	own := c.State().Generation
 	if caller >= own {
 		return nil
@@ -402,16 +407,10 @@ func (c *table) check(ctx context.Context) error {
 	return c.CheckCaller(ctx)
 }
 
-func (c *table) MayDecide() error { return nil }
-
-func (c *table) WithdrawLoss(context.Context) error {
-	c.n.w.change(func(s *control.State) {
-		for i := range s.Members {
-			if s.Members[i].ID() == c.id {
-				s.Members[i].Whole = true
-			}
-		}
-	})
+func (c *table) MayDecide() error {
+	if c.n.unconfirmed.Load() {
+		return control.ErrNotConfirmedYet
+	}
 	return nil
 }
 
