@@ -36,28 +36,38 @@ func (s *Store) apply() {
 	timer := time.NewTimer(s.opts.MarkerInterval)
 	defer timer.Stop()
 	var marking chan struct{} // nil when no marker is being written
+	var again <-chan time.Time
+	room := room{s: s}
 	for {
 		due := s.opts.MarkerBytes
 		select {
 		case <-s.work:
-			s.applyActive()
+			if room.look() {
+				s.applyActive()
+			} else {
+				again = time.After(roomEvery)
+			}
+		case <-again:
+			wake(s.work)
 		case <-marking:
 			marking = nil
 			timer.Reset(s.opts.MarkerInterval)
 		case <-timer.C:
 			timer.Reset(s.opts.MarkerInterval)
 			due /= 64 // what replays in a moment is not worth a barrier
-			s.rejoin()
+			if room.look() {
+				s.rejoin()
+			}
 		case <-s.stopApply:
 			if marking != nil {
 				<-marking
 			}
-			if s.applyActive() {
+			if s.writable() && s.applyActive() {
 				_ = s.mark() // noted as the store's failure
 			}
 			return
 		}
-		if marking == nil && s.markerDue(due) {
+		if marking == nil && s.markerDue(due) && room.look() {
 			done := make(chan struct{})
 			marking = done
 			go func() {
@@ -92,14 +102,16 @@ func (s *Store) applyActive() bool {
 	}
 	s.frozen = nil
 	s.pending -= l.bytes - l.written
-	s.applied = l.end
+	s.applied = max(s.applied, l.end)
 	s.assertions += l.assertions
 	return true
 }
 
 func (s *Store) writeLayer(l *layer) error {
 	b := s.newBatcher()
-	b.put(metaKey(metaSeen), binary.BigEndian.AppendUint64(nil, uint64(l.end)))
+	if l.end > s.applied {
+		b.put(metaKey(metaSeen), binary.BigEndian.AppendUint64(nil, uint64(l.end)))
+	}
 	done, total := int64(0), int64(l.tree.Len())
 	l.tree.Scan(func(e kv) bool {
 		sound := b.put(e.k, e.v)

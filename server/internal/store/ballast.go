@@ -9,10 +9,11 @@ import (
 	"time"
 )
 
-// Opening the index takes some space, also on a volume that somebody filled to the
-// last byte. So a file of no use keeps some space on the DB volume, and a start that finds too little gives it up: then the node comes up, answers
-// reads and refuses writes, as with a full WAL volume. It is made again when there
-// is space.
+// The index needs space to take in the log's tail, also on a volume that somebody
+// filled to the last byte. So a file of no use keeps some space on the DB volume, and a
+// start that finds too little gives it up. Without it the node comes up too, answers
+// reads and refuses writes, but holds the tail in memory (room.go). It is made again
+// when there is space.
 
 const ballastName = "ballast"
 

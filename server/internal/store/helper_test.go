@@ -20,6 +20,7 @@ func smallOptions(disk *memfs.Disk) Options {
 		FS: disk, WALDir: "wal", DBDir: "db", NodeName: "n0",
 		SegmentSize: 32 << 10, Reserve: 1, ReserveHigh: 2,
 		MarkerBytes: 48 << 10, WriteBuffer: 32 << 10, CacheBytes: 256 << 10, ScrubRate: -1,
+		replayChunk: 4 << 10,
 	}
 }
 

@@ -59,8 +59,8 @@ func (s *Store) noteLoss() error {
 				unknown = append(unknown, r)
 			}
 		}
-		if err := s.putMeta(map[string][]byte{metaGaps: encodeGaps(unknown)}); err != nil {
-			return err
+		if err := s.putOrHold(metaKey(metaGaps), encodeGaps(unknown)); err != nil {
+			return fmt.Errorf("write the index's notes: %w", err)
 		}
 	}
 	if mendable, err := s.mendable(); mendable || err != nil {
@@ -81,7 +81,7 @@ func (s *Store) noteLoss() error {
 	}
 	s.logger.Warn("the cursors are forgotten after a loss: the peers' logs are looked at from their beginning", "found_at", s.log.LastLoss())
 	s.reset.due.Store(true)
-	return s.resetCursors()
+	return s.resetCursors(s.putOrHold)
 }
 
 // append hands a commit to the log, behind the reset when one is due.

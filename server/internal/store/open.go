@@ -16,8 +16,6 @@ import (
 
 	"github.com/syndtr/goleveldb/leveldb"
 	lerrors "github.com/syndtr/goleveldb/leveldb/errors"
-	"github.com/syndtr/goleveldb/leveldb/filter"
-	"github.com/syndtr/goleveldb/leveldb/opt"
 	"github.com/syndtr/goleveldb/leveldb/storage"
 	"github.com/syndtr/goleveldb/leveldb/util"
 
@@ -142,7 +140,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.closeFiles())
 	}
-	s.files.WaitForSpace()
+	if s.heldBack() {
+		wake(s.work)
+	}
 	s.goroutines.Add(3)
 	go s.publish()
 	go s.apply()
@@ -194,6 +194,18 @@ func (s *Store) bringUp(ctx context.Context) error {
 	if err := s.openIndex(); err != nil {
 		return err
 	}
+	// From here on goleveldb compacts beside the replay.
+	s.files.WaitForSpace()
+	stop := context.AfterFunc(ctx, s.files.Abort)
+	err := s.takeIn(ctx)
+	if !stop() {
+		err = errors.Join(ctx.Err(), err)
+	}
+	return err
+}
+
+// takeIn brings the index, in goleveldb and in memory, to the end of the log.
+func (s *Store) takeIn(ctx context.Context) error {
 	if err := s.loadIndex(); err != nil {
 		return err
 	}
@@ -201,7 +213,9 @@ func (s *Store) bringUp(ctx context.Context) error {
 		return err
 	}
 	if s.orphans.Load() > 0 {
-		if err := s.joinHeld(); err != nil {
+		if s.heldBack() || !s.ample() {
+			s.unjoined.Store(true) // for the applier
+		} else if err := s.joinHeld(); err != nil {
 			return fmt.Errorf("write the index: %w", err)
 		}
 	}
@@ -215,6 +229,8 @@ func (s *Store) forget() {
 	clear(s.witnesses)
 	s.marker, s.applied, s.assertions = 0, 0, 0
 	s.barrierKey = nil
+	s.active, s.pending = newLayer(), 0
+	s.failure, s.failed = nil, make(chan struct{})
 }
 
 // openIndex opens goleveldb, or makes it anew when it cannot be trusted.
@@ -351,41 +367,6 @@ func (s *Store) recreate() error {
 	return s.opts.FS.SyncDir(s.opts.DBDir)
 }
 
-func (s *Store) openDB() error {
-	files, err := leveldbfs.Open(s.opts.FS, s.indexPath(), s.logger)
-	if err != nil {
-		return err
-	}
-	s.files = files
-	s.db, err = leveldb.Open(files, &opt.Options{
-		BlockCacheCapacity:     s.opts.CacheBytes,
-		BlockSize:              16 << 10, // with the default of 4 KiB the tables' own indexes overflow the cache at 400,000 records
-		WriteBuffer:            s.opts.WriteBuffer,
-		Filter:                 filter.NewBloomFilter(10),
-		CompactionTableSize:    8 << 20, // the default of 2 MiB makes tens of thousands of files
-		CompactionTotalSize:    40 << 20,
-		OpenFilesCacheCapacity: 200,
-		DisableSeeksCompaction: true,
-		// NoSync stays off: it would also leave tables and manifests
-		// unsynced, and there would be no barrier.
-	})
-	if err != nil {
-		return fmt.Errorf("open the index: %w", err)
-	}
-	return nil
-}
-
-func (s *Store) closeDB() error {
-	var err error
-	if s.db != nil {
-		err = s.db.Close()
-	}
-	if s.files != nil {
-		err = errors.Join(err, s.files.Close())
-	}
-	return err
-}
-
 func (s *Store) closeFiles() error {
 	err := s.closeDB()
 	if s.log != nil {
@@ -419,6 +400,12 @@ func damagedIndex(err error) bool {
 
 // meta returns nil for what was never written.
 func (s *Store) meta(name string) ([]byte, error) {
+	s.mu.Lock()
+	held, ok := s.overlayGet(metaKey(name))
+	s.mu.Unlock()
+	if ok {
+		return held, nil
+	}
 	b, err := s.db.Get(metaKey(name), nil)
 	if errors.Is(err, leveldb.ErrNotFound) {
 		return nil, nil

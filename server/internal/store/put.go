@@ -120,6 +120,9 @@ func (s *Store) reserve(o *putOp, items []Item, idKeys [][]byte, again bool) err
 	case s.failure != nil:
 		return s.failure
 	case s.pending >= s.opts.ApplyBytes:
+		if state, err := s.log.State(); state == wal.StateReadOnly {
+			return err // why the index is behind
+		}
 		return ErrBusy // whatever its size: a large one must not wait for ever behind small ones
 	}
 	s.pending += o.bytes

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -25,18 +24,21 @@ func (s *Store) replay(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("replay of the log: %w", err)
 		}
-		if err := r.chunk(); err != nil {
+		if err := r.chunk(ctx); err != nil {
 			return err
 		}
 		r.progress.Done = s.distance(start, r.from)
 		s.opts.Progress(r.progress)
-		if s.markerDue(s.opts.MarkerBytes) {
+		if s.markerDue(s.opts.MarkerBytes) && !s.heldBack() && s.ample() {
 			if err := s.mark(); err != nil {
 				return err
 			}
 		}
 	}
 	s.opts.Progress(Progress{Rebuild: r.progress.Rebuild, Done: r.progress.Total, Total: r.progress.Total})
+	if s.heldBack() || !s.ample() {
+		return nil // the applier goes on
+	}
 	return s.mark()
 }
 
@@ -47,7 +49,7 @@ type replay struct {
 }
 
 // chunk takes in the next part of the log.
-func (r *replay) chunk() error {
+func (r *replay) chunk(ctx context.Context) error {
 	s := r.s
 	var items []Item
 	var positions []wal.Position
@@ -84,6 +86,22 @@ func (r *replay) chunk() error {
 	if len(items) == 0 {
 		return nil
 	}
+	if !s.heldBack() && s.ample() {
+		if writable, err := s.makeWritable(); err != nil {
+			return fmt.Errorf("write the index: %w", err)
+		} else if writable {
+			return s.replayItems(items, positions)
+		}
+	}
+	if s.active.bytes < maxHeldBack*s.opts.ApplyBytes {
+		return s.holdBack(items, positions)
+	}
+	if err := s.awaitRoom(ctx); err != nil {
+		return err
+	}
+	if !s.applyActive() {
+		return s.failure
+	}
 	return s.replayItems(items, positions)
 }
 
@@ -92,10 +110,7 @@ func (r *replay) chunk() error {
 func (s *Store) replayItems(items []Item, positions []wal.Position) error {
 	b := s.newBatcher()
 	for len(items) > 0 {
-		n := 0
-		for n < len(items) && items[n].Kind != KindReset {
-			n++
-		}
+		n, reset := untilReset(items)
 		c := makeChange(items[:n])
 		for i := range c.ops {
 			c.ops[i].setPosition(positions)
@@ -111,15 +126,10 @@ func (s *Store) replayItems(items []Item, positions []wal.Position) error {
 		for i := range c.cursors {
 			s.setCursor(&c.cursors[i])
 		}
-		if n < len(items) {
-			if err := s.resetCursors(); err != nil {
+		if reset {
+			if err := s.resetCursors(s.putDB); err != nil {
 				return err
 			}
-			at := binary.BigEndian.AppendUint64(nil, uint64(positions[n]))
-			if err := s.putMeta(map[string][]byte{metaReset: at}); err != nil {
-				return err
-			}
-			n++
 		}
 		for i := range n {
 			// The entry at the marker comes again.
@@ -143,16 +153,10 @@ func (s *Store) setCursor(it *Item) {
 
 // resetCursors forgets how far the logs of peers are held here. What was seen of
 // them stays true.
-func (s *Store) resetCursors() error {
+func (s *Store) resetCursors(put func(k, v []byte) error) error {
 	for name := range s.cursors {
 		key := appendName([]byte{spaceCursor}, name)
-		var err error
-		if w, seen := s.witnesses[name]; seen {
-			err = s.db.Put(key, cursorValue(0, w), nil)
-		} else {
-			err = s.db.Delete(key, nil)
-		}
-		if err != nil {
+		if err := put(key, cursorValue(0, s.witnesses[name])); err != nil {
 			return fmt.Errorf("forget a cursor: %w", err)
 		}
 	}

@@ -16,7 +16,7 @@
 //   - An index that knows of entries behind the end of the log proves a loss,
 //     which the log notes before that index is dropped.
 //   - A full DB volume fails nothing: the index waits for space, reads go on,
-//     Put is refused as on a full WAL volume, a start works (ballast.go).
+//     Put is refused as on a full WAL volume, a start works (ballast.go, room.go).
 //   - The index's marker never claims more than survived a crash (see apply.go),
 //     so whatever the index loses, replay from the marker restores.
 //
@@ -85,7 +85,8 @@ type Options struct {
 
 	// ApplyBytes bounds what is durable, or on its way, and not in the index
 	// yet, but for one Put; default 32 MiB. What is being written to the index
-	// stays in memory until all of it is, so that up to twice as much is held.
+	// stays in memory until all of it is, so that up to twice as much is held. A start
+	// that finds the DB volume full may hold four times as much, see room.go.
 	ApplyBytes int64
 	// MarkerBytes and MarkerInterval: the index's marker is written after so
 	// many bytes of log, or after so long when it is at least a 64th of them;

@@ -42,6 +42,7 @@ type Storage struct {
 	journal storage.FileDesc // the last one that was created
 
 	patience patience
+	staged   staged
 }
 
 var _ storage.Storage = (*Storage)(nil)
@@ -94,19 +95,20 @@ func (s *Storage) SetMeta(fd storage.FileDesc) error {
 	if err := s.check(fd); err != nil {
 		return err
 	}
-	temp := filepath.Join(s.dir, tempName)
-	err := s.withSpace(func() error { return writeSynced(s.fs, temp, []byte(fd.String()+"\n")) })
-	if err != nil {
+	if s.staged.setCurrent(fd) {
+		return nil
+	}
+	if err := s.withSpace(func() error { return s.writeNext(fd) }); err != nil {
 		return err
 	}
-	if err := s.fs.Rename(temp, filepath.Join(s.dir, currentName)); err != nil {
-		return err
-	}
-	return s.fs.SyncDir(s.dir)
+	return s.switchCurrent()
 }
 
 // GetMeta implements storage.Storage.
 func (s *Storage) GetMeta() (storage.FileDesc, error) {
+	if fd, ok := s.staged.getCurrent(); ok {
+		return fd, nil
+	}
 	b, err := readAll(s.fs, filepath.Join(s.dir, currentName))
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -142,13 +144,16 @@ func (s *Storage) List(ft storage.FileType) ([]storage.FileDesc, error) {
 			fds = append(fds, fd)
 		}
 	}
-	return fds, nil
+	return s.staged.list(fds, ft), nil
 }
 
 // Open implements storage.Storage.
 func (s *Storage) Open(fd storage.FileDesc) (storage.Reader, error) {
 	if err := s.check(fd); err != nil {
 		return nil, err
+	}
+	if r, ok := s.staged.open(fd); ok {
+		return r, nil
 	}
 	f, err := s.fs.OpenFile(s.path(fd), os.O_RDONLY, 0)
 	if err != nil {
@@ -170,11 +175,10 @@ func (s *Storage) Create(fd storage.FileDesc) (storage.Writer, error) {
 	if err := s.check(fd); err != nil {
 		return nil, err
 	}
-	var f vfs.File
-	err := s.withSpace(func() (err error) {
-		f, err = s.fs.OpenFile(s.path(fd), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-		return err
-	})
+	w, err := s.staged.create(s, fd)
+	if err == nil && w == nil {
+		w, err = s.createOnDisk(fd)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -182,6 +186,18 @@ func (s *Storage) Create(fd storage.FileDesc) (storage.Writer, error) {
 		s.mu.Lock()
 		s.journal = fd
 		s.mu.Unlock()
+	}
+	return w, nil
+}
+
+func (s *Storage) createOnDisk(fd storage.FileDesc) (storage.Writer, error) {
+	var f vfs.File
+	err := s.withSpace(func() (err error) {
+		f, err = s.fs.OpenFile(s.path(fd), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	return &writer{File: f, s: s}, nil
 }
@@ -197,6 +213,9 @@ func (s *Storage) Journal() storage.FileDesc {
 // Gone tells whether goleveldb has removed a file: a journal when all that was
 // written to it, and to those before it, is in tables.
 func (s *Storage) Gone(fd storage.FileDesc) (bool, error) {
+	if _, staged := s.Staged(); staged {
+		return false, nil // what is in memory is in no table
+	}
 	_, err := s.fs.Stat(s.path(fd))
 	if errors.Is(err, fs.ErrNotExist) {
 		return true, nil
@@ -208,6 +227,9 @@ func (s *Storage) Gone(fd storage.FileDesc) (bool, error) {
 func (s *Storage) Remove(fd storage.FileDesc) error {
 	if err := s.check(fd); err != nil {
 		return err
+	}
+	if s.staged.remove(fd) {
+		return nil
 	}
 	return s.fs.Remove(s.path(fd))
 }
@@ -222,6 +244,9 @@ func (s *Storage) Rename(oldfd, newfd storage.FileDesc) error {
 	}
 	if oldfd == newfd {
 		return nil
+	}
+	if _, on := s.Staged(); on {
+		return errors.ErrUnsupported // goleveldb renames in RecoverFile only
 	}
 	return s.fs.Rename(s.path(oldfd), s.path(newfd))
 }

@@ -18,6 +18,7 @@ type patience struct {
 	mu      sync.Mutex
 	waits   bool
 	warned  bool
+	ended   bool // aborted is closed
 	aborted chan struct{}
 }
 
@@ -25,15 +26,16 @@ type patience struct {
 func (s *Storage) WaitForSpace() {
 	s.patience.mu.Lock()
 	defer s.patience.mu.Unlock()
-	s.patience.waits = true
+	s.patience.waits = !s.patience.ended
 }
 
 // Abort ends what waits for space, and nothing waits any more: for the close.
 func (s *Storage) Abort() {
 	s.patience.mu.Lock()
 	defer s.patience.mu.Unlock()
-	if s.patience.waits {
-		s.patience.waits = false
+	s.patience.waits = false
+	if !s.patience.ended {
+		s.patience.ended = true
 		close(s.patience.aborted)
 	}
 }
