@@ -96,11 +96,12 @@ func clusterCommand() *cobra.Command {
 
 func acceptLossCommand() *cobra.Command {
 	return decision("accept-loss NAME", cobra.ExactArgs(1), "Give up the records that a member lost",
-		`Give up the records that a member lost and that no other member holds. The member
+		`Give up the records that a member lost and that no whole member holds. The member
 counts as whole afterwards: reads no longer wait for those records, and nothing
-says that they were there. Use it when no copy is left: a cluster of one, or a
-majority whose volumes are gone. For a member that holds everything it does
-nothing. Needs an API key with the role admin, and --yes.`,
+says that they were there. Use it when no copy is left: a cluster of one, or so
+many members that lost records that the others cannot refill them. It is refused
+while they can. For a member that holds everything it does nothing. Needs an API
+key with the role admin, and --yes.`,
 		"the records that the member lost are given up for good",
 		func(args []string) (method, path string) {
 			return http.MethodPost, "/v1/admin/members/" + url.PathEscape(args[0]) + "/accept-loss"
@@ -111,7 +112,7 @@ func cancelChangeCommand() *cobra.Command {
 	return decision("cancel-change [ID]", cobra.MaximumNArgs(1), "Cancel the open change of members",
 		`Cancel the open change of members, as if it had not been opened: a join whose node
 never comes back keeps writes waiting for one member more. Nothing acknowledged is
-lost, and a node that comes back asks again. With ID (change_id of the status)
+lost. The node asks again after 5 minutes, or when it is started again. With ID (change_id of the status)
 another change is left alone. Needs an API key with the role admin, and --yes.`,
 		"the open change of members is given up",
 		func(args []string) (method, path string) {

@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"maps"
@@ -200,7 +201,11 @@ func (b *solo) Ready() error {
 func (b *solo) Incomplete() string { return b.incomplete }
 
 func (b *solo) AcceptLoss(_ context.Context, member string) error {
-	if member != "n0" {
+	switch member {
+	case "n0":
+	case "n1":
+		return fmt.Errorf("%w: the others refill n1", control.ErrLossStands)
+	default:
 		return control.ErrNoSuchMember
 	}
 	b.incomplete = ""

@@ -11,8 +11,9 @@ import (
 
 // What operators decide about members.
 
-// acceptLoss gives up the records that a member lost, by an operator's word. For
-// a member that holds everything it does nothing.
+// acceptLoss gives up the records that a member lost, by an operator's word, when
+// the other members cannot make them good. For a member that holds everything it
+// does nothing.
 func (c *call) acceptLoss() error {
 	return c.decided(c.svc.backend.AcceptLoss(c.ctx, c.params.ByName("name")))
 }
@@ -44,6 +45,8 @@ func (c *call) decided(err error) error {
 	switch {
 	case errors.Is(err, control.ErrNoSuchMember):
 		return problem(codeNoSuchMember, "name", "the cluster has no member of that name", "take the name from GET /v1/cluster/status, such as stemedb-0")
+	case errors.Is(err, control.ErrLossStands):
+		return problem(codeLossStands, "name", err.Error(), "look at GET /v1/cluster/status; a loss is accepted only when the members that are whole cannot make it good")
 	case errors.Is(err, control.ErrNoSuchChange):
 		return noSuchChange()
 	case err != nil:

@@ -32,6 +32,7 @@ const (
 	codeNoKey             = "no_such_key"
 	codeNoSuchMember      = "no_such_member"
 	codeNoSuchChange      = "no_such_change"
+	codeLossStands        = "loss_stands"
 	codeMethodNotAllowed  = "method_not_allowed"
 	codeBodyTimeout       = "body_timeout"
 	codeKeyExists         = "key_exists"
@@ -102,6 +103,7 @@ var codeTable = map[string]codeInfo{
 	codeNoRecord:         {404, "There is no such record in this project"},
 	codeNoKey:            {404, "There is no such key"},
 	codeNoSuchMember:     {404, "The cluster has no such member"},
+	codeLossStands:       {409, "The loss is not accepted"},
 	codeNoSuchChange:     {404, "There is no such change of members"},
 	codeMethodNotAllowed: {405, "The route has no such method"},
 	codeBodyTimeout:      {408, "The body did not arrive in time"},

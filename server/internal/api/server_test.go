@@ -443,6 +443,9 @@ func TestAnswersOfAnIncompleteNodeSaySo(t *testing.T) {
 	require.Equal(t, 200, got.Code)
 	require.Equal(t, "records are lost", got.Header().Get("X-Stemedb-Incomplete"))
 	require.Empty(t, w.as(keys.ReadOnly, "GET", "/v1/whoami", "").Header().Get("X-Stemedb-Incomplete"))
+	refused := w.as(keys.Admin, "POST", "/v1/admin/members/n1/accept-loss", "")
+	require.Equal(t, 409, refused.Code)
+	require.Contains(t, refused.Body.String(), "the others refill n1")
 	require.Equal(t, 204, w.as(keys.Admin, "POST", "/v1/admin/members/n0/accept-loss", "").Code)
 	require.Empty(t, w.as(keys.ReadOnly, "GET", "/v1/subjects", "").Header().Get("X-Stemedb-Incomplete"))
 }

@@ -60,6 +60,7 @@ type Control interface {
 	Err() error
 	Watch() <-chan struct{}
 	Leader() (name string, ok bool)
+	Phase() string
 	ChangeWaitsFor() []string
 	Now() (at time.Time, sure bool)
 	ClockSkew(memberID string) (d time.Duration, known bool)

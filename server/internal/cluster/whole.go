@@ -232,7 +232,7 @@ func (c *Cluster) mayDecide() error {
 		return unavailable(CodeControlFailed, "this node's copy of the control table cannot be used", failed)
 	}
 	if !c.control.State().Formed() {
-		return unavailable(CodeNotMember, "the cluster has not formed yet", nil)
+		return c.notMember(c.control.State())
 	}
 	return unavailable(CodeUnconfirmed, "this node does not know yet who is a member of the cluster", err)
 }
@@ -242,7 +242,7 @@ func (c *Cluster) mayDecide() error {
 // which the others refill.
 func (c *Cluster) Incomplete() string {
 	state := c.control.State()
-	if len(state.Members) != 1 || state.Change != nil {
+	if len(state.Members) != 1 {
 		return ""
 	}
 	m, ok := c.self(state)
@@ -271,7 +271,7 @@ func (c *Cluster) wholeNow(state *control.State) error {
 			return unavailable(CodeNotWhole, messageJoining, nil)
 		}
 		return c.notMember(state)
-	case len(state.Members) == 1 && state.Change == nil:
+	case len(state.Members) == 1: // also while another one joins
 		// It is all that there is; see Incomplete.
 	case !m.Whole || !c.store.Whole():
 		return unavailable(CodeNotWhole, "this node lost records; "+remedy.Lost(len(state.Members), c.name), nil)

@@ -407,6 +407,8 @@ func (c *table) check(ctx context.Context) error {
 	return c.CheckCaller(ctx)
 }
 
+func (c *table) Phase() string { return "" }
+
 func (c *table) MayDecide() error {
 	if c.n.unconfirmed.Load() {
 		return control.ErrNotConfirmedYet

@@ -272,5 +272,9 @@ func (c *Cluster) notMember(state *control.State) error {
 	if !state.Formed() {
 		message = "the cluster has not formed yet"
 	}
-	return unavailable(CodeNotMember, message, nil)
+	var waits error
+	if phase := c.control.Phase(); phase != "" {
+		waits = errors.New(phase)
+	}
+	return unavailable(CodeNotMember, message, waits)
 }

@@ -38,6 +38,9 @@ func (c *admit) apply(s *State) *result {
 	self, known := s.Member(m.Name)
 	switch {
 	case s.Change == nil && !known:
+		if err := s.mayGrow(m); err != nil {
+			return refuse(err)
+		}
 		s.open(Join, m.ID(), append(slices.Clone(s.Members), m), c.At)
 	case s.Change == nil:
 		// The old incarnation's records are gone, whatever else happens.
@@ -89,9 +92,13 @@ func (c *acceptLoss) apply(s *State) *result {
 	if !ok {
 		return refuse(fmt.Errorf("%w: %s", errNotMember, c.Member))
 	}
-	if !m.Whole {
-		s.reinstate(c.Member)
+	if m.Whole {
+		return &result{}
 	}
+	if err := c.allowed(s, m); err != nil {
+		return refuse(err)
+	}
+	s.reinstate(c.Member)
 	return &result{}
 }
 

@@ -45,11 +45,17 @@ import (
 // driver is what the leader remembers between steps; it can be lost.
 type driver struct {
 	unsettled  bool // Raft's servers are not yet what the members are
+	waiting    bool // that includes a member which has not shown yet that it has the table
 	change     uint64
 	generation uint64
 	marks      map[string]uint64 // id of a whole member of Old: its log end, at this generation or later
 	knows      map[string]bool   // ids of members of Old that have applied this generation
+	subject    string            // of the change
 	heard      time.Time         // when the subject answered last, or when this leader first saw the change
+	moved      time.Time         // when it last came nearer to holding everything
+	left       uint64            // how far it was from that, if measured
+	measured   bool
+	passed     string // id of the member whose refill was given up last
 	warned     time.Time
 	report     atomic.Pointer[[]string] // what the open change waits for
 }
@@ -89,6 +95,7 @@ func (c *Control) lead(ctx context.Context) error {
 		if c.raft.Load().CurrentTerm() != term || c.raft.Load().State() != raft.Leader {
 			return nil
 		}
+		c.driver.change = 0 // what was seen of a change in an earlier term is long ago
 		c.readyTerm.Store(term)
 		c.changed.broadcast()
 		c.log.Info("leads the control table", "term", term)
@@ -104,7 +111,7 @@ func (c *Control) lead(ctx context.Context) error {
 	}
 	progress := c.poll(ctx, state)
 	settled, err := c.reconcile(state, progress)
-	c.driver.unsettled = !settled
+	c.driver.unsettled = !settled || c.driver.waiting
 	if err != nil || !settled {
 		return err // one step at a time; a change closes only when the voters are right
 	}
@@ -209,6 +216,7 @@ func (c *Control) reconcile(state *State, progress map[string]*controlpb.Progres
 	}
 	settled = true
 	backed := c.jury.backed(c.readyTerm.Load(), votersOf(future.Configuration()))
+	c.driver.waiting = false
 	for i, m := range state.Current() {
 		server, there := servers[m.ID()]
 		p := progress[m.ID()]
@@ -219,11 +227,13 @@ func (c *Control) reconcile(state *State, progress map[string]*controlpb.Progres
 			continue
 		case waitForIt:
 			// A member that does not answer holds up no change: its vote comes
-			// when it is back.
+			// when it is back. It has to be asked for that, also when no change
+			// is open any more.
 			settled = settled && p == nil
 			if !backed {
 				c.driver.report.Store(&[]string{"a majority of the voters has not shown that it holds the leader's table"})
 			}
+			c.driver.waiting = true
 			continue
 		}
 		c.log.Info("changes a server of the control table", "server", m.ID(), "address", m.PeerAddr, "to", step)
@@ -272,19 +282,59 @@ func (c *Control) place(step string, m Member) error {
 
 // drive notes marks and closes the open change when it can be closed.
 func (c *Control) drive(state *State, progress map[string]*controlpb.ProgressResponse) error {
-	d := &c.driver
-	if d.change != state.Change.ID || d.generation != state.Change.Generation {
-		d.change, d.generation, d.marks = state.Change.ID, state.Change.Generation, map[string]uint64{}
-		d.knows = map[string]bool{}
-		d.warned, d.heard = time.Now(), time.Now()
-		c.log.Info("a change of members is open", "change", state.Change.ID, "kind", state.Change.Kind, "subject", state.Change.Subject)
+	d, change := &c.driver, state.Change
+	if d.takeUp(change) {
+		c.log.Info("a change of members is open", "change", change.ID, "kind", change.Kind, "subject", change.Subject)
 	}
-	if progress[state.Change.Subject] != nil {
-		d.heard = time.Now()
+	d.note(change, progress)
+	whole, waits := closable(change, d.marks, d.knows, progress)
+	d.report.Store(&waits)
+	d.watch(change, slices.Contains(whole, change.Subject), progress[change.Subject])
+	if len(waits) > 0 {
+		if why := d.hopeless(change, c.cfg.Timings.GiveUpAfter); why != "" {
+			c.log.Warn("a change of members is cancelled, because the member that it is for "+why+"; it begins again when that member asks again",
+				"change", change.ID, "kind", change.Kind, "subject", change.Subject, "silent", time.Since(d.heard), "without_progress", time.Since(d.moved), "waits_for", waits)
+			d.passed = change.Subject
+			return c.cancel(state)
+		}
+		if since := time.Since(d.warned); since >= c.cfg.Timings.StuckAfter {
+			d.warned = time.Now()
+			c.log.Warn("a change of members cannot be closed", "change", change.ID, "kind", change.Kind,
+				"subject", change.Subject, "waits_for", waits)
+		}
+		return nil
 	}
-	for _, m := range state.Change.Old {
+	_, err := c.decide(&closeChange{Change: change.ID, Generation: state.Generation, Whole: whole})
+	if errors.Is(err, errOutdated) {
+		return nil // something else was decided in between: look again
+	}
+	if err == nil {
+		d.report.Store(nil)
+		c.log.Info("a change of members is closed", "change", change.ID, "kind", change.Kind, "subject", change.Subject)
+	}
+	return err
+}
+
+// takeUp forgets what was noted for another change, or for this one at an earlier
+// generation. It reports whether there was anything to forget.
+func (d *driver) takeUp(change *Change) bool {
+	if d.change == change.ID && d.generation == change.Generation {
+		return false
+	}
+	if d.change != change.ID || d.subject != change.Subject {
+		d.heard, d.moved = time.Now(), time.Now()
+	}
+	d.change, d.subject, d.generation = change.ID, change.Subject, change.Generation
+	d.marks, d.knows, d.measured = map[string]uint64{}, map[string]bool{}, false
+	d.warned = time.Now()
+	return true
+}
+
+// note keeps the log ends of the whole members of Old that have heard of the change.
+func (d *driver) note(change *Change, progress map[string]*controlpb.ProgressResponse) {
+	for _, m := range change.Old {
 		p := progress[m.ID()]
-		if p == nil || p.Generation < state.Change.Generation {
+		if p == nil || p.Generation < change.Generation {
 			continue
 		}
 		d.knows[m.ID()] = true
@@ -292,51 +342,6 @@ func (c *Control) drive(state *State, progress map[string]*controlpb.ProgressRes
 			d.marks[m.ID()] = p.LogEnd
 		}
 	}
-	whole, waits := closable(state.Change, d.marks, d.knows, progress)
-	d.report.Store(&waits)
-	if len(waits) > 0 {
-		if silent := time.Since(d.heard); silent >= c.cfg.Timings.GiveUpAfter && state.Change.dispensable() {
-			c.log.Warn("a change of members is cancelled, because the member that it is for does not answer; it begins again when that member is back",
-				"change", state.Change.ID, "kind", state.Change.Kind, "subject", state.Change.Subject, "silent", silent)
-			return c.cancel(state)
-		}
-		if since := time.Since(d.warned); since >= c.cfg.Timings.StuckAfter {
-			d.warned = time.Now()
-			c.log.Warn("a change of members cannot be closed", "change", state.Change.ID, "kind", state.Change.Kind,
-				"subject", state.Change.Subject, "waits_for", waits)
-		}
-		return nil
-	}
-	_, err := c.decide(&closeChange{Change: state.Change.ID, Generation: state.Generation, Whole: whole})
-	if errors.Is(err, errOutdated) {
-		return nil // something else was decided in between: look again
-	}
-	if err == nil {
-		d.report.Store(nil)
-		c.log.Info("a change of members is closed", "change", state.Change.ID, "kind", state.Change.Kind, "subject", state.Change.Subject)
-	}
-	return err
-}
-
-// dispensable reports whether an open change may be given up for a subject that
-// does not answer. A join always may: while it is open, writes need one member
-// more. A replacement and a refill cost nothing while they are open, but another
-// member that lost its records has to wait for their end.
-func (c *Change) dispensable() bool {
-	return c.Kind == Join || slices.ContainsFunc(c.Old, func(m Member) bool {
-		subject, _ := find(c.New, func(n Member) bool { return n.ID() == c.Subject })
-		return !m.Whole && m.Name != subject.Name
-	})
-}
-
-// cancel ends the open change as if it had not been opened. Whatever was
-// acknowledged or shown meanwhile is on a majority of Old as well.
-func (c *Control) cancel(state *State) error {
-	_, err := c.decide(&cancelChange{Change: state.Change.ID})
-	if errors.Is(err, errOutdated) {
-		return nil // something else was decided in between: look again
-	}
-	return err
 }
 
 // closable tells which members of the new set hold everything that was
@@ -361,6 +366,9 @@ func closable(change *Change, marks map[string]uint64, knows map[string]bool, pr
 	switch {
 	case wholeOld < need:
 		waits = append(waits, fmt.Sprintf("%d whole members of the old set are needed, only %d are left", need, wholeOld))
+		for _, name := range lost(change.Old) {
+			waits = append(waits, fmt.Sprintf("%s lost records: when no other copy can be brought back, accept that (stemedb cluster accept-loss %s --yes)", name, name))
+		}
 	case len(marks) < need:
 		for _, id := range silent {
 			waits = append(waits, id+" has not told its log's end")
@@ -405,17 +413,30 @@ func (c *Control) startRefill(state *State, progress map[string]*controlpb.Progr
 	if len(state.Members) == 1 {
 		return nil // by whom?
 	}
+	next := c.nextRefill(state, progress)
+	if next == "" {
+		return nil
+	}
+	_, err := c.decide(&refill{Member: next})
+	if errors.Is(err, errOutdated) || errors.Is(err, errBusy) {
+		return nil
+	}
+	return err
+}
+
+// nextRefill is the id of the member to be refilled next, if there is one. The one
+// whose refill was given up last comes after the others.
+func (c *Control) nextRefill(state *State, progress map[string]*controlpb.ProgressResponse) (next string) {
 	for _, m := range state.Members {
 		if m.Whole || progress[m.ID()] == nil {
 			continue
 		}
-		_, err := c.decide(&refill{Member: m.ID()})
-		if errors.Is(err, errOutdated) || errors.Is(err, errBusy) {
-			return nil
+		if m.ID() != c.driver.passed {
+			return m.ID()
 		}
-		return err
+		next = m.ID()
 	}
-	return nil
+	return next
 }
 
 // driverReport is what the open change waits for, empty when none is open.

@@ -229,3 +229,27 @@ func TestAddressesFollowTheNode(t *testing.T) {
 		w.settled(3)
 	})
 }
+
+// c lost records and is refilled by a and b, of which b does not answer. It must
+// not be counted on before it holds their records: one that a and c acknowledged
+// would be missing where b and c are asked.
+func TestALossThatOthersCanMakeGoodIsNotAccepted(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		w.everywhere(100)
+		a, c := w.node["a"], w.node["c"]
+		c.data.reset()
+		require.NoError(t, c.control.ReportNotWhole(t.Context()))
+		w.eventually(10*time.Second, func() bool { return a.control.State().Change != nil }, "a refill opens")
+		for _, n := range []*node{a, c} {
+			require.ErrorContains(t, n.control.AcceptLoss(t.Context(), "c"), "enough to refill c")
+		}
+		me, _ := c.control.Self()
+		require.False(t, me.Whole)
+		require.NoError(t, a.control.AcceptLoss(t.Context(), "b"), "it is whole")
+		w.settled(3)
+	})
+}

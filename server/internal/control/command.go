@@ -68,10 +68,15 @@ type loss struct {
 	Loss   string `cbor:"loss"`
 }
 
-// acceptLoss is an operator's word that whatever a member lost is given up: the
-// member counts as whole again.
+// acceptLoss is an operator's word that the records which a member lost, and which
+// no whole member holds, are given up: the member counts as whole again. It is
+// about the loss that was looked at, so that neither a repeated nor a late command
+// accepts another one: Loss is that report, and Change, for a member that is not
+// whole without a report of its own, the newest change that had been opened.
 type acceptLoss struct {
 	Member string `cbor:"member"`
+	Loss   string `cbor:"loss"`
+	Change uint64 `cbor:"change"`
 }
 
 // withdrawLoss takes a report of a loss back, if it is still the latest one: the
@@ -248,11 +253,13 @@ type refusal struct {
 }
 
 var (
-	errUnformed   = errors.New("the cluster has not formed yet")
-	errBusy       = errors.New("another change of members is open")
-	errNotMember  = errors.New("not a member of the cluster")
-	errOutdated   = errors.New("the table has changed since")
-	errRolledBack = errors.New("the member's WAL volume is older than its last start")
+	errUnformed  = errors.New("the cluster has not formed yet")
+	errBusy      = errors.New("another change of members is open")
+	errNotMember = errors.New("not a member of the cluster")
+	errOutdated  = errors.New("the table has changed since")
+	// errTooFewWhole: a join would find too few members to be filled from.
+	errTooFewWhole = errors.New("too few members are whole for a cluster to grow")
+	errRolledBack  = errors.New("the member's WAL volume is older than its last start")
 )
 
 func refusals() []refusal {
@@ -268,6 +275,8 @@ func refusals() []refusal {
 		{"not_member", errNotMember},
 		{"outdated", errOutdated},
 		{"rolled_back", errRolledBack},
+		{"too_few_whole", errTooFewWhole},
+		{"loss_stands", ErrLossStands},
 		{"format", errFormat},
 		{"too_old", ErrTooOld},
 		{"damaged", errDamaged},

@@ -6,7 +6,8 @@
 // Promised:
 //   - There is never a second cluster: a new one is founded only by the first
 //     node of the join list, and only when every listed node has said that it
-//     holds nothing. A node without state joins any cluster that it finds.
+//     holds nothing. A node without state joins any cluster that it finds. Volumes
+//     that belonged to a cluster of several found none.
 //   - A change is acknowledged when Raft has committed it, whichever node took
 //     the request.
 //   - Confirmed tells whether this copy was current at some moment of the last
@@ -20,8 +21,11 @@
 //     depend on the time are refused. See clocks.go.
 //   - A change of members closes only when everyone who is to count in reads
 //     holds whatever was acknowledged or shown before; otherwise it stays open,
-//     visibly. It can be cancelled, and one whose subject does not answer is
-//     cancelled by the leader when it stands in the way of others.
+//     visibly. It can be cancelled, and one whose subject gets nowhere is
+//     cancelled by the leader when it stands in the way of others. A cluster with
+//     too few whole members to hand everything on opens no join.
+//   - A loss is accepted only by an operator's word about that very loss, and only
+//     when too few whole members are left to make it good.
 //   - A node that joins has no vote before it holds everything.
 //   - Members that come back under other host names, with their volumes, find each
 //     other by the join list, and the table follows.
@@ -90,7 +94,7 @@ type Timings struct {
 	DriveEvery     time.Duration // 500 ms: between steps of the leader's work on members
 	CallTimeout    time.Duration // 3 s: bounds one call of a peer
 	StuckAfter     time.Duration // 1 min: a change open for longer is warned of
-	GiveUpAfter    time.Duration // 5 min: a change whose subject is silent for longer is cancelled, see dispensable
+	GiveUpAfter    time.Duration // 5 min: a change whose subject is silent or gets no further for longer is cancelled, see hopeless; for how long it rests then
 	Heartbeat      time.Duration // 2 s: Raft's heartbeat and election time-out; a leader's lease is half of it
 	SnapshotEvery  time.Duration // 2 min
 	SnapshotAfter  uint64        // 1024 commands
@@ -107,6 +111,9 @@ type Config struct {
 	// ClusterID is what the volumes know of the cluster, empty on new volumes.
 	// A table of another cluster is refused.
 	ClusterID string
+	// Shared: the volumes belonged to a cluster of more than this node, which
+	// therefore founds none, whatever the join list names.
+	Shared bool
 	// PeerAddr (gRPC and Raft), APIAddr and GossipAddr are host:port for the
 	// others. Only the last one may be empty.
 	PeerAddr, APIAddr, GossipAddr string

@@ -16,6 +16,9 @@ var (
 	ErrNotConfirmedYet = errors.New("this node's copy of the control table was not confirmed by the leader since the node started: it may be stale")
 	// ErrNoSuchMember: the cluster has no member of that name.
 	ErrNoSuchMember = errors.New("the cluster has no member of that name")
+	// ErrLossStands: a member's loss cannot be accepted, for the reason that the
+	// text gives.
+	ErrLossStands = errors.New("the loss is not accepted")
 	// ErrNoSuchChange: the change of members is not open: it was closed or
 	// cancelled before.
 	ErrNoSuchChange = errors.New("that change of members is not open: it was closed or cancelled before")

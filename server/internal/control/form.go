@@ -109,7 +109,7 @@ func (c *Control) beMember(ctx context.Context, state *State) bool {
 func (c *Control) rejoin(ctx context.Context, state *State) {
 	answers := c.greet(ctx)
 	if time.Since(c.led()) < 3*c.cfg.Timings.Heartbeat {
-		return
+		return // without a leader's word for so short a time nothing has happened
 	}
 	for _, a := range answers {
 		if a.hello.GetClusterId() != "" && a.hello.Generation > state.Generation {
@@ -121,6 +121,23 @@ func (c *Control) rejoin(ctx context.Context, state *State) {
 
 func (c *Control) self() Member {
 	return Member{Name: c.cfg.Name, Incarnation: c.cfg.Incarnation, PeerAddr: c.cfg.PeerAddr, APIAddr: c.cfg.APIAddr}
+}
+
+// asksAgain is when this node may ask to be let in. A node whose join was cancelled
+// in this life rests for GiveUpAfter after its leader last spoke to it: otherwise
+// it would undo the operator's decision at once, or the leader's, and writes would
+// need its acknowledgement again. A node that has just started asks at once. So
+// does a member, which only has itself called back.
+func (c *Control) asksAgain() (at time.Time, rests bool) {
+	state := c.State()
+	_, member := state.MemberByID(c.id)
+	newcomer := !member || state.Change != nil && state.Change.Subject == c.id && state.Change.Kind != Refill
+	r := c.raft.Load()
+	if !newcomer || r == nil || !r.LastContact().After(c.began) {
+		return time.Time{}, false
+	}
+	at = r.LastContact().Add(c.cfg.Timings.GiveUpAfter)
+	return at, time.Now().Before(at)
 }
 
 // listed is one name of the join list and what came of asking it.
@@ -181,6 +198,10 @@ func (c *Control) seek(ctx context.Context) {
 	}
 	alone := !slices.ContainsFunc(answers, func(a listed) bool { return !a.mine })
 	switch {
+	case alone && c.cfg.Shared:
+		waits = append(waits, "the volumes belonged to a cluster with other members, but the join list names none of them: "+
+			"set STEMEDB_CLUSTER_JOIN to their addresses; when they are gone for good, put the WAL volume back from a snapshot, "+
+			"or restore a backup into a node with new volumes and keep these")
 	case c.cfg.Data.Empty():
 	case alone:
 		// There is nobody who could have the cluster. The records stay; the keys
@@ -254,6 +275,11 @@ func (c *Control) hello(ctx context.Context, addr string) (*controlpb.HelloRespo
 func (c *Control) joinAt(ctx context.Context, at listed) {
 	if mine := cmp.Or(c.State().ClusterID, c.cfg.ClusterID); mine != "" && at.hello.ClusterId != mine {
 		c.setPhase(fmt.Sprintf("will not join: the volumes belong to cluster %s, %s is of cluster %s", mine, at.addr, at.hello.ClusterId))
+		return
+	}
+	if again, rests := c.asksAgain(); rests {
+		c.setPhase(fmt.Sprintf("was let into cluster %s, and its change of members was cancelled since; asks again at %s, or when it is started again",
+			at.hello.ClusterId, again.UTC().Format(time.RFC3339)))
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*c.cfg.Timings.CallTimeout)

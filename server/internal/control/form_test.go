@@ -195,3 +195,20 @@ func TestNodeThatLostItsTableOnlyIsRefused(t *testing.T) {
 		})
 	}
 }
+
+// A node that has lost its WAL volume, and names nobody but itself, belonged to a
+// cluster of several.
+func TestNodeWhoseVolumesHadOtherMembersFoundsNothing(t *testing.T) {
+	for _, empty := range []bool{true, false} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			n := w.add("a")
+			n.join, n.shared, n.data.empty = nil, true, empty
+			n.start()
+			defer w.close()
+			time.Sleep(time.Minute)
+			require.False(t, n.control.State().Formed())
+			require.Contains(t, n.control.Phase(), "STEMEDB_CLUSTER_JOIN")
+		})
+	}
+}

@@ -34,6 +34,29 @@ func TestNewcomerThatGoesAwayTakesNoMajorityWithIt(t *testing.T) {
 	})
 }
 
+// A newcomer votes once its join is closed, although nothing else happens then:
+// the cluster that has grown to three bears the loss of one.
+func TestNewcomerVotesWhenItsJoinIsClosed(t *testing.T) {
+	for _, lost := range []string{"a", "b", "c"} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t, "a")
+			defer w.close()
+			w.start()
+			w.settled(1)
+			for i, name := range []string{"b", "c"} {
+				w.add(name).start()
+				w.settled(i + 2)
+			}
+			time.Sleep(10 * time.Second)
+			w.node[lost].kill()
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			_, _, err := w.running().control.CreateKey(ctx, key("k"))
+			require.NoError(t, err, "two of three voters are left without %s", lost)
+		})
+	}
+}
+
 // A leader that is stopped hands over, and a far follower still answers for entries
 // of the old term. With Raft's pipelining the leader never ended then.
 func TestLeaderThatIsStoppedWhileEntriesAreOnTheirWayEnds(t *testing.T) {

@@ -221,7 +221,7 @@ func (c *Control) EnsureRootKey(ctx context.Context, h keys.Hash) (revoked bool,
 
 // CancelChange ends an open change of members as if it had not been opened; what
 // was acknowledged meanwhile stays acknowledged. The member that it was for asks
-// for a new one when it answers. Errors: ErrNoSuchChange, ErrNoLeader.
+// for a new one after GiveUpAfter, or when it is started again. Errors: ErrNoSuchChange, ErrNoLeader.
 func (c *Control) CancelChange(ctx context.Context, change uint64) error {
 	_, err := c.propose(ctx, &cancelChange{Change: change})
 	if errors.Is(err, errOutdated) {
@@ -233,14 +233,25 @@ func (c *Control) CancelChange(ctx context.Context, change uint64) error {
 	return nil
 }
 
-// AcceptLoss makes a member whole by an operator's word: whatever it lost, and
-// no other member holds, is given up. Errors: ErrNoSuchMember, ErrNoLeader.
+// AcceptLoss makes a member whole by an operator's word: the records that it lost
+// and that no whole member holds are given up. It accepts the loss that the table
+// shows now, and only when too few whole members are left to refill the member.
+// For a member that is whole it does nothing. Errors: ErrNoSuchMember,
+// ErrLossStands, ErrNoLeader.
 func (c *Control) AcceptLoss(ctx context.Context, name string) error {
-	m, ok := c.State().Member(name)
+	// A copy that is behind might not show the loss, or show an earlier one.
+	if err := c.refresh(ctx); err != nil {
+		return fmt.Errorf("accept the loss of %s: %w: %w", name, ErrNoLeader, err)
+	}
+	state := c.State()
+	m, ok := state.Member(name)
 	if !ok {
 		return fmt.Errorf("%w: %s", ErrNoSuchMember, name)
 	}
-	_, err := c.propose(ctx, &acceptLoss{Member: m.ID()})
+	if m.Whole {
+		return nil
+	}
+	_, err := c.propose(ctx, &acceptLoss{Member: m.ID(), Loss: m.Loss, Change: state.LastChange})
 	if errors.Is(err, errNotMember) {
 		return fmt.Errorf("%w: %s", ErrNoSuchMember, name)
 	}

@@ -50,6 +50,7 @@ type node struct {
 	secrets     []string
 	incarnation string
 	clusterID   string
+	shared      bool
 	disk        *raftmem.Disk
 	data        *data
 	timings     control.Timings
@@ -205,7 +206,7 @@ func (n *node) tryStart() error {
 	n.reg = prometheus.NewRegistry()
 	open := n.disk.Process()
 	c, err := control.New(control.Config{
-		Name: n.name, Incarnation: n.incarnation, ClusterID: n.clusterID,
+		Name: n.name, Incarnation: n.incarnation, ClusterID: n.clusterID, Shared: n.shared,
 		PeerAddr: peerAddr(n.name), APIAddr: host(n.name) + ":18180", Join: n.join,
 		Storage: func() (control.RaftStorage, error) { return open() }, Peers: n.peers, RaftListener: n.listener.Raft(), Data: n.data,
 		Clock: &n.clock, Logger: logger, Registerer: n.reg, Timings: n.timings,

@@ -121,7 +121,7 @@ func (n *Node) startControl() (err error) {
 	}
 	progress := cluster.NewProgress(n.parts.store)
 	n.parts.control, err = control.New(control.Config{
-		Name: n.cfg.NodeName, Incarnation: identity.Incarnation, ClusterID: identity.Cluster,
+		Name: n.cfg.NodeName, Incarnation: identity.Incarnation, ClusterID: identity.Cluster, Shared: identity.Shared,
 		PeerAddr: n.advertise(n.cfg.ReplicationAddr), APIAddr: n.advertise(n.cfg.BindAddr),
 		GossipAddr: n.advertise(n.cfg.GossipAddr), Join: n.join(),
 		Storage: storage, Peers: n.parts.peers, RaftListener: n.parts.port.Raft(), Data: progress,
@@ -225,13 +225,23 @@ func (n *Node) watchStore() {
 }
 
 // bindVolumes writes the cluster's id to the volumes as soon as there is one,
-// so that they are never taken for another cluster's.
+// so that they are never taken for another cluster's, and that it has other
+// members as soon as it has, so that a node which lost its WAL volume founds no
+// second cluster on them.
 func (n *Node) bindVolumes() {
 	for {
 		changed := n.parts.control.Watch()
-		if id := n.parts.control.State().ClusterID; id != "" {
+		state := n.parts.control.State()
+		shared := len(state.Members) > 1
+		if id := state.ClusterID; id != "" {
 			if err := n.parts.store.SetClusterID(id); err != nil {
 				n.stop(fmt.Errorf("bind the volumes to cluster %s: %w", id, err))
+				return
+			}
+		}
+		if shared {
+			if err := n.parts.store.SetShared(); err != nil {
+				n.stop(err)
 			}
 			return
 		}

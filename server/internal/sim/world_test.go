@@ -71,6 +71,8 @@ type machine struct {
 	// mayLose: something happened to the volumes since the machine was whole last, so that
 	// it may report a loss.
 	mayLose bool
+	// listed is the node's join list; nil means all machines.
+	listed []string
 	// advertised is the host name that the node gives to the others; empty means name.
 	advertised string
 
@@ -119,9 +121,11 @@ func (m *machine) address() string { return cmp.Or(m.advertised, m.name) }
 // start starts the machine's process on what its disk holds.
 func (m *machine) start() {
 	m.proc = m.host.Start()
-	var join []string
-	for _, other := range m.w.machines {
-		join = append(join, other.address())
+	join := m.listed
+	if join == nil {
+		for _, other := range m.w.machines {
+			join = append(join, other.address())
+		}
 	}
 	open := m.openRaft()
 	cfg := &config.Config{

@@ -30,6 +30,9 @@ func (s *Store) Identity() wal.Identity { return s.log.Identity() }
 // one that they carry is refused.
 func (s *Store) SetClusterID(id string) error { return s.log.SetClusterID(id) }
 
+// SetShared notes on the volumes, durably, that the cluster has other members.
+func (s *Store) SetShared() error { return s.log.SetShared() }
+
 // Whole tells whether the node holds all that it should: a durable note on the
 // WAL volume, taken away by any loss and given by SetWhole.
 func (s *Store) Whole() bool { return s.log.Whole() }

@@ -21,6 +21,8 @@ type volume struct {
 	Node        string `json:"node"`
 	Incarnation string `json:"incarnation"`
 	Cluster     string `json:"cluster,omitempty"`
+	// Shared: the cluster has had other members. It is never taken back.
+	Shared bool `json:"shared,omitempty"`
 	// Replaces is the incarnation whose WAL volume was lost and whose packs
 	// this one took over.
 	Replaces string `json:"replaces,omitempty"`
@@ -77,7 +79,13 @@ func settle(o *Options) (*settled, error) {
 			return nil, err
 		}
 	}
-	if !haveP || w.Incarnation != p.Incarnation || w.Cluster != p.Cluster {
+	if haveP && p.Shared && !w.Shared { // an older state of the WAL volume
+		w.Shared = true
+		if err := saveSmall(o.FS, filepath.Join(o.WALDir, identityName), w); err != nil {
+			return nil, err
+		}
+	}
+	if !haveP || w.Shared != p.Shared || w.Incarnation != p.Incarnation || w.Cluster != p.Cluster {
 		if w.Cluster == "" && haveP && w.Incarnation == p.Incarnation {
 			w.Cluster = p.Cluster
 			if err := saveSmall(o.FS, filepath.Join(o.WALDir, identityName), w); err != nil {
@@ -90,7 +98,7 @@ func settle(o *Options) (*settled, error) {
 			return nil, err
 		}
 	}
-	s := &settled{id: Identity{w.Node, w.Incarnation, w.Cluster}, manifest: m, replaces: w.Replaces}
+	s := &settled{id: Identity{w.Node, w.Incarnation, w.Cluster, w.Shared}, manifest: m, replaces: w.Replaces}
 	b, err := hex.DecodeString(w.Incarnation)
 	if err != nil || len(b) != len(s.inc) {
 		return nil, fmt.Errorf("%s in %s: incarnation %q is not 32 hex digits", identityName, o.WALDir, w.Incarnation)
@@ -108,7 +116,7 @@ func newWALIdentity(o *Options, w, p *volume, haveP bool) error {
 	}
 	*w = volume{Format: formatVersion, Volume: volumeWAL, Node: o.Node, Incarnation: inc.String()}
 	if haveP {
-		w.Replaces = p.Incarnation
+		w.Replaces, w.Shared = p.Incarnation, p.Shared
 		o.Logger.Warn("the WAL volume is empty, the pack volume is not: beginning a new incarnation that takes over the packs; what was not sealed yet is lost on this node; if the WAL volume still exists, stop this node and mount it instead",
 			"wal_dir", o.WALDir, "pack_dir", o.PackDir, "old_incarnation", p.Incarnation, "incarnation", w.Incarnation)
 	}
@@ -201,18 +209,42 @@ func (l *Log) SetClusterID(id string) error {
 	case now.Cluster != "":
 		return fmt.Errorf("set cluster id: the volumes of node %q belong to cluster %q, not to %q; mount this cluster's volumes, and keep these: they are part of the other cluster", now.Node, now.Cluster, id)
 	}
+	now.Cluster = id
+	if err := l.setIdentity(now); err != nil {
+		return fmt.Errorf("set cluster id: %w", err)
+	}
+	return nil
+}
+
+// SetShared notes on both volumes that the cluster has other members.
+func (l *Log) SetShared() error {
+	l.manifestTurn <- struct{}{} // its holder alone writes small files
+	defer func() { <-l.manifestTurn }()
+	now := l.Identity()
+	if now.Shared {
+		return nil
+	}
+	now.Shared = true
+	if err := l.setIdentity(now); err != nil {
+		return fmt.Errorf("note that the cluster has other members: %w", err)
+	}
+	return nil
+}
+
+// setIdentity writes the identity to both volumes; the caller holds manifestTurn.
+func (l *Log) setIdentity(id Identity) error {
 	for _, v := range []volume{{Volume: volumeWAL}, {Volume: volumePacks}} {
-		v.Format, v.Node, v.Incarnation, v.Cluster, v.Replaces = formatVersion, now.Node, now.Incarnation, id, l.replaces
+		v.Format, v.Node, v.Incarnation, v.Cluster, v.Shared, v.Replaces = formatVersion, id.Node, id.Incarnation, id.Cluster, id.Shared, l.replaces
 		dir := l.opts.WALDir
 		if v.Volume == volumePacks {
 			dir = l.opts.PackDir
 		}
 		if err := saveSmall(l.fs, filepath.Join(dir, identityName), &v); err != nil {
-			return fmt.Errorf("set cluster id: %w", err)
+			return err
 		}
 	}
 	l.idMu.Lock()
-	l.id.Cluster = id
+	l.id = id
 	l.idMu.Unlock()
 	return nil
 }

@@ -83,6 +83,49 @@ func TestClusterID(t *testing.T) {
 	}
 }
 
+// That the cluster has had other members is known from either volume alone.
+func TestVolumesRememberThatTheClusterHadOtherMembers(t *testing.T) {
+	for _, wiped := range []string{"wal", "db/packs", ""} {
+		t.Run("without "+wiped, func(t *testing.T) {
+			d := memfs.New(1)
+			use(t, small(d))
+			l := mustOpen(t, small(d))
+			require.NoError(t, l.SetClusterID("one"))
+			require.False(t, l.Identity().Shared)
+			require.NoError(t, l.SetShared())
+			require.NoError(t, l.SetShared())
+			require.NoError(t, l.Close())
+			if wiped != "" {
+				d.Wipe(wiped)
+			}
+			for range 2 {
+				l = mustOpen(t, small(d))
+				require.True(t, l.Identity().Shared)
+				require.NoError(t, l.SetClusterID("one"))
+				require.NoError(t, l.Close())
+			}
+		})
+	}
+	// A crash between the two volumes, and the loss of the first one after it.
+	for cut := range 12 {
+		d := memfs.New(uint64(cut))
+		use(t, small(d))
+		l := mustOpen(t, small(d))
+		d.CutPowerAfter(cut)
+		set := l.SetShared()
+		_ = l.Close()
+		d.Crash(memfs.LoseSome)
+		l = mustOpen(t, small(d))
+		shared := l.Identity().Shared
+		require.True(t, shared || set != nil)
+		require.NoError(t, l.Close())
+		d.Wipe("wal")
+		l = mustOpen(t, small(d))
+		require.Equal(t, shared, l.Identity().Shared)
+		require.NoError(t, l.Close())
+	}
+}
+
 func TestOtherFilesAreLeftAlone(t *testing.T) {
 	d := memfs.New(1)
 	for _, dir := range []string{"wal/lost+found", "db/packs/lost+found", "wal/pack-1.pack", "wal/wal-7.seg"} {

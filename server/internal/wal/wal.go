@@ -209,6 +209,9 @@ type Identity struct {
 	Incarnation string
 	// Cluster is empty until SetClusterID.
 	Cluster string
+	// Shared: that cluster has had other members, since SetShared. A node that
+	// lost its WAL volume still has it from the pack volume.
+	Shared bool
 }
 
 // Pack describes a sealed segment on the pack volume.
