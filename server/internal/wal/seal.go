@@ -27,7 +27,8 @@ import (
 // reported, not whole, the rest readable. But a disk may come back, and in the
 // pack the hole is for ever. So it is tried so often, so far apart; and the
 // manifest notes the damage in the very write that makes the pack count, which
-// fails when it is the whole volume that is gone.
+// fails when it is the whole volume that is gone. A segment of which not one page
+// can be read is out of reach, not damaged, and waits for as long as that lasts.
 const (
 	readTries = 6
 	readPause = 10 * time.Second
@@ -246,6 +247,9 @@ func (l *Log) copySegment(ctx context.Context, to vfs.File, v view, foot *footer
 				return nil, err
 			}
 		}
+	}
+	if pages := (int64(foot.end) + readPage - 1) / readPage; int64(len(w.unreadable)) >= pages {
+		return nil, fmt.Errorf("%w, not a page of it: %w", errUnreadable, w.readErr)
 	}
 	hash.Sum(foot.hash[:0])
 	return w.readErr, nil

@@ -155,6 +155,26 @@ func TestUnreadableSegmentHoldsUpNothing(t *testing.T) {
 	})
 }
 
+// A segment that cannot be read at all waits until it can, however long that takes.
+func TestSegmentThatIsOutOfReachWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, l, all := withBadPage(t, 0, 1<<40)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		require.NotContains(t, sealed(l), uint32(1))
+		d.spoil(0, 0)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		require.Contains(t, sealed(l), uint32(1))
+		for pos, want := range all {
+			e, err := l.Read(pos)
+			require.NoError(t, err)
+			require.Equal(t, want, string(e.Payload))
+		}
+		require.NoError(t, l.Close())
+	})
+}
+
 // A file that the disk did not give back in full is not used as a segment
 // again: the writer would have to read a page before it writes a part of it.
 func TestUnreadableFileIsNotUsedAgain(t *testing.T) {
