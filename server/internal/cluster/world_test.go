@@ -410,7 +410,7 @@ func (c *table) check(ctx context.Context) error {
 func (c *table) Phase() string { return "" }
 
 func (c *table) MayDecide() error {
-	if c.n.unconfirmed.Load() {
+	if c.n != nil && c.n.unconfirmed.Load() {
 		return control.ErrNotConfirmedYet
 	}
 	return nil
