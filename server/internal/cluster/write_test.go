@@ -152,6 +152,7 @@ func TestReadPlan(t *testing.T) {
 				}
 			}
 			c := &Cluster{id: "a/1", store: wholeStore{}, control: &table{state: tc.state}, links: map[string]*link{}}
+			c.vouches.given = true // it started long ago
 			p, err := c.planRead()
 			require.NoError(t, err)
 			var heard []control.Member
@@ -166,6 +167,7 @@ func TestReadPlan(t *testing.T) {
 	}
 
 	c := &Cluster{id: "a/1", store: wholeStore{}, control: &table{state: notWhole(stateOf("abc"), "bc")}}
+	c.vouches.given = true
 	_, err := c.planRead()
 	var u *UnavailableError
 	require.ErrorAs(t, err, &u)
