@@ -119,7 +119,7 @@ func TestDamagedIndexIsMadeAnew(t *testing.T) {
 // The damage is in tables that no read of the start touches, and the replay of the
 // log's tail makes goleveldb compact them.
 func TestDamageThatAReplayMeetsIsMadeAnewInTheSameStart(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(8) {
 		disk, m := memfs.New(seed), newModel()
 		o := smallOptions(disk)
 		o.MarkerBytes = 1 << 30 // so that the replay is long
@@ -133,7 +133,9 @@ func TestDamageThatAReplayMeetsIsMadeAnewInTheSameStart(t *testing.T) {
 		flipped := 0
 		for _, e := range entries {
 			if strings.HasSuffix(e.Name(), ".ldb") {
-				require.NoError(t, disk.FlipBit("db/index/"+e.Name(), int64(100+seed*50), 3))
+				st, err := disk.Stat("db/index/" + e.Name())
+				require.NoError(t, err)
+				require.NoError(t, disk.FlipBit("db/index/"+e.Name(), min(int64(100+seed*50), st.Size()/2), 3))
 				flipped++
 			}
 		}
