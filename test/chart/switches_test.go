@@ -122,3 +122,15 @@ func TestTheJobRunsWhereTheServerRuns(t *testing.T) {
 	}
 	require.EqualValues(t, 600, *one[*batchv1.Job](t, got, "r-stemedb-ensure-secret").Spec.ActiveDeadlineSeconds)
 }
+
+// A refusal is final: the Job ends at the exit code that stemedb-k8s has for it
+// (server/cmd/stemedb-k8s/main.go), and tries again after any other failure.
+func TestARefusalEndsTheJobAtOnce(t *testing.T) {
+	spec := one[*batchv1.Job](t, renderWith(t), "r-stemedb-ensure-secret").Spec
+	require.Positive(t, *spec.BackoffLimit)
+	rule := spec.PodFailurePolicy.Rules[0]
+	require.Equal(t, batchv1.PodFailurePolicyActionFailJob, rule.Action)
+	require.Equal(t, spec.Template.Spec.Containers[0].Name, *rule.OnExitCodes.ContainerName)
+	require.Equal(t, []int32{2}, rule.OnExitCodes.Values)
+	require.Contains(t, readFile(t, "../../server/cmd/stemedb-k8s/main.go"), "\texitRefused = 2 ")
+}

@@ -33,8 +33,22 @@ func main() {
 	if err := newCommand(logger, connect).ExecuteContext(ctx); err != nil {
 		logger.Error("stemedb-k8s failed", "error", err.Error())
 		stop()
-		os.Exit(1)
+		os.Exit(exitCode(err))
 	}
+}
+
+// Exit codes. The chart's Job tries again after exitFailed and ends at once
+// after exitRefused.
+const (
+	exitFailed  = 1 // another attempt may succeed
+	exitRefused = 2 // the Secrets must be changed first; the log has the steps
+)
+
+func exitCode(err error) int {
+	if errors.Is(err, errUnusable) {
+		return exitRefused
+	}
+	return exitFailed
 }
 
 // cluster is the part of the Kubernetes API that the commands need.

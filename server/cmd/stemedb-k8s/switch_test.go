@@ -89,6 +89,7 @@ func TestSixChangesOfTheSource(t *testing.T) {
 			done, stored, log, err := ensureAs(t, client, specFor(c.to))
 			if c.done == "" {
 				require.ErrorIs(t, err, errUnusable)
+				require.Equal(t, exitRefused, exitCode(err))
 				for _, words := range c.says {
 					require.ErrorContains(t, err, words)
 				}
