@@ -38,6 +38,7 @@ func TestEverySwitchOfTheSecretsSource(t *testing.T) {
 	require.NoError(t, err)
 	s.values = strings.Replace(regexp.MustCompile(`(?m)^secrets:\n  source: generated\n`).ReplaceAllString(string(dev), ""), "tag: dev", "tag: "+r.image, 1)
 	require.NotContains(t, s.values, "secrets:")
+	s.values = strings.Replace(s.values, "shutdownGrace: 10s", "shutdownGrace: 1s", 1) + "minReadySeconds: 0\n" // nothing here is under load
 	stage, fill := s.readme(t, "To stage a change to"), s.readme(t, "To give an `existing` Secret the")
 
 	clusterSecret := r.secret(t, "switch-stemedb-secrets", "cluster-secret")
