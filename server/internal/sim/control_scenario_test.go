@@ -14,15 +14,6 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// failRaft makes every write to the machine's Raft storage fail; nil ends that.
-func (m *machine) failRaft(err error) {
-	m.raftMu.Lock()
-	defer m.raftMu.Unlock()
-	for _, disk := range m.raft {
-		disk.Fail(err)
-	}
-}
-
 // createKey has a change of the control table acknowledged through this machine.
 func (m *machine) createKey(label string) keys.Hash {
 	m.w.t.Helper()

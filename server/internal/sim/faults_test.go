@@ -299,7 +299,7 @@ func (w *world) mendDisk(m *machine) {
 	m.disk.SetCapacity(walDir, 0)
 	m.disk.SetCapacity(dbDir, 0)
 	m.temper.setFactor(1)
-	m.eachRaft(func(d raftFaults) { d.Fail(nil) })
+	m.failRaft(nil)
 	if m.failed() {
 		w.logf("%s is started again: its storage failed", m.name)
 		w.crash(m, memfs.KillProcess, false)
@@ -325,9 +325,9 @@ func (e *episode) fullDisk() {
 }
 
 func (e *episode) controlStorage() {
-	e.m.eachRaft(func(d raftFaults) { d.Fail(syscall.EIO) })
+	e.m.failRaft(syscall.EIO)
 	e.last(20 * time.Second)
-	e.m.eachRaft(func(d raftFaults) { d.Fail(nil) })
+	e.m.failRaft(nil)
 	e.last(10 * time.Second)
 }
 

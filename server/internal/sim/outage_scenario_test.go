@@ -14,7 +14,8 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// refuseReads makes the machine's WAL volume give errors for a while.
+// refuseReads makes the machine's WAL volume give errors for a while; a process
+// that ended over it is started again.
 func (m *machine) refuseReads(d time.Duration) {
 	m.disk.Fail(memfs.OpRead, walDir, 0, -1, syscall.EIO)
 	time.Sleep(d)

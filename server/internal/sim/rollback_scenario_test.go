@@ -68,6 +68,7 @@ func TestQuorumReadsMissNothingAfterAVolumeWasPutBack(t *testing.T) {
 					w.stopMachine(n0)
 					if which != "db" {
 						n0.rollBack(walDir, old.wal)
+						n0.rollBackRaft(old)
 					}
 					if which != "wal" {
 						n0.rollBack(dbDir, old.db)
@@ -115,6 +116,7 @@ func TestRegrownLogIsStillALoss(t *testing.T) {
 		w.crash(n0, memfs.KillProcess, false)
 		w.crash(n1, memfs.KillProcess, false)
 		n0.rollBack(walDir, old.wal)
+		n0.rollBackRaft(old)
 		n0.rollBack(dbDir, old.db)
 		w.net.HealAll()
 		w.startMachine(n0)

@@ -95,67 +95,6 @@ func TestReportedLossIsTakenBackWhenTheRecordsAreReadAgain(t *testing.T) {
 	})
 }
 
-// A volume, or both, are put back to an older state. The member that this
-// happened to says that it lost records, and is refilled.
-func TestVolumePutBackToAnOlderStateIsALoss(t *testing.T) {
-	for _, which := range []string{"wal", "both", "db"} {
-		t.Run(which, func(t *testing.T) {
-			scenario(t, 3, control.Timings{}, func(w *world) {
-				n0, n1, n2 := w.machines[0], w.machines[1], w.machines[2]
-				require.NoError(t, n0.put(claim("code://x", "before")))
-				w.stopMachine(n0)
-				oldWAL, oldDB := n0.snapshot(walDir), n0.snapshot(dbDir)
-				w.startMachine(n0)
-				w.settle()
-				w.net.Isolate(n2.name)
-				time.Sleep(2 * time.Second)
-				lost := claim("code://x", "acknowledged by n0 and n1")
-				require.NoError(t, n0.put(lost))
-				time.Sleep(30 * time.Second)
-				w.stopMachine(n0)
-				if which != "db" {
-					n0.rollBack(walDir, oldWAL)
-				}
-				if which != "wal" {
-					n0.rollBack(dbDir, oldDB)
-				}
-				w.crash(n1, memfs.KillProcess, false)
-				w.net.HealAll()
-				w.startMachine(n0)
-				for range 30 {
-					time.Sleep(time.Second)
-					w.restartEnded()
-					for _, m := range []*machine{n0, n2} {
-						if m.up() {
-							requireSeenOrUnavailable(t, m, lost)
-						}
-					}
-				}
-				if which != "db" {
-					require.False(t, n0.node.Store().Whole())
-				}
-				w.startMachine(n1)
-				w.settle()
-				for _, m := range w.machines {
-					require.NoError(t, m.get(lost))
-				}
-			})
-		})
-	}
-}
-
-// restartEnded starts the machines whose process has ended by itself, as kubelet
-// does.
-func (w *world) restartEnded() {
-	for _, m := range w.machines {
-		if m.node != nil && m.node.Err() != nil {
-			w.logf("%s ended: %v", m.name, m.node.Err())
-			w.crash(m, memfs.KillProcess, false)
-			w.startMachine(m)
-		}
-	}
-}
-
 // A single node that lost a record, or its WAL volume, answers from what is
 // there until an operator accepts the loss.
 func TestSingleNodeThatLostRecordsServesWhatItHas(t *testing.T) {

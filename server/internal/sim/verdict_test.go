@@ -191,14 +191,16 @@ func (w *world) supervise() (end func()) {
 				return
 			case <-time.After(500 * time.Millisecond):
 			}
-			w.restartThoseThatEnded()
+			w.restartEnded()
 			w.watchWholeness(whole)
 		}
 	}()
 	return func() { close(stop); <-done }
 }
 
-func (w *world) restartThoseThatEnded() {
+// restartEnded starts the machines whose process has ended by itself, as kubelet
+// does.
+func (w *world) restartEnded() {
 	for _, m := range w.all() {
 		if !m.tryReserve() {
 			continue // a fault is at it, and starts it again

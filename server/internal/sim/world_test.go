@@ -264,14 +264,12 @@ func (m *machine) tryReserve() bool {
 	}
 }
 
-// raftFaults is the part of raftmem.Disk that faults use.
-type raftFaults interface{ Fail(error) }
-
-func (m *machine) eachRaft(f func(raftFaults)) {
+// failRaft makes every write to the machine's Raft storage fail; nil ends that.
+func (m *machine) failRaft(err error) {
 	m.raftMu.Lock()
 	defer m.raftMu.Unlock()
 	for _, d := range m.raft {
-		f(d)
+		d.Fail(err)
 	}
 }
 
