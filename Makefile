@@ -3,10 +3,12 @@
 .DEFAULT_GOAL := help
 DEV = go -C ci run ./cmd/dev
 FUZZTIME ?= 1m
+FROM ?= 1
+SEEDS ?= 10000
 PORT ?= 18180
 export PORT
 
-.PHONY: help up down run check test gate bench bench-against mutants fuzz fmt proto docs
+.PHONY: help up down run check test gate bench bench-against mutants soak fuzz fmt proto docs
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +39,9 @@ mutants: ## Test the tests: each seeded bug of test/mutants must be caught (MUTA
 
 bench-against: ## Measure this tree's server against that of REV, in turns
 	@$(DEV) bench-against $(REV)
+
+soak: ## The simulation over SEEDS schedules from FROM on: 10,000 take hours
+	@./ci/soak $(FROM) $(SEEDS)
 
 fuzz: ## Every fuzz target for FUZZTIME each
 	@./ci/fuzz $(FUZZTIME)
