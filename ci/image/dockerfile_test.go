@@ -68,7 +68,7 @@ func fromDockerfile(t *testing.T, file string) Spec {
 }
 
 func TestDockerfileAndBuilderAgree(t *testing.T) {
-	const file = "../../build/Dockerfile"
+	const file = "../../Dockerfile"
 	docker := fromDockerfile(t, file)
 
 	var binaries []File

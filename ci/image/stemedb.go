@@ -7,7 +7,7 @@ import (
 	"github.com/stemedb/stemedb/ci/progress"
 )
 
-// The image of StemeDB. build/Dockerfile makes the same one for people who
+// The image of StemeDB. The Dockerfile makes the same one for people who
 // build with docker; a test holds the two together.
 
 const (

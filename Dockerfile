@@ -2,7 +2,7 @@
 # else. `go run ./cmd/image stemedb` in ci/ makes the same image where no
 # registry can be reached; a test compares the two.
 #
-#   docker build -f build/Dockerfile -t docker.io/stemedb/stemedb:dev .
+#   docker build -t docker.io/stemedb/stemedb:dev .
 
 FROM golang:1.26-bookworm AS build
 ARG VERSION=dev
