@@ -55,8 +55,7 @@ func (m *model) note(items []Item, acked bool) {
 
 // check: acknowledged ⊆ readable ⊆ tried, by id, by subject, in subjects and
 // in every digest.
-func (m *model) check(t *testing.T, s *Store) {
-	t.Helper()
+func (m *model) check(t require.TestingT, s *Store) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	keys := slices.Collect(mapKeys2(m.tried))
@@ -94,7 +93,7 @@ func (m *model) check(t *testing.T, s *Store) {
 		for i := range want {
 			sum.Add(s.newDigester().of(&want[i]))
 		}
-		d, err := s.SetDigest(t.Context(), Set{Project: p.project, Subject: p.subject, Predicate: p.predicate})
+		d, err := s.SetDigest(context.Background(), Set{Project: p.project, Subject: p.subject, Predicate: p.predicate})
 		require.NoError(t, err)
 		require.Equal(t, sum, d)
 		subjects, err := s.Subjects(p.project, p.subject, "", 1)
@@ -103,7 +102,7 @@ func (m *model) check(t *testing.T, s *Store) {
 		m.checkOrder(t, s, p.project, p.subject, p.predicate)
 	}
 	total := uint64(0)
-	buckets, err := s.BucketDigests(t.Context(), nil)
+	buckets, err := s.BucketDigests(context.Background(), nil)
 	require.NoError(t, err)
 	for _, b := range buckets {
 		total += b.Count
@@ -124,9 +123,9 @@ func (m *model) check(t *testing.T, s *Store) {
 	}
 }
 
-func (m *model) checkOrder(t *testing.T, s *Store, project, subject, predicate string) {
+func (m *model) checkOrder(t require.TestingT, s *Store, project, subject, predicate string) {
 	var last *Claim
-	for c, err := range s.Claims(t.Context(), ClaimQuery{Project: project, Subject: subject, Predicate: predicate}, 0) {
+	for c, err := range s.Claims(context.Background(), ClaimQuery{Project: project, Subject: subject, Predicate: predicate}, 0) {
 		require.NoError(t, err)
 		require.True(t, last == nil || last.Newer(&c.Claim), "order of claims")
 		it, err := s.ReadAt(c.Position)
