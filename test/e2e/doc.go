@@ -3,5 +3,6 @@
 //
 // They run on the cluster that STEMEDB_E2E_KUBECONFIG names and on no other.
 // `make test` and `make gate` bring that cluster up and set the variables;
-// without them the tests are skipped, loudly.
+// without them the tests are skipped, loudly. TestGate1, which measures, has the
+// cluster to itself; the others run side by side after it.
 package e2e

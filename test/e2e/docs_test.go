@@ -11,6 +11,7 @@ import (
 
 // TestDocumentation installs a release of its own for the documentation.
 func TestDocumentation(t *testing.T) {
+	t.Parallel()
 	r := install(t, "docs")
 	r.allWhole(t, 2*time.Minute)
 	r.documentation(t)

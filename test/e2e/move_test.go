@@ -21,6 +21,7 @@ import (
 // TestMove runs the steps of docs/moving.md as they are written: into another
 // namespace and under another release name, with all volumes and claims.
 func TestMove(t *testing.T) {
+	t.Parallel()
 	r := install(t, "move")
 	to := r.opts.Namespace + "d"
 	r.kubectl(t, "delete", "namespace", to, "--ignore-not-found", "--wait")

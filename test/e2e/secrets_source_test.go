@@ -28,6 +28,7 @@ type switching struct {
 // starts anew joins the others, and the root key and all claims are as before.
 // A change without its steps is refused and changes nothing.
 func TestEverySwitchOfTheSecretsSource(t *testing.T) {
+	t.Parallel()
 	r := install(t, "switch")
 	ids := r.assert(t, 5)
 	s := &switching{release: r, folder: t.TempDir()}
