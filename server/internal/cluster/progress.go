@@ -19,6 +19,9 @@ type Progress struct {
 	// here, durably. The store's own cursors lag behind these, since progress
 	// that brought nothing new is noted seldom.
 	cursors map[string]wal.Position
+	// holes are parts of those logs that could not be read, with how far the log
+	// was read behind them: a new link goes on there.
+	holes map[string]hole
 	// witnesses are what was seen of those logs.
 	witnesses map[string]wal.Witness
 	// epoch grows when all cursors are set back, so that a puller which is
@@ -47,6 +50,18 @@ func (p *Progress) Cursors() map[string]uint64 {
 	all := make(map[string]uint64, len(p.cursors))
 	for incarnation, pos := range p.cursors {
 		all[incarnation] = uint64(pos)
+	}
+	return all
+}
+
+// Read maps each incarnation of a peer to the position up to which that peer's
+// log was read behind a part that could not be read.
+func (p *Progress) Read() map[string]uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make(map[string]uint64, len(p.holes))
+	for incarnation, h := range p.holes {
+		all[incarnation] = uint64(h.at)
 	}
 	return all
 }
@@ -96,6 +111,28 @@ func (p *Progress) at(incarnation string) (pos wal.Position, epoch int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.cursors[incarnation], p.epoch
+}
+
+func (p *Progress) hole(incarnation string) (h hole, epoch int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.holes[incarnation], p.epoch
+}
+
+// setHole keeps what is known of the hole at a cursor, unless all cursors were set
+// back since epoch was read.
+func (p *Progress) setHole(incarnation string, h hole, epoch int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case epoch != p.epoch:
+	case h.at == 0:
+		delete(p.holes, incarnation)
+	case p.holes == nil:
+		p.holes = map[string]hole{incarnation: h}
+	default:
+		p.holes[incarnation] = h
+	}
 }
 
 // set moves a cursor, unless all were set back since epoch was read.
@@ -149,5 +186,6 @@ func (p *Progress) reset() (incarnations []string) {
 	}
 	clear(p.cursors)
 	p.epoch++
+	clear(p.holes)
 	return incarnations
 }

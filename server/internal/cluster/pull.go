@@ -53,6 +53,7 @@ func newPuller(c *Cluster, m control.Member) *puller {
 // run pulls until ctx ends, and then notes durably how far it came.
 func (p *puller) run(ctx context.Context) {
 	p.noted, _ = p.c.progress.at(p.member.Incarnation)
+	p.hole, p.epoch = p.c.progress.hole(p.member.Incarnation)
 	p.notedOpening = p.c.store.Witnesses()[p.member.Incarnation].Opening
 	p.notedAt = time.Now()
 	retry := pauses{first: p.c.timings.Backoff, most: p.c.timings.MaxBackoff}
@@ -116,6 +117,7 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 			// Reading everything again misses nothing.
 			p.log.Warn("a member's log is not what it was; the whole of it is read again", "error", err)
 			p.hole = hole{}
+			p.c.progress.setHole(p.member.Incarnation, p.hole, epoch)
 			return true, p.rewind(ctx, epoch)
 		}
 		if err != nil {
@@ -132,7 +134,9 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 			return moved, err
 		}
 		moved = true
-		if err := p.reached(ctx, p.hole.pass(cursor, next, res), epoch, res); err != nil {
+		passed := p.hole.pass(cursor, next, res)
+		p.c.progress.setHole(p.member.Incarnation, p.hole, epoch)
+		if err := p.reached(ctx, passed, epoch, res); err != nil {
 			return moved, err
 		}
 		wait = p.waitFor()

@@ -53,9 +53,10 @@ type driver struct {
 	subject    string            // of the change
 	heard      time.Time         // when the subject answered last, or when this leader first saw the change
 	moved      time.Time         // when it last came nearer to holding everything
-	left       uint64            // how far it was from that, if measured
-	measured   bool
-	passed     string // id of the member whose refill was given up last
+	lacks      uint64            // the least distance of its cursors from the marks so far
+	unread     uint64            // the same of how far it has read
+	measured   int               // how many marks there were for both
+	passed     string            // id of the member whose refill was given up last
 	warned     time.Time
 	report     atomic.Pointer[[]string] // what the open change waits for
 }
@@ -183,7 +184,7 @@ func (c *Control) progress() *controlpb.ProgressResponse {
 	generation := c.State().Generation
 	return &controlpb.ProgressResponse{
 		Incarnation: c.cfg.Incarnation, Generation: generation,
-		LogEnd: c.cfg.Data.LogEnd(), Cursors: c.cfg.Data.Cursors(),
+		LogEnd: c.cfg.Data.LogEnd(), Cursors: c.cfg.Data.Cursors(), Read: c.cfg.Data.Read(),
 	}
 }
 
@@ -325,7 +326,7 @@ func (d *driver) takeUp(change *Change) bool {
 		d.heard, d.moved = time.Now(), time.Now()
 	}
 	d.change, d.subject, d.generation = change.ID, change.Subject, change.Generation
-	d.marks, d.knows, d.measured = map[string]uint64{}, map[string]bool{}, false
+	d.marks, d.knows, d.measured = map[string]uint64{}, map[string]bool{}, -1
 	d.warned = time.Now()
 	return true
 }

@@ -63,6 +63,10 @@ type Data interface {
 	// that peer's log this node holds everything, durably. A node that lost
 	// records sets its cursors back *before* it calls ReportNotWhole.
 	Cursors() map[string]uint64
+	// Read maps each incarnation of a peer to the position up to which that
+	// peer's log was read in this run. It is beyond the cursor while the peer
+	// cannot read a part of its log, and vouches for nothing.
+	Read() map[string]uint64
 	// Empty tells whether both volumes hold no record at all.
 	Empty() bool
 	// Lives, RolledBack and SetLife are those of the log (wal/life.go).

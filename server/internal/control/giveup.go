@@ -10,8 +10,10 @@ import (
 
 // watch notes whether the subject answers, and whether it comes nearer to the
 // marks. A subject that has reached all of them waits for others, which is not its
-// fault. Records that are written meanwhile are no progress: a member that takes in
-// those of one log may still get nothing of another one.
+// fault. It comes nearer when a cursor moves, or when it reads further behind a part
+// of a log that cannot be read, where the cursor has to stay. Reading a log again
+// from its beginning does not count. Neither do records that are written meanwhile:
+// a member that takes in those of one log may still get nothing of another one.
 func (d *driver) watch(change *Change, whole bool, p *controlpb.ProgressResponse) {
 	if p == nil {
 		return
@@ -20,17 +22,24 @@ func (d *driver) watch(change *Change, whole bool, p *controlpb.ProgressResponse
 	if p.Generation < change.Generation {
 		return
 	}
-	left := uint64(0)
+	lacks, unread := uint64(0), uint64(0)
 	for id, mark := range d.marks {
-		old, _ := find(change.Old, func(m Member) bool { return m.ID() == id })
-		if cursor := p.Cursors[old.Incarnation]; id != change.Subject && cursor < mark {
-			left += mark - cursor
+		if id == change.Subject {
+			continue
 		}
+		old, _ := find(change.Old, func(m Member) bool { return m.ID() == id })
+		cursor := p.Cursors[old.Incarnation]
+		lacks += mark - min(mark, cursor)
+		unread += mark - min(mark, max(cursor, p.Read[old.Incarnation]))
 	}
-	if whole || left == 0 || d.measured && left < d.left {
+	measured := d.measured == len(d.marks)
+	if whole || lacks == 0 || measured && (lacks < d.lacks || unread < d.unread) {
 		d.moved = time.Now()
 	}
-	d.left, d.measured = left, true
+	if !measured {
+		d.lacks, d.unread, d.measured = lacks, unread, len(d.marks)
+	}
+	d.lacks, d.unread = min(d.lacks, lacks), min(d.unread, unread)
 }
 
 // hopeless says why an open change is to be given up, if it is. A subject that

@@ -27,6 +27,7 @@ func (d movingData) LogEnd() uint64 {
 }
 
 func (movingData) Cursors() map[string]uint64 { return nil }
+func (movingData) Read() map[string]uint64    { return nil }
 
 func TestLogEndIsNotOlderThanTheGenerationItIsReportedWith(t *testing.T) {
 	tb := formed(t, "a", "b", "c")

@@ -89,6 +89,8 @@ func (d *data) Cursors() map[string]uint64 {
 	return maps.Clone(d.cursors)
 }
 
+func (d *data) Read() map[string]uint64 { return nil }
+
 func (d *data) Empty() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -158,5 +159,41 @@ func TestNodeOfAGrownClusterThatLostItsWALVolumeFoundsNone(t *testing.T) {
 		w.startMachine(n0)
 		w.settle()
 		require.NoError(t, n0.get(x))
+	})
+}
+
+// A single node lost an old record, and its loss was accepted. It grows, and going
+// through the log behind that record takes longer than GiveUpAfter. The newcomer
+// reads on all the time, although its cursor stays before the hole.
+func TestJoinBehindAHoleIsNotGivenUpWhileItReadsOn(t *testing.T) {
+	scenario(t, 1, control.Timings{GiveUpAfter: 15 * time.Second}, func(w *world) {
+		n0 := w.machines[0]
+		old := claim("code://x", "rotten record")
+		require.NoError(t, n0.put(old))
+		for i := range 600 {
+			require.NoError(t, n0.put(claim("code://z", fmt.Sprint(i, strings.Repeat("z", 4000)))))
+		}
+		time.Sleep(time.Minute)
+		n0.rot("rotten record") // in the log
+		n0.rot("rotten record") // in the pack
+		require.Error(t, n0.read(old, cluster.Local))
+		time.Sleep(2 * time.Minute)
+		require.NoError(t, n0.node.Control().AcceptLoss(context.Background(), n0.name))
+		time.Sleep(30 * time.Second)
+		w.net.SetDelay(200*time.Millisecond, 201*time.Millisecond)
+		n1 := w.addMachine(1)
+		n1.start()
+		members := func() *control.State {
+			for range 20 * 60 {
+				time.Sleep(time.Second)
+				if s := n0.node.Control().State(); s.Change == nil && len(s.Members) == 2 {
+					return s
+				}
+			}
+			return n0.node.Control().State()
+		}
+		s := members()
+		require.Len(t, s.Members, 2)
+		require.EqualValues(t, 1, s.LastChange, "no join was given up")
 	})
 }

@@ -991,8 +991,11 @@ type ProgressResponse struct {
 	// Taken after the generation below was applied.
 	LogEnd uint64 `protobuf:"varint,2,opt,name=log_end,json=logEnd,proto3" json:"log_end,omitempty"`
 	// Incarnation of a peer: the position up to which its whole log is held here.
-	Cursors       map[string]uint64 `protobuf:"bytes,3,rep,name=cursors,proto3" json:"cursors,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	Generation    uint64            `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	Cursors    map[string]uint64 `protobuf:"bytes,3,rep,name=cursors,proto3" json:"cursors,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Generation uint64            `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Incarnation of a peer: how far its log was read in this run of the process.
+	// It is beyond the cursor while the peer cannot read a part of its log.
+	Read          map[string]uint64 `protobuf:"bytes,5,rep,name=read,proto3" json:"read,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1053,6 +1056,13 @@ func (x *ProgressResponse) GetGeneration() uint64 {
 		return x.Generation
 	}
 	return 0
+}
+
+func (x *ProgressResponse) GetRead() map[string]uint64 {
+	if x != nil {
+		return x.Read
+	}
+	return nil
 }
 
 // StaleGeneration is the detail of a refusal: the caller's generation is older
@@ -1246,15 +1256,19 @@ const file_control_proto_rawDesc = "" +
 	"\fcurrent_term\x18\x05 \x01(\x04R\vcurrentTerm\x12\x12\n" +
 	"\x04data\x18\x06 \x01(\fR\x04data\x128\n" +
 	"\btrailing\x18\a \x03(\v2\x1c.stemedb.control.v1.LogEntryR\btrailing\"\x11\n" +
-	"\x0fProgressRequest\"\xf6\x01\n" +
+	"\x0fProgressRequest\"\xf3\x02\n" +
 	"\x10ProgressResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x17\n" +
 	"\alog_end\x18\x02 \x01(\x04R\x06logEnd\x12K\n" +
 	"\acursors\x18\x03 \x03(\v21.stemedb.control.v1.ProgressResponse.CursorsEntryR\acursors\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x04 \x01(\x04R\n" +
-	"generation\x1a:\n" +
+	"generation\x12B\n" +
+	"\x04read\x18\x05 \x03(\v2..stemedb.control.v1.ProgressResponse.ReadEntryR\x04read\x1a:\n" +
 	"\fCursorsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a7\n" +
+	"\tReadEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"1\n" +
 	"\x0fStaleGeneration\x12\x1e\n" +
@@ -1286,7 +1300,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_control_proto_goTypes = []any{
 	(*HelloRequest)(nil),     // 0: stemedb.control.v1.HelloRequest
 	(*HelloResponse)(nil),    // 1: stemedb.control.v1.HelloResponse
@@ -1307,31 +1321,33 @@ var file_control_proto_goTypes = []any{
 	(*WrongMember)(nil),      // 16: stemedb.control.v1.WrongMember
 	nil,                      // 17: stemedb.control.v1.ConfirmResponse.ClockSkewEntry
 	nil,                      // 18: stemedb.control.v1.ProgressResponse.CursorsEntry
+	nil,                      // 19: stemedb.control.v1.ProgressResponse.ReadEntry
 }
 var file_control_proto_depIdxs = []int32{
 	17, // 0: stemedb.control.v1.ConfirmResponse.clock_skew:type_name -> stemedb.control.v1.ConfirmResponse.ClockSkewEntry
 	10, // 1: stemedb.control.v1.EntriesResponse.entries:type_name -> stemedb.control.v1.LogEntry
 	10, // 2: stemedb.control.v1.TableChunk.trailing:type_name -> stemedb.control.v1.LogEntry
 	18, // 3: stemedb.control.v1.ProgressResponse.cursors:type_name -> stemedb.control.v1.ProgressResponse.CursorsEntry
-	0,  // 4: stemedb.control.v1.Control.Hello:input_type -> stemedb.control.v1.HelloRequest
-	2,  // 5: stemedb.control.v1.Control.Join:input_type -> stemedb.control.v1.JoinRequest
-	4,  // 6: stemedb.control.v1.Control.Forward:input_type -> stemedb.control.v1.ForwardRequest
-	6,  // 7: stemedb.control.v1.Control.Confirm:input_type -> stemedb.control.v1.ConfirmRequest
-	13, // 8: stemedb.control.v1.Control.Progress:input_type -> stemedb.control.v1.ProgressRequest
-	11, // 9: stemedb.control.v1.Control.Table:input_type -> stemedb.control.v1.TableRequest
-	8,  // 10: stemedb.control.v1.Control.Entries:input_type -> stemedb.control.v1.EntriesRequest
-	1,  // 11: stemedb.control.v1.Control.Hello:output_type -> stemedb.control.v1.HelloResponse
-	3,  // 12: stemedb.control.v1.Control.Join:output_type -> stemedb.control.v1.JoinResponse
-	5,  // 13: stemedb.control.v1.Control.Forward:output_type -> stemedb.control.v1.ForwardResponse
-	7,  // 14: stemedb.control.v1.Control.Confirm:output_type -> stemedb.control.v1.ConfirmResponse
-	14, // 15: stemedb.control.v1.Control.Progress:output_type -> stemedb.control.v1.ProgressResponse
-	12, // 16: stemedb.control.v1.Control.Table:output_type -> stemedb.control.v1.TableChunk
-	9,  // 17: stemedb.control.v1.Control.Entries:output_type -> stemedb.control.v1.EntriesResponse
-	11, // [11:18] is the sub-list for method output_type
-	4,  // [4:11] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	19, // 4: stemedb.control.v1.ProgressResponse.read:type_name -> stemedb.control.v1.ProgressResponse.ReadEntry
+	0,  // 5: stemedb.control.v1.Control.Hello:input_type -> stemedb.control.v1.HelloRequest
+	2,  // 6: stemedb.control.v1.Control.Join:input_type -> stemedb.control.v1.JoinRequest
+	4,  // 7: stemedb.control.v1.Control.Forward:input_type -> stemedb.control.v1.ForwardRequest
+	6,  // 8: stemedb.control.v1.Control.Confirm:input_type -> stemedb.control.v1.ConfirmRequest
+	13, // 9: stemedb.control.v1.Control.Progress:input_type -> stemedb.control.v1.ProgressRequest
+	11, // 10: stemedb.control.v1.Control.Table:input_type -> stemedb.control.v1.TableRequest
+	8,  // 11: stemedb.control.v1.Control.Entries:input_type -> stemedb.control.v1.EntriesRequest
+	1,  // 12: stemedb.control.v1.Control.Hello:output_type -> stemedb.control.v1.HelloResponse
+	3,  // 13: stemedb.control.v1.Control.Join:output_type -> stemedb.control.v1.JoinResponse
+	5,  // 14: stemedb.control.v1.Control.Forward:output_type -> stemedb.control.v1.ForwardResponse
+	7,  // 15: stemedb.control.v1.Control.Confirm:output_type -> stemedb.control.v1.ConfirmResponse
+	14, // 16: stemedb.control.v1.Control.Progress:output_type -> stemedb.control.v1.ProgressResponse
+	12, // 17: stemedb.control.v1.Control.Table:output_type -> stemedb.control.v1.TableChunk
+	9,  // 18: stemedb.control.v1.Control.Entries:output_type -> stemedb.control.v1.EntriesResponse
+	12, // [12:19] is the sub-list for method output_type
+	5,  // [5:12] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1345,7 +1361,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
