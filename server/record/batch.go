@@ -56,12 +56,6 @@ func BatchItems(mediaType string, body []byte) iter.Seq2[[]byte, error] {
 	}
 }
 
-// IsBatchType reports whether BatchItems understands the media type.
-func IsBatchType(mediaType string) bool {
-	_, err := splitter(mediaType)
-	return err == nil
-}
-
 // errStopped tells a splitter that the consumer wants no more.
 var errStopped = errors.New("stopped")
 

@@ -215,9 +215,6 @@ func checkSigners(sigs []Signature) error {
 // ProjectName is the name of a project: [a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?
 type ProjectName = string
 
-// SharedProject is the space that all projects read and only admin keys write.
-const SharedProject ProjectName = "shared"
-
 // ValidProject reports, as a *FieldError, what is wrong with a project's name.
 func ValidProject(name string) error {
 	const remedy = "use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit"

@@ -18,12 +18,6 @@ func ParseHash(s string) (Hash, error) {
 	return h, decodeHex(h[:], []byte(s))
 }
 
-// ParseAgentID reads 64 hex digits.
-func ParseAgentID(s string) (AgentID, error) {
-	var a AgentID
-	return a, decodeHex(a[:], []byte(s))
-}
-
 // String is the lower-case hex.
 func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 

@@ -39,10 +39,10 @@ func (c *call) authorize(by time.Time) error {
 		return err
 	}
 	if !c.caller.role.Allows(c.route.class) {
-		return problem(codeForbidden, headerName, "a key with the role "+string(c.caller.role)+" may not use "+c.route.method+" "+c.route.pattern, remedyAskAdministator)
+		return problem(codeForbidden, headerName, "a key with the role "+string(c.caller.role)+" may not use "+c.route.method+" "+c.route.pattern, remedyAskAdministrator)
 	}
 	if c.caller.project == keys.SharedProject && c.route.class == keys.Write && c.caller.role != keys.Admin {
-		return problem(codeForbidden, headerName, "only admin keys write to the project shared", remedyAskAdministator)
+		return problem(codeForbidden, headerName, "only admin keys write to the project shared", remedyAskAdministrator)
 	}
 	return nil
 }
@@ -109,13 +109,13 @@ func usable(k *keys.Key, now time.Time) error {
 	case keys.Undecided:
 		return problem(cluster.CodeClocksApart, headerName, "the key has an expiry or is in its grace, and this node does not know the time: no majority of the members' clocks agree", "send the request again, or through another node; an administrator sees the clocks in GET /v1/cluster/status").retry(retryAfterLeaderVote)
 	case keys.Revoked:
-		return problem(codeKeyRevoked, headerName, "the key was revoked", remedyAskAdministator)
+		return problem(codeKeyRevoked, headerName, "the key was revoked", remedyAskAdministrator)
 	case keys.Rotated:
 		return problem(codeKeyRotated, headerName, "the key was replaced by another one and its grace is over", "use the new key")
 	case keys.Expired:
-		return problem(codeKeyExpired, headerName, "the key expired", remedyAskAdministator)
+		return problem(codeKeyExpired, headerName, "the key expired", remedyAskAdministrator)
 	default:
-		return problem(codeKeyDisabled, headerName, "the key is switched off", remedyAskAdministator)
+		return problem(codeKeyDisabled, headerName, "the key is switched off", remedyAskAdministrator)
 	}
 }
 

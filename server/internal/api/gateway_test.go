@@ -67,7 +67,7 @@ func (c *trio) write(t testing.TB) request {
 }
 
 func noQuorum() error {
-	return &cluster.UnavailableError{Code: cluster.CodeNoQuorum, Message: "told to", RetryAfter: time.Second, Elsewhere: true}
+	return &cluster.UnavailableError{Code: cluster.CodeNoQuorum, Message: "told to", RetryAfter: time.Second}
 }
 
 func TestGatewayServesHereFirst(t *testing.T) {

@@ -57,8 +57,6 @@ type UnavailableError struct {
 	Message string
 	// RetryAfter is when trying again may help; at least one second.
 	RetryAfter time.Duration
-	// Elsewhere tells that another member may be able to do it at once.
-	Elsewhere bool
 	// Err is the cause, if there is one to show.
 	Err error
 }
@@ -84,10 +82,6 @@ const CodeInvalidSignature = "invalid_signature"
 
 func unavailable(code, message string, cause error) *UnavailableError {
 	e := &UnavailableError{Code: code, Message: message, RetryAfter: time.Second, Err: cause}
-	switch code {
-	case CodeReadOnly, CodeStorageFailed, CodeUnconfirmed, CodeControlFailed, CodeNotMember, CodeNotWhole, CodeOverloaded, CodeCatchingUp, CodeDamaged, CodeClosed, CodePeersUnreachable, CodeNoQuorum, CodeClocksApart:
-		e.Elsewhere = true
-	}
 	if code == CodeReadOnly || code == CodeStorageFailed || code == CodeTooFewWhole {
 		e.RetryAfter = 10 * time.Second
 	}

@@ -81,9 +81,6 @@ type Config struct {
 	ShutdownGrace time.Duration
 }
 
-// PeerTLS tells whether the operator gave certificates for peer connections.
-func (c *Config) PeerTLS() bool { return c.PeerTLSCertPath != "" }
-
 // TLS tells whether the API and the gateway speak HTTPS.
 func (c *Config) TLS() bool { return c.TLSCertPath != "" }
 

@@ -74,7 +74,6 @@ func TestEverySetting(t *testing.T) {
 		DebugAddr: "127.0.0.1:6060", LogLevel: slog.LevelDebug, LogFormat: "text", ShutdownGrace: time.Minute,
 	}, c)
 	require.True(t, c.TLS())
-	require.True(t, c.PeerTLS())
 }
 
 // Each wrong value is told with the setting's name and what to do.

@@ -9,8 +9,6 @@ var (
 	// ErrNoLeader: no leader answered in time. What was asked for may have
 	// happened all the same; asking again is safe.
 	ErrNoLeader = errors.New("the control table has no leader that a majority follows")
-	// ErrUnconfirmed: this copy of the table may be out of date.
-	ErrUnconfirmed = errors.New("this node's copy of the control table was not confirmed by the leader within the last 30 s")
 	// ErrNotConfirmedYet: this node has started, and its copy of the table may
 	// be older than the one that it had applied before.
 	ErrNotConfirmedYet = errors.New("this node's copy of the control table was not confirmed by the leader since the node started: it may be stale")

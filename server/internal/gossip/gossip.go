@@ -72,11 +72,10 @@ type Gossip struct {
 	metrics []prometheus.Collector
 	dropped prometheus.Counter
 
-	mu      sync.Mutex // guards what is below; never held across a wait
-	self    meta
-	starts  starts
-	heard   uint64 // the highest of seen
-	changed chan struct{}
+	mu     sync.Mutex // guards what is below; never held across a wait
+	self   meta
+	starts starts
+	heard  uint64 // the highest of seen
 }
 
 // meta is what a node tells about itself with its membership: 512 bytes at most.

@@ -76,7 +76,7 @@ func (w *world) see(within time.Duration, name string, state gossip.State) {
 	for deadline := time.Now().Add(within); ; time.Sleep(100 * time.Millisecond) {
 		all := true
 		for _, g := range w.run {
-			n, _ := g.Get(name)
+			n := member(g, name)
 			all = all && n.State == state
 		}
 		if all {
@@ -98,6 +98,16 @@ func (w *world) seeAll(within time.Duration) {
 	}
 }
 
+// member returns g's view of the node of that name.
+func member(g *gossip.Gossip, name string) gossip.Node {
+	for _, n := range g.Members() {
+		if n.Name == name {
+			return n
+		}
+	}
+	return gossip.Node{}
+}
+
 func TestDeathReturnAndGoodbye(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -108,7 +118,7 @@ func TestDeathReturnAndGoodbye(t *testing.T) {
 		}
 		w.seeAll(15 * time.Second)
 		require.True(t, w.run["a"].Alive("b"))
-		n, _ := w.run["a"].Get("b")
+		n := member(w.run["a"], "b")
 		require.Equal(t, "b:18180", n.APIAddr)
 		require.Equal(t, "i1", n.Incarnation)
 
@@ -175,15 +185,11 @@ func TestReadiness(t *testing.T) {
 		w.run["a"].SetReady(true) // before anybody listens
 		w.start("b")
 		w.seeAll(15 * time.Second)
-		n, _ := w.run["b"].Get("a")
-		require.True(t, n.Ready)
-		changed := w.run["b"].Watch()
+		require.True(t, member(w.run["b"], "a").Ready)
 		w.run["a"].SetReady(false)
-		<-changed
-		n, _ = w.run["b"].Get("a")
-		require.False(t, n.Ready)
-		self, _ := w.run["a"].Get("a")
-		require.False(t, self.Ready)
+		time.Sleep(5 * time.Second)
+		require.False(t, member(w.run["b"], "a").Ready)
+		require.False(t, member(w.run["a"], "a").Ready)
 	})
 }
 

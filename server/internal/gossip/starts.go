@@ -112,10 +112,6 @@ func (g *Gossip) note(start string, m meta, addr string, state State) {
 	}
 	g.starts[start] = next
 	g.starts.prune(m.Name)
-	if g.changed != nil {
-		close(g.changed)
-		g.changed = nil
-	}
 }
 
 // Members lists every node that is or was seen, this one included, by name.
@@ -134,31 +130,12 @@ func (g *Gossip) Members() []Node {
 	return nodes
 }
 
-// Alive tells whether the node of that name is believed to be alive.
+// Alive reports whether the node of that name is believed to be alive.
 func (g *Gossip) Alive(name string) bool {
-	n, ok := g.Get(name)
-	return ok && n.State == Alive
-}
-
-// Get returns what is known of the node of that name.
-func (g *Gossip) Get(name string) (Node, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if s := g.starts.of(name); s != nil {
-		return s.Node, true
-	}
-	return Node{}, false
-}
-
-// Watch returns a channel that is closed at the next change of Members. Take it
-// before looking, then nothing is missed.
-func (g *Gossip) Watch() <-chan struct{} {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.changed == nil {
-		g.changed = make(chan struct{})
-	}
-	return g.changed
+	s := g.starts.of(name)
+	return s != nil && s.State == Alive
 }
 
 // knows tells whether a start that is believed to be alive is at the address.

@@ -57,7 +57,7 @@ func TestTheStartThatRunsCountsInEveryOrderOfNews(t *testing.T) {
 				for _, n := range order {
 					n.tell(g)
 				}
-				n, _ := g.Get("b")
+				n := g.starts.of("b")
 				require.Equal(t, Alive, n.State, "%v", order)
 				require.True(t, n.Ready, "%v", order)
 				require.Equal(t, incarnation, n.Incarnation, "%v", order)
@@ -76,7 +76,7 @@ func TestANodeEndsAsItsLastStartDid(t *testing.T) {
 		for _, n := range append(first[:1:1], rest...) {
 			n.tell(g)
 		}
-		n, _ := g.Get("b")
+		n := g.starts.of("b")
 		require.Equal(t, Left, n.State, "%v", rest)
 		require.False(t, n.Ready)
 	}
@@ -91,7 +91,7 @@ func TestLateNewsOfAnEarlierStartPasses(t *testing.T) {
 	}
 	require.True(t, g.Alive("b"))
 	news{"b#1", "i", false, Dead}.tell(g)
-	n, _ := g.Get("b")
+	n := g.starts.of("b")
 	require.Equal(t, Alive, n.State)
 	require.True(t, n.Ready)
 }
@@ -101,7 +101,7 @@ func TestANodeKnowsItselfBest(t *testing.T) {
 	g := &Gossip{cfg: Config{Name: "b"}, start: "b#now", starts: starts{}}
 	g.note("b#now", meta{Name: "b", Incarnation: "2", Ready: true}, "", Alive)
 	news{"b#before", "1", false, Alive}.tell(g)
-	n, _ := g.Get("b")
+	n := g.starts.of("b")
 	require.Equal(t, "2", n.Incarnation)
 	require.True(t, n.Ready)
 }

@@ -47,7 +47,7 @@ func (b *backend) Ready() error {
 		return nil
 	default:
 		return &cluster.UnavailableError{
-			Code: cluster.CodeUnconfirmed, Message: "the root key is not registered yet", RetryAfter: time.Second, Elsewhere: true,
+			Code: cluster.CodeUnconfirmed, Message: "the root key is not registered yet", RetryAfter: time.Second,
 		}
 	}
 }

@@ -38,26 +38,26 @@ const (
 	datagrams = 1024
 	// dialTimeout bounds a dial whose caller set no deadline.
 	dialTimeout = 130 * time.Second
-	// defaultBreakAfter is about what package network sets for keep-alives.
-	defaultBreakAfter = 45 * time.Second
+	// breakAfter is how long a connection survives a cut: about the time that
+	// package network's keep-alives take to notice it.
+	breakAfter = 45 * time.Second
 )
 
 // Net is a network of hosts. The zero value is not usable; see New.
 type Net struct {
-	mu         sync.Mutex // guards everything in this package; never held while waiting
-	rng        *rand.Rand
-	hosts      map[string]*Host
-	byIP       map[netip.Addr]*Host
-	aliases    map[string][]string
-	cuts       map[link]time.Time // since when
-	delays     map[link]delay
-	delay      delay
-	loss       float64
-	breakAfter time.Duration
-	nextIP     uint32
-	changed    signal             // cuts and hosts
-	conns      map[*conn]struct{} // with an open end
-	nextConn   uint64
+	mu       sync.Mutex // guards everything in this package; never held while waiting
+	rng      *rand.Rand
+	hosts    map[string]*Host
+	byIP     map[netip.Addr]*Host
+	aliases  map[string][]string
+	cuts     map[link]time.Time // since when
+	delays   map[link]delay
+	delay    delay
+	loss     float64
+	nextIP   uint32
+	changed  signal             // cuts and hosts
+	conns    map[*conn]struct{} // with an open end
+	nextConn uint64
 }
 
 // link is one direction between two hosts, by name.
@@ -69,14 +69,13 @@ type delay struct{ min, max time.Duration }
 // seed.
 func New(seed uint64) *Net {
 	return &Net{
-		rng:        rand.New(rand.NewPCG(seed, 0x6d656d6e6574)),
-		hosts:      map[string]*Host{},
-		byIP:       map[netip.Addr]*Host{},
-		aliases:    map[string][]string{},
-		cuts:       map[link]time.Time{},
-		delays:     map[link]delay{},
-		conns:      map[*conn]struct{}{},
-		breakAfter: defaultBreakAfter,
+		rng:     rand.New(rand.NewPCG(seed, 0x6d656d6e6574)),
+		hosts:   map[string]*Host{},
+		byIP:    map[netip.Addr]*Host{},
+		aliases: map[string][]string{},
+		cuts:    map[link]time.Time{},
+		delays:  map[link]delay{},
+		conns:   map[*conn]struct{}{},
 	}
 }
 
@@ -123,13 +122,6 @@ func (n *Net) SetLoss(share float64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.loss = share
-}
-
-// SetBreakAfter sets for how long a connection survives a cut, 45 s at first.
-func (n *Net) SetBreakAfter(d time.Duration) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.breakAfter = d
 }
 
 // Cut stops everything between the two hosts, in both directions.

@@ -95,10 +95,10 @@ func (c *conn) fail(err error) {
 // when that will be.
 func (c *conn) breakIfDue() (at time.Time) {
 	if since, cut := c.net.cutSince(c.proc.host, c.peer.proc.host); cut {
-		at = earliest(at, since.Add(c.net.breakAfter))
+		at = earliest(at, since.Add(breakAfter))
 	}
 	if since, cut := c.net.cutSince(c.peer.proc.host, c.proc.host); cut {
-		at = earliest(at, since.Add(c.net.breakAfter))
+		at = earliest(at, since.Add(breakAfter))
 	}
 	if !at.IsZero() && !at.After(time.Now()) {
 		c.fail(syscall.ETIMEDOUT)

@@ -72,9 +72,6 @@ func (d *Disk) Fail(kind OpKind, match string, n, times int, err error) {
 // FailSync fails the nth (from 1) file Sync from now on, and only that one.
 func (d *Disk) FailSync(n int) { d.Fail(OpSync, "", n-1, 1, syscall.EIO) }
 
-// FailWrite fails the nth (from 1) write from now on, and only that one.
-func (d *Disk) FailWrite(n int) { d.Fail(OpWrite, "", n-1, 1, syscall.EIO) }
-
 // Heal takes away all faults and the latency.
 func (d *Disk) Heal() {
 	d.mu.Lock()
@@ -127,13 +124,6 @@ func (d *Disk) Wipe(dir string) {
 	if n, _, _, err := d.find("wipe", dir); err == nil && n != nil && n.dir {
 		n.names, n.durable, n.pending = map[string]*node{}, map[string]*node{}, nil
 	}
-}
-
-// Ops is the number of operations so far that change something.
-func (d *Disk) Ops() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.ops
 }
 
 // OpenFiles is the number of handles and locks not closed yet.
