@@ -21,10 +21,10 @@ const (
 
 // BatchItems splits the body of a batch into its items, in order, without
 // looking into them: a bad item does not spoil the others. The items alias
-// body. An error is always the last thing yielded and condemns the whole body,
-// since what follows it cannot be told apart: a *FieldError for bytes that do
-// not frame items, more than MaxBatchItems or none, and a body larger than
-// MaxBatchBytes. mediaType may carry parameters.
+// body. An error is always the last value yielded and invalidates the whole
+// body, because the items after it cannot be delimited. It is a *FieldError:
+// for bytes that do not frame items, for no items or more than MaxBatchItems,
+// and for a body larger than MaxBatchBytes. mediaType may carry parameters.
 func BatchItems(mediaType string, body []byte) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		if len(body) > MaxBatchBytes {
@@ -56,7 +56,7 @@ func BatchItems(mediaType string, body []byte) iter.Seq2[[]byte, error] {
 	}
 }
 
-// errStopped tells a splitter that the consumer wants no more.
+// errStopped ends a splitter whose consumer has stopped reading.
 var errStopped = errors.New("stopped")
 
 type splitFunc func(body []byte, item func([]byte) error) error
@@ -91,7 +91,7 @@ func splitArray(body []byte, item func([]byte) error) error {
 		if err != nil {
 			return jsonFault("["+strconv.Itoa(i)+"]", err)
 		}
-		// The decoder may reuse what v points to; the body stays.
+		// The decoder may reuse v's memory; the body is not overwritten.
 		end := int(dec.InputOffset())
 		if err := item(body[end-len(v) : end : end]); err != nil {
 			return err
@@ -101,7 +101,7 @@ func splitArray(body []byte, item func([]byte) error) error {
 		return jsonFault("", err)
 	}
 	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
-		return fieldErr("", CodeMalformed, "has something after the closing ]", "send one JSON array")
+		return fieldErr("", CodeMalformed, "has data after the closing ]", "send one JSON array")
 	}
 	return nil
 }
@@ -137,9 +137,9 @@ func splitSequence(body []byte, item func([]byte) error) error {
 // maxDepth is more than any record needs.
 const maxDepth = 8
 
-// itemLength finds the end of the first CBOR item of b. What the head says is
-// checked against what is there before anything is skipped, so time and depth
-// are bounded by the input.
+// itemLength finds the end of the first CBOR item of b. The length in the head
+// is checked against the bytes that remain before anything is skipped, so the
+// input bounds time and depth.
 func itemLength(b []byte, depth int) (int, bool) {
 	if len(b) == 0 || depth == 0 {
 		return 0, false

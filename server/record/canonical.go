@@ -13,7 +13,7 @@ import (
 const idBuffer = 2048
 
 // AppendCanonical appends the canonical bytes of c (see the package comment).
-// They are only meaningful for a content that Validate accepts.
+// They are meaningful only for a content that Validate accepts.
 func (c *Content) AppendCanonical(dst []byte) []byte {
 	return c.appendMap(dst, nil)
 }
@@ -150,7 +150,7 @@ func (v *Vote) appendMap(dst []byte, signed bool) []byte {
 }
 
 // DecodeCanonical reads the canonical bytes of a content. It accepts exactly
-// what AppendCanonical writes for a valid content; anything else is refused
+// the output of AppendCanonical for a valid content and refuses everything else
 // with a *FieldError. The result does not alias b.
 func DecodeCanonical(b []byte) (*Content, error) {
 	a, err := decodeAssertion(b, false)
@@ -161,8 +161,8 @@ func DecodeCanonical(b []byte) (*Content, error) {
 }
 
 // ParseAssertionCBOR reads the wire form and validates it: the canonical map
-// plus "signatures", deterministically encoded. What it refuses is a
-// *FieldError. Signatures are not verified. The result does not alias b.
+// plus "signatures", deterministically encoded. Its errors are *FieldErrors.
+// Signatures are not verified. The result does not alias b.
 func ParseAssertionCBOR(b []byte) (*Assertion, error) {
 	return decodeAssertion(b, true)
 }

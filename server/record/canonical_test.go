@@ -112,8 +112,8 @@ func TestDecodeCanonicalRoundTrip(t *testing.T) {
 	}
 }
 
-// Whatever byte of canonical bytes is changed, the result is either refused
-// or is the canonical form of another content.
+// After a change of any one byte, canonical bytes are either refused or the
+// canonical form of another content.
 func TestDecodeCanonicalEveryByteChanged(t *testing.T) {
 	c := sampleContent()
 	c.Epoch = &Hash{9}

@@ -6,8 +6,8 @@ import (
 )
 
 // The parts of CBOR (RFC 8949) that records use. The encoder writes only the
-// core deterministic form; the reader refuses everything else, so that what it
-// accepts is byte for byte what the encoder would have written.
+// core deterministic form; the reader refuses everything else, so that its
+// input is byte for byte the encoder's output.
 
 const (
 	majorUint  = 0 << 5
@@ -110,7 +110,7 @@ func fromFloat16(h uint16) float64 {
 }
 
 // cborReader reads deterministic CBOR. After the first failure err is set and
-// every further read gives zero values, so that callers check once per value
+// every further read returns a zero value, so that callers check once per value
 // that they use.
 type cborReader struct {
 	buf []byte
@@ -277,7 +277,7 @@ func (r *cborReader) bool(field string) bool {
 	return b == cborTrue
 }
 
-// end refuses what follows the item.
+// end refuses trailing bytes.
 func (r *cborReader) end() {
 	if r.err == nil && r.pos != len(r.buf) {
 		r.fail("", CodeMalformed, utoa(uint64(len(r.buf)-r.pos))+" bytes follow the item", "send one CBOR item, or a batch to the batch route")

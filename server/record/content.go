@@ -8,8 +8,8 @@ import (
 	"unicode/utf8"
 )
 
-// Object is what a claim says of its subject: exactly one of the value fields
-// counts, chosen by Type. Objects made by the functions below are comparable
+// Object is the value that a claim gives its subject. Type selects the one
+// value field that counts. Objects made by the functions below are comparable
 // with ==, so that equal values make equal map keys.
 type Object struct {
 	Type ObjectType
@@ -43,8 +43,7 @@ func (o Object) String() string {
 	}
 }
 
-// Content is what an assertion says, without who signed it. Its id covers
-// every field.
+// Content is an assertion without its signatures. Its id covers every field.
 type Content struct {
 	Subject        string            `json:"subject"`
 	Predicate      string            `json:"predicate"`
@@ -71,8 +70,8 @@ type Assertion struct {
 	Signatures []Signature `json:"signatures"` // 1..64, distinct agents
 }
 
-// Validate checks every rule that does not need a clock or a key. What it
-// refuses is a *FieldError.
+// Validate checks every rule that needs neither a clock nor a key. Its errors
+// are *FieldErrors.
 func (c *Content) Validate() error {
 	if err := checkName("subject", c.Subject, MaxSubject); err != nil {
 		return err
@@ -215,7 +214,7 @@ func checkSigners(sigs []Signature) error {
 // ProjectName is the name of a project: [a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?
 type ProjectName = string
 
-// ValidProject reports, as a *FieldError, what is wrong with a project's name.
+// ValidProject returns a *FieldError when the project's name is invalid.
 func ValidProject(name string) error {
 	const remedy = "use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit"
 	if name == "" {
@@ -235,7 +234,7 @@ func ValidProject(name string) error {
 	return nil
 }
 
-// pathKey makes a caller's own key fit to stand in a field path.
+// pathKey makes a caller's key safe to use in a field path.
 func pathKey(k string) string {
 	const limit = 64
 	if len(k) > limit {

@@ -22,7 +22,7 @@
 //
 // A field that is not given is absent, never null. Floats take the shortest of
 // the three widths that keeps the value, also for whole numbers; -0 is written
-// as 0; NaN and infinities do not exist. Text is kept byte for byte.
+// as 0; NaN and infinities are invalid. Text is kept byte for byte.
 //
 // The canonical bytes of a vote are the map {agent, weight, assertion,
 // timestamp}, encoded by the same rules.
@@ -42,6 +42,6 @@
 // are encoded deterministically as above; in JSON hashes are lower- or
 // upper-case hex, names are exact, and unknown or duplicate names are refused.
 //
-// The vectors in testdata/vectors.json let a client in another language prove
-// itself.
+// The vectors in testdata/vectors.json let a client in another language verify
+// its implementation.
 package record

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// SourceClass says what kind of source a claim rests on. The zero value is
-// none and is not valid in a content.
+// SourceClass is the kind of source that a claim rests on. The zero value means
+// none and is invalid in a content.
 type SourceClass uint8
 
 // The source classes, in the order of their authority.
@@ -35,7 +35,7 @@ func (c SourceClass) Tier() int { return int(c) - 1 }
 // String is the name on the wire, "" for the zero value.
 func (c SourceClass) String() string { return nameOf(sourceClassNames[:], uint8(c)) }
 
-// ParseSourceClass reads a name as it stands on the wire.
+// ParseSourceClass parses a wire name.
 func ParseSourceClass(s string) (SourceClass, error) {
 	c, err := valueOf(sourceClassNames[:], 1, s)
 	return SourceClass(c), err
@@ -44,7 +44,7 @@ func ParseSourceClass(s string) (SourceClass, error) {
 // MarshalText gives the name on the wire.
 func (c SourceClass) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
-// UnmarshalText reads a name as it stands on the wire.
+// UnmarshalText parses a wire name.
 func (c *SourceClass) UnmarshalText(b []byte) (err error) {
 	*c, err = ParseSourceClass(string(b))
 	return err
@@ -76,7 +76,7 @@ func (l Lifecycle) Valid() bool { return l <= Rejected }
 // String is the name on the wire.
 func (l Lifecycle) String() string { return nameOf(lifecycleNames[:], uint8(l)) }
 
-// ParseLifecycle reads a name as it stands on the wire.
+// ParseLifecycle parses a wire name.
 func ParseLifecycle(s string) (Lifecycle, error) {
 	l, err := valueOf(lifecycleNames[:], 0, s)
 	return Lifecycle(l), err
@@ -85,13 +85,13 @@ func ParseLifecycle(s string) (Lifecycle, error) {
 // MarshalText gives the name on the wire.
 func (l Lifecycle) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
-// UnmarshalText reads a name as it stands on the wire.
+// UnmarshalText parses a wire name.
 func (l *Lifecycle) UnmarshalText(b []byte) (err error) {
 	*l, err = ParseLifecycle(string(b))
 	return err
 }
 
-// ObjectType is the tag of an object. The zero value is none and not valid.
+// ObjectType is the tag of an object. The zero value means none and is invalid.
 type ObjectType uint8
 
 // The object types.
@@ -107,7 +107,7 @@ var objectTypeNames = [...]string{"", "text", "number", "boolean", "reference"}
 // String is the name on the wire, "" for the zero value.
 func (t ObjectType) String() string { return nameOf(objectTypeNames[:], uint8(t)) }
 
-// ParseObjectType reads a name as it stands on the wire.
+// ParseObjectType parses a wire name.
 func ParseObjectType(s string) (ObjectType, error) {
 	t, err := valueOf(objectTypeNames[:], 1, s)
 	return ObjectType(t), err
@@ -116,7 +116,7 @@ func ParseObjectType(s string) (ObjectType, error) {
 // MarshalText gives the name on the wire.
 func (t ObjectType) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
-// UnmarshalText reads a name as it stands on the wire.
+// UnmarshalText parses a wire name.
 func (t *ObjectType) UnmarshalText(b []byte) (err error) {
 	*t, err = ParseObjectType(string(b))
 	return err

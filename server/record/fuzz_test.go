@@ -38,8 +38,8 @@ func addSeeds(f *testing.F, asCBOR bool) {
 	}
 }
 
-// What is accepted as canonical is byte for byte what the encoders write, ours
-// and an independent one.
+// Bytes accepted as canonical are byte for byte the output of our encoder and
+// of an independent one.
 func FuzzDecodeCanonical(f *testing.F) {
 	addSeeds(f, true)
 	mode := referenceMode(f)
@@ -104,8 +104,8 @@ func FuzzParseJSON(f *testing.F) {
 	})
 }
 
-// Items lie in the body one after the other, and an independent reader finds
-// the same ones in a CBOR sequence.
+// Items follow each other in the body, and an independent reader finds the same
+// ones in a CBOR sequence.
 func FuzzBatchItems(f *testing.F) {
 	for _, body := range []string{`[{"a":1},2]`, "1\n{\"a\":[]}\n", "\x01\x82\x01\x02\xa1\x61a\xf6", "[]", "[1,]", "\x9f\xff"} {
 		for kind := range uint8(3) {
@@ -126,9 +126,9 @@ func FuzzBatchItems(f *testing.F) {
 			require.GreaterOrEqual(t, at, 0)
 			if mediaType == MediaCBORSeq {
 				require.Zero(t, at)
-				// The reference reader takes exactly the same bytes for one
-				// item, unless it refuses what is inside (reserved simple
-				// values, deeper nesting than its own limit).
+				// The reference reader takes exactly the same bytes for one item, unless it
+				// refuses the content (reserved simple values, deeper nesting than its own
+				// limit).
 				err := cbor.Wellformed(item)
 				var extra *cbor.ExtraneousDataError
 				require.False(t, errors.As(err, &extra), "%v", err)

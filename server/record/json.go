@@ -11,8 +11,8 @@ import (
 )
 
 // ParseAssertionJSON reads the JSON wire form of one assertion and validates
-// it. What it refuses is a *FieldError that names the field. Signatures are
-// not verified. The result does not alias b.
+// it. Its errors are *FieldErrors that name the field. Signatures are not
+// verified. The result does not alias b.
 func ParseAssertionJSON(b []byte) (*Assertion, error) {
 	var a Assertion
 	if err := parseJSON(b, func(r *jsonReader) { r.assertion(&a) }); err != nil {
@@ -24,8 +24,7 @@ func ParseAssertionJSON(b []byte) (*Assertion, error) {
 	return &a, nil
 }
 
-// ParseContentJSON reads a content without signatures, as one writes it before
-// it is signed, and validates it.
+// ParseContentJSON reads a content that is not signed yet and validates it.
 func ParseContentJSON(b []byte) (*Content, error) {
 	var c Content
 	if err := parseJSON(b, func(r *jsonReader) { r.content(&c) }); err != nil {
@@ -70,19 +69,19 @@ func (o Object) MarshalJSON() ([]byte, error) {
 	return append(dst, '}'), nil
 }
 
-// UnmarshalJSON reads what MarshalJSON gives.
+// UnmarshalJSON is the inverse of MarshalJSON.
 func (o *Object) UnmarshalJSON(b []byte) error {
 	return parseJSON(b, func(r *jsonReader) { r.object("object", o) })
 }
 
-// parseJSON runs read over b, which must hold exactly one value. It goes
-// through json.Unmarshal for the sake of the library's pooled decoders.
+// parseJSON runs read over b, which must hold exactly one value. It calls
+// json.Unmarshal to use the library's pooled decoders.
 func parseJSON(b []byte, read func(*jsonReader)) error {
 	if err := checkRecordSize(b); err != nil {
 		return err
 	}
 	r := jsonReader{buf: b, read: read}
-	// Duplicate names are found by the reader itself, which can say where.
+	// The reader itself finds duplicate names, since it knows their path.
 	err := json.Unmarshal(b, &r, jsontext.AllowDuplicateNames(true))
 	switch {
 	case r.err != nil:
@@ -95,9 +94,9 @@ func parseJSON(b []byte, read func(*jsonReader)) error {
 }
 
 // jsonReader reads the values of a record token by token. After the first
-// failure err is set and every further read gives zero values.
+// failure err is set and every further read returns a zero value.
 type jsonReader struct {
-	buf  []byte // what dec reads
+	buf  []byte // dec's input
 	read func(*jsonReader)
 	dec  *jsontext.Decoder
 	err  *FieldError
@@ -119,7 +118,7 @@ func (r *jsonReader) fail(field, code, problem, remedy string) {
 	}
 }
 
-// peek gives the kind of the next value and refuses all but want.
+// peek returns the kind of the next value and refuses every kind but want.
 func (r *jsonReader) peek(field string, want jsontext.Kind, name string) bool {
 	if r.err != nil {
 		return false
@@ -136,7 +135,7 @@ func (r *jsonReader) peek(field string, want jsontext.Kind, name string) bool {
 		r.fail(field, CodeWrongType, "is "+text+" instead of "+name, remedy)
 		return false
 	}
-	_, err := r.dec.ReadToken() // to learn what is wrong
+	_, err := r.dec.ReadToken() // for the library's own error
 	r.err = jsonFault(field, err)
 	return false
 }
@@ -153,7 +152,7 @@ func (r *jsonReader) scalar(field string) []byte {
 	return r.buf[end-len(v) : end]
 }
 
-// fieldSet knows which fields of one object were given.
+// fieldSet records which fields of one object were given.
 type fieldSet struct {
 	r    *jsonReader
 	path string

@@ -40,8 +40,8 @@ func (r *jsonReader) content(c *Content) {
 	r.require(got, "subject", "predicate", "object", "confidence", "source_class", "timestamp")
 }
 
-// require refuses a record that lacks a field; names stand in the order of
-// their bits from 0.
+// require refuses a record that lacks a field; names are in the order of their
+// bits, from 0.
 func (r *jsonReader) require(got uint, names ...string) {
 	for bit, name := range names {
 		if got>>bit&1 == 0 {
@@ -119,15 +119,15 @@ func (r *jsonReader) objectFields(o *Object) {
 		return true
 	})
 	r.require(got, "type", "value")
-	want, what := byte('"'), "a string"
+	want, name := byte('"'), "a string"
 	switch o.Type {
 	case TypeNumber:
-		want, what = '0', "a number"
+		want, name = '0', "a number"
 	case TypeBoolean:
-		want, what = 'b', "true or false"
+		want, name = 'b', "true or false"
 	}
 	if r.err == nil && kind != want {
-		r.fail("value", CodeWrongType, "does not fit type "+o.Type.String(), "give "+what+", or another type")
+		r.fail("value", CodeWrongType, "does not fit type "+o.Type.String(), "give "+name+", or another type")
 	}
 }
 
@@ -239,8 +239,8 @@ func (r *jsonReader) vote(v *Vote) {
 	r.require(got, "assertion", "agent", "weight", "timestamp", "signature")
 }
 
-// isUTF8Fault recognises, by its text, an error that the JSON library does not
-// export: bytes that are not UTF-8, or an escape that is half a surrogate pair.
+// isUTF8Fault recognises an unexported error of the JSON library by its text:
+// bytes that are not UTF-8, or an escape that is half a surrogate pair.
 func isUTF8Fault(cause string) bool {
 	return strings.Contains(cause, "invalid UTF-8") || strings.Contains(cause, "surrogate")
 }

@@ -1,6 +1,6 @@
 package record
 
-// Limits on what a record may hold. Sizes are bytes of UTF-8.
+// Limits of a record. Sizes are bytes of UTF-8.
 const (
 	MaxSubject    = 1024
 	MaxPredicate  = 256

@@ -5,8 +5,8 @@ import (
 	"encoding/hex"
 )
 
-// What stands before an id when it is signed. The prefixes keep a signature on
-// a content from being used as one on a vote, and the other way round.
+// The prefixes of a signed id. They keep a signature on a content from being
+// used as one on a vote, and vice versa.
 const (
 	contentPrefix = "stemedb:v2:"
 	votePrefix    = "stemedb:vote:v2:"
@@ -32,7 +32,7 @@ func SignContent(priv ed25519.PrivateKey, id Hash) Signature {
 	return s
 }
 
-// SignVote makes the vote that of priv's agent and signs it.
+// SignVote sets the vote's agent to priv's and signs it.
 func SignVote(priv ed25519.PrivateKey, v *Vote) {
 	v.Agent = AgentOf(priv)
 	var buf [len(votePrefix) + 32]byte

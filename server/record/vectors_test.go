@@ -20,7 +20,7 @@ import (
 
 var update = flag.Bool("update", false, "write testdata/vectors.json anew")
 
-// vectorFile is what a client in another language proves itself with.
+// vectorFile holds the vectors that verify a client in another language.
 type vectorFile struct {
 	About    []string        `json:"about"`
 	Contents []contentVector `json:"contents"`
@@ -244,8 +244,8 @@ func generateVectors(t *testing.T) []byte {
 	return b.Bytes()
 }
 
-// The published file is what the package computes today. A difference means
-// that ids have changed, which may never happen to published records.
+// The package computes the published vectors. A difference means that ids have
+// changed, and the ids of published records must never change.
 func TestVectorsAreCurrent(t *testing.T) {
 	got := generateVectors(t)
 	if *update {

@@ -8,7 +8,7 @@ import (
 	"github.com/oasisprotocol/curve25519-voi/primitives/ed25519"
 )
 
-// SignedItem is one signature with what it claims to have signed.
+// SignedItem is one signature and the id that it is said to cover.
 type SignedItem struct {
 	Agent AgentID
 	Sig   SigBytes
@@ -31,10 +31,10 @@ func (v *Vote) Signed() SignedItem {
 }
 
 // Verifier checks signatures by the ZIP-215 rules, alone or many at once: the
-// verdict on a signature does not depend on what it is checked together with.
-// It keeps the expanded form of the agents' keys that were used last. It is
-// safe for concurrent use; one call uses one processor, so callers spread
-// large work over several calls.
+// verdict on a signature does not depend on the others in its batch. It caches
+// the expanded form of the agents' keys that were used most recently. It is
+// safe for concurrent use; one call uses one processor, so callers spread large
+// work over several calls.
 type Verifier struct {
 	keys keyCache
 }
@@ -49,11 +49,11 @@ func NewVerifier(cachedKeys int) *Verifier {
 }
 
 const (
-	// batchSize is where a larger batch gains little more.
+	// batchSize is the size above which a larger batch gains little.
 	batchSize = 128
-	// splitSize bounds what one bad signature costs: of a batch that fails,
-	// groups of this size are tried next, and only the members of failing
-	// groups are checked alone.
+	// splitSize bounds the cost of one bad signature: after a batch fails, groups
+	// of this size are tried, and only the members of failing groups are checked
+	// alone.
 	splitSize = 16
 )
 
@@ -135,7 +135,7 @@ func (it *SignedItem) message(dst []byte) []byte {
 	return appendMessage(dst, contentPrefix, it.ID)
 }
 
-// keyCache keeps the expanded keys that were used last.
+// keyCache keeps the expanded keys that were used most recently.
 type keyCache struct {
 	mu       sync.Mutex
 	capacity int
@@ -148,8 +148,8 @@ type cachedKey struct {
 	key   *ed25519.ExpandedPublicKey
 }
 
-// get gives the expanded key, or nil when the agent's id is no point of the
-// curve. Such ids are not cached: refusing them again is cheap.
+// get returns the expanded key, or nil when the agent's id is not a point of
+// the curve. Such ids are not cached: refusing them again is cheap.
 func (c *keyCache) get(agent AgentID) *ed25519.ExpandedPublicKey {
 	c.mu.Lock()
 	if e, ok := c.entries[agent]; ok {
@@ -160,8 +160,8 @@ func (c *keyCache) get(agent AgentID) *ed25519.ExpandedPublicKey {
 	}
 	c.mu.Unlock()
 
-	// Expanding takes some 20 µs and happens outside the lock; two callers may
-	// both do it, with the same result.
+	// Expanding takes about 20 µs and happens outside the lock. Two callers may
+	// expand the same key, with the same result.
 	key, err := ed25519.NewExpandedPublicKey(agent[:])
 	if err != nil {
 		return nil

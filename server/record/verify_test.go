@@ -77,13 +77,13 @@ func TestVerifyFindsTheBadOnes(t *testing.T) {
 func notOnCurve(t testing.TB) AgentID {
 	t.Helper()
 	var a AgentID
-	a[0] = 2 // y = 2 is no point's coordinate
+	a[0] = 2 // no point of the curve has y = 2
 	require.Nil(t, (&keyCache{}).get(a))
 	return a
 }
 
-// Signatures on which the rules of RFC 8032's readers differ: small-order keys
-// and points. ZIP-215 accepts all of them, alone and in a batch.
+// Signatures on which implementations of RFC 8032 differ: small-order keys and
+// points. ZIP-215 accepts all of them, alone and in a batch.
 func TestVerifySmallOrder(t *testing.T) {
 	small := []string{
 		"0100000000000000000000000000000000000000000000000000000000000000",
@@ -141,7 +141,7 @@ func TestVerifierCacheIsBounded(t *testing.T) {
 	require.NotContains(t, v.Verify(items), false)
 	require.Len(t, v.keys.entries, 3)
 	require.Equal(t, 3, v.keys.recent.Len())
-	// What was used last stays.
+	// The keys used most recently stay.
 	v.VerifyOne(&items[0])
 	v.VerifyOne(&items[1])
 	v.VerifyOne(&items[0])

@@ -12,8 +12,8 @@ type Vote struct {
 	Sig       SigBytes `json:"signature"`
 }
 
-// Validate checks every rule that does not need a clock or a key. What it
-// refuses is a *FieldError.
+// Validate checks every rule that needs neither a clock nor a key. Its errors
+// are *FieldErrors.
 func (v *Vote) Validate() error {
 	if !(v.Weight >= -1 && v.Weight <= 1) {
 		return fieldErr("weight", CodeOutOfRange, fmt.Sprintf("is %v", v.Weight), "give a number from -1 (against) to 1 (for)")
@@ -21,8 +21,8 @@ func (v *Vote) Validate() error {
 	return checkTimestamp(v.Timestamp)
 }
 
-// Newer reports whether v counts rather than o, both being votes of one agent
-// on one assertion.
+// Newer reports whether v supersedes o. Both are votes of one agent on one
+// assertion.
 func (v *Vote) Newer(o *Vote) bool {
 	if v.Timestamp != o.Timestamp {
 		return v.Timestamp > o.Timestamp

@@ -46,8 +46,8 @@ var asCounts = map[string]func(Claims, Params) error{
 	"layered":   func(c Claims, p Params) error { _, err := Layered(c, p); return err },
 }
 
-// TestCountsAreBounded: what a count holds grows with values and agents, it asks
-// for all of it, and reads no claim after it was refused.
+// TestCountsAreBounded: the memory of a count grows with values and agents. The
+// count asks for all of it and reads no claim after a refusal.
 func TestCountsAreBounded(t *testing.T) {
 	full := errors.New("full")
 	for name, run := range asCounts {
@@ -72,7 +72,7 @@ func TestCountsAreBounded(t *testing.T) {
 	}
 }
 
-// TestCountsHoldWhatDiffers: the number of claims alone costs nothing.
+// TestCountsHoldWhatDiffers: more claims alone need no more memory.
 func TestCountsHoldWhatDiffers(t *testing.T) {
 	for name, run := range asCounts {
 		read, held := 0, 0
@@ -82,7 +82,8 @@ func TestCountsHoldWhatDiffers(t *testing.T) {
 	}
 }
 
-// TestBestHoldsTwoClaims: the lenses that look for the best need no room.
+// TestBestHoldsTwoClaims: the lenses that look for the best claim ask for no
+// memory.
 func TestBestHoldsTwoClaims(t *testing.T) {
 	refuse := Params{Hold: func(int) error { return errors.New("nothing may be held") }}
 	for name, reads := range map[string]int{NameRecency: 2, NameConfidence: many, NameAuthority: many} {

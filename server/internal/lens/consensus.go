@@ -11,9 +11,9 @@ import (
 )
 
 // Consensus: the value with the most support. Each agent counts once for a
-// value, with the newest thing that it said about it: 1 for signing a claim of
-// this value, or the weight of its vote on one. The newest claim stands for
-// its value.
+// value, with its newest statement about it: 1 for signing a claim of this
+// value, or the weight of its vote on one. The newest claim represents its
+// value.
 func Consensus(claims Claims, p Params) (Answer, error) {
 	n := newCount(&p, 0)
 	for c := range claims {
@@ -82,7 +82,8 @@ func Layered(claims Claims, p Params) ([]Layer, error) {
 	return layers, nil
 }
 
-// Dispute is the answer of the skeptic lens: no winner, but who says what.
+// Dispute is the answer of the skeptic lens: no winner, but the supporters of
+// each value.
 type Dispute struct {
 	// Score is 0 (all support is for one value) to 1 (it is spread evenly).
 	Score  float64
@@ -102,17 +103,17 @@ const (
 	Unanimous Status = "unanimous"
 	// Majority: one value has more than half of all support.
 	Majority Status = "majority"
-	// Contested: none has.
+	// Contested: no value has more than half of all support.
 	Contested Status = "contested"
 )
 
-// ValueSupport is one value with who stands behind it.
+// ValueSupport is one value with its supporters.
 type ValueSupport struct {
 	Value   ValueHash
 	Support float64 // as in Consensus; may be negative
 	Share   float64 // of all positive support, 0..1
 	Signers int     // distinct
-	Newest  *Claim  // stands for the value
+	Newest  *Claim  // represents the value
 	Claims  []*Claim
 	// Count is the number of claims, of which Claims holds the newest.
 	Count int
@@ -135,7 +136,7 @@ func Skeptic(claims Claims, p Params) (Dispute, error) {
 	return d, nil
 }
 
-// weigh shows how the support is spread over tallies, strongest first.
+// weigh computes how the support is spread over tallies, strongest first.
 func weigh(tallies []*tally) Dispute {
 	var total int64
 	positive := 0
@@ -171,7 +172,7 @@ func weigh(tallies []*tally) Dispute {
 	return d
 }
 
-// tally is what was said about one value.
+// tally holds the statements about one value.
 type tally struct {
 	value   ValueHash
 	newest  *Claim
@@ -181,7 +182,7 @@ type tally struct {
 	support int64 // in millionths: integers add up the same in any order
 }
 
-// statement is the newest thing that an agent said about a value.
+// statement is an agent's newest statement about a value.
 type statement struct {
 	time   uint64
 	vote   record.Hash // zero for a signature
@@ -204,7 +205,7 @@ func (t *tally) signers() int {
 	return n
 }
 
-// count is what was said about one subject and predicate, by value.
+// count holds the statements about one subject and predicate, by value.
 type count struct {
 	params  *Params
 	keep    int // how many claims of a value are kept besides its newest
@@ -212,8 +213,8 @@ type count struct {
 	partial []record.Hash // claims that were counted in part
 }
 
-// What a count holds in memory, measured and rounded up; Params.Hold is asked
-// for it. A kept claim may also be shown, which costs as much again.
+// Memory used by a count, measured and rounded up; Params.Hold is asked for it.
+// A kept claim may also be shown, which costs as much again.
 const (
 	valueBytes     = 1000 // a tally with its map
 	statementBytes = 250  // an agent in the map, which doubles as it grows
@@ -260,7 +261,7 @@ func (n *count) add(c *Claim) error {
 	return n.params.hold(bytes)
 }
 
-// tallies are those of all values, strongest first.
+// tallies returns the tallies of all values, strongest first.
 func (n *count) tallies() []*tally {
 	all := slices.Collect(maps.Values(n.byValue))
 	for _, t := range all {

@@ -43,7 +43,7 @@ type Filter struct {
 	MinConfidence float64
 }
 
-// Match tells whether the claim passes.
+// Match reports whether the claim passes.
 func (f *Filter) Match(c *Claim) bool {
 	return c.Confidence >= f.MinConfidence &&
 		(len(f.Lifecycles) == 0 || slices.Contains(f.Lifecycles, c.Lifecycle)) &&
@@ -67,7 +67,7 @@ const (
 	byID        = "id"
 )
 
-// tieBreak names what put w before r when their scores are equal.
+// tieBreak names the field that put w before r when their scores are equal.
 func tieBreak(w, r *Claim) string {
 	if w.Timestamp != r.Timestamp {
 		return byTimestamp
@@ -77,7 +77,7 @@ func tieBreak(w, r *Claim) string {
 
 const noClaims = "there is no claim"
 
-// Recency: the newest claim. It reads two claims and no more.
+// Recency: the newest claim. It reads two claims at most.
 func Recency(claims Claims, _ Params) (Answer, error) {
 	a := Answer{Why: Why{Rule: "the latest timestamp wins, then the greatest id", Because: noClaims}}
 	for c := range claims {
@@ -96,7 +96,7 @@ func Recency(claims Claims, _ Params) (Answer, error) {
 	return a, nil
 }
 
-// Confidence: the claim whose signers were surest.
+// Confidence: the claim with the highest confidence.
 func Confidence(claims Claims, _ Params) (Answer, error) {
 	why := Why{Rule: "the highest confidence wins, then the latest timestamp, then the greatest id"}
 	return best(claims, why, func(c *Claim) rank { return rank{score: c.Confidence} },
@@ -173,9 +173,9 @@ func HalfLife(class record.SourceClass) float64 {
 	return 0
 }
 
-// Decayed is confidence · 0.5^(age/half-life), rounded to nine decimals, so
-// that processors which differ in the last bit draw the same answer. A claim
-// from the future has age 0.
+// Decayed is confidence · 0.5^(age/half-life), rounded to nine decimals so that
+// processors that differ in the last bit give the same answer. A claim from the
+// future has age 0.
 func Decayed(c *Claim, now uint64) float64 {
 	half := HalfLife(c.Class)
 	if half == 0 || c.Timestamp >= now {

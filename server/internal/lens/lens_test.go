@@ -61,7 +61,8 @@ func randomClaims(r *rand.Rand, n int) []*Claim {
 	return claims
 }
 
-// slow is each lens by another way: sort everything, take the first.
+// slow is a second implementation of each lens: sort everything, take the
+// first.
 func slow(name string, claims []*Claim, p Params) *Claim {
 	if len(claims) == 0 {
 		return nil
