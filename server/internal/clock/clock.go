@@ -1,9 +1,9 @@
-// Package clock is the door to a machine's wall clock: the one part of time that
-// people and NTP set, and that differs between machines. Durations are measured
-// with the time package, whose monotonic clock nobody sets.
+// Package clock is the only access to a machine's wall clock, which people and
+// NTP set and which differs between machines. Durations are measured with the
+// time package, whose monotonic clock cannot be set.
 //
-// The rule for readers: a wall clock decides nothing that members have to agree
-// on. Such decisions take control.Control's Now, which is the table's time.
+// The rule for callers: nothing that members have to agree on is decided by a
+// wall clock. Such decisions use control.Control's Now, the table's time.
 package clock
 
 import (
@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Clock shows a machine's time of day. It may be set at any moment, forwards or
-// backwards. Two readings therefore give no duration.
+// Clock shows a machine's time of day. It may be set forwards or backwards at
+// any moment, so the difference of two readings is not a duration.
 type Clock interface{ Now() time.Time }
 
 // Wall is this machine's clock.
@@ -20,8 +20,8 @@ func Wall() Clock { return wall{} }
 
 type wall struct{}
 
-// Now implements Clock. The monotonic reading is taken off, so that nobody
-// measures with it by accident.
+// Now implements Clock. It strips the monotonic reading, so that nobody
+// measures a duration with it by accident.
 func (wall) Now() time.Time { return time.Now().Round(0) }
 
 // Shifted is a clock that is wrong by a settable amount, for tests and

@@ -1,11 +1,11 @@
 // Package config is the server's configuration: one table of settings, each a
 // flag and an environment variable, secrets and the list of first members also
-// as a file named by <variable>_FILE.
+// a file named by <variable>_FILE.
 //
-// It promises that what it returns has been checked, that every problem is told
-// in one go with the setting's name and the remedy, and that a variable which
-// begins with STEMEDB_ and is not known is an error rather than a setting that
-// silently has no effect.
+// It promises that a returned configuration is valid, that all problems are
+// reported together, each with the setting's name and the remedy, and that an
+// unknown variable that begins with STEMEDB_ is an error rather than a setting
+// that silently has no effect.
 package config
 
 import (
@@ -52,8 +52,8 @@ type Config struct {
 	// AdvertiseAddr is the host, without a port, under which other members
 	// reach this one; the ports are those of the listen addresses.
 	AdvertiseAddr string
-	// ClusterJoin holds the first members, host or host:port, in the order
-	// that founds a cluster. Empty: a cluster of this node alone.
+	// ClusterJoin holds the first members, host or host:port, in the order that
+	// founds a cluster. Empty: a cluster with this node as its only member.
 	ClusterJoin []string
 	// ClusterSecrets holds one secret, or two while one is being replaced: the
 	// first is used, both are accepted.
@@ -62,27 +62,28 @@ type Config struct {
 	AuthEnabled          bool
 	RootAPIKey           Secret
 	UnsafeSkipSignatures bool
-	// AllowedOrigins are what browsers may call from. Empty: none when auth is
-	// on, any when it is off. "*" is any.
+	// AllowedOrigins are the origins that browsers may call from. Empty: none when
+	// auth is on, any when it is off. "*" is any.
 	AllowedOrigins []string
 
 	TLSCertPath, TLSKeyPath                        string
 	PeerTLSCertPath, PeerTLSKeyPath, PeerTLSCAPath string
 
-	// DebugAddr serves Go's profiles; empty: not at all. They tell how the
-	// process works, not what it stores, and ask for no key: loopback only.
+	// DebugAddr serves Go's profiles; empty: they are not served. Profiles show
+	// how the process works, not the data that it stores, and need no key:
+	// loopback only.
 	DebugAddr string
 
 	LogLevel  slog.Level
 	LogFormat string // "json" or "text"
 
-	// ShutdownGrace is how long the server goes on serving, unready, after it
-	// was asked to stop.
+	// ShutdownGrace is how long the server goes on serving, unready, after a
+	// request to stop.
 	ShutdownGrace time.Duration
 }
 
-// TLS tells whether the API and the gateway speak HTTPS.
+// TLS reports whether the API and the gateway speak HTTPS.
 func (c *Config) TLS() bool { return c.TLSCertPath != "" }
 
-// Single tells whether the server is a cluster of its own.
+// Single reports whether the server is the only member of its cluster.
 func (c *Config) Single() bool { return len(c.ClusterJoin) == 0 }

@@ -14,7 +14,7 @@ var update = flag.Bool("update", false, "write docs/settings.md anew instead of 
 
 const settingsPage = "../../../docs/settings.md"
 
-// docs/settings.md is made from the table of settings, so it cannot drift.
+// docs/settings.md is generated from the table of settings, so it cannot drift.
 func TestTheSettingsPageIsTheTables(t *testing.T) {
 	page, err := os.ReadFile(settingsPage)
 	require.NoError(t, err)
@@ -34,7 +34,7 @@ func TestTheSettingsPageIsTheTables(t *testing.T) {
 	}
 }
 
-// settingsTables is one table for each group.
+// settingsTables returns one table for each group.
 func settingsTables() string {
 	var b strings.Builder
 	group := ""

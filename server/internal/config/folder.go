@@ -5,8 +5,9 @@ import (
 	"path/filepath"
 )
 
-// sameFolder reports whether two names denote one folder, or will once it exists:
-// by spelling, through symbolic links, or because one volume is mounted twice.
+// sameFolder reports whether two names denote the same folder, or will once it
+// exists: by spelling, through symbolic links, or because one volume is mounted
+// twice.
 func sameFolder(a, b string) bool {
 	infoA, errA := os.Stat(a)
 	infoB, errB := os.Stat(b)
@@ -16,11 +17,11 @@ func sameFolder(a, b string) bool {
 	return realFolder(a, maxLinks) == realFolder(b, maxLinks)
 }
 
-// maxLinks bounds the links that are followed, as the kernel does.
+// maxLinks bounds the links that are followed, as in the kernel.
 const maxLinks = 40
 
-// realFolder is the name of a folder without symbolic links in it. The folder
-// need not exist yet, nor the one that a link points to.
+// realFolder resolves the symbolic links in the name of a folder. Neither the
+// folder nor the target of a link needs to exist yet.
 func realFolder(name string, links int) string {
 	if abs, err := filepath.Abs(name); err == nil {
 		name = abs

@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The two volumes are refused when they are one folder, however it is spelt and
-// whether it is there already.
+// The two volumes are refused when they are the same folder, in any spelling
+// and whether or not it exists.
 func TestOneFolderForBothVolumes(t *testing.T) {
 	for _, exists := range []bool{false, true} {
 		for _, row := range []struct {

@@ -34,7 +34,7 @@ func (s Source) withDefaults() Source {
 	return s
 }
 
-// Problem is one thing that is wrong with the configuration.
+// Problem is one fault of the configuration.
 type Problem struct {
 	Setting string // the variable's or the flag's name
 	Err     error
@@ -43,8 +43,8 @@ type Problem struct {
 func (p *Problem) Error() string { return p.Setting + ": " + p.Err.Error() }
 func (p *Problem) Unwrap() error { return p.Err }
 
-// RegisterFlags adds a flag for every setting. Help that is grouped and names
-// the variables is made by Usage.
+// RegisterFlags adds a flag for every setting. Usage returns help that is
+// grouped and names the variables.
 func RegisterFlags(fs *pflag.FlagSet) {
 	fs.SortFlags = false
 	for _, s := range table() {
@@ -60,16 +60,16 @@ func RegisterFlags(fs *pflag.FlagSet) {
 	}
 }
 
-// flagValue holds a flag's text; what it means is decided once, by Load.
+// flagValue holds a flag's text. Only Load interprets it.
 type flagValue struct{ text, kind string }
 
 func (v *flagValue) String() string     { return v.text }
 func (v *flagValue) Set(t string) error { v.text = t; return nil }
 func (v *flagValue) Type() string       { return v.kind }
 
-// Load reads flags, then environment, then files, and checks the whole. A flag
-// wins over a variable; an empty variable counts as unset. The error joins every
-// *Problem found.
+// Load reads flags, then environment, then files, and checks the result. A flag
+// wins over a variable; an empty variable counts as unset. The error joins
+// every *Problem found.
 func Load(flags *pflag.FlagSet, source Source) (*Config, error) {
 	source = source.withDefaults()
 	env, problems := environment(source.Environ)
@@ -99,7 +99,7 @@ func environment(environ []string) (map[string]string, []error) {
 			known[s.fileEnv()] = true
 		}
 	}
-	names := make([]string, 0, len(known)) // to suggest; not those of clients
+	names := make([]string, 0, len(known)) // suggestions; without the clients' variables
 	for n := range known {
 		if !slices.Contains(clientNames(), n) {
 			names = append(names, n)
@@ -124,8 +124,8 @@ func environment(environ []string) (map[string]string, []error) {
 	return env, problems
 }
 
-// fromKubernetes tells whether the kubelet set the variable for a Service whose
-// name begins with "stemedb": service links, which nobody wrote by hand.
+// fromKubernetes reports whether the kubelet set the variable for a Service
+// whose name begins with "stemedb" (a service link), rather than a person.
 func fromKubernetes(name, value string) bool {
 	if strings.HasPrefix(name, Prefix+"PORT") || strings.HasPrefix(name, Prefix+"SERVICE_") {
 		return true
@@ -198,8 +198,8 @@ func readSetting(source Source, name string) (string, error) {
 	return value, nil
 }
 
-// complete fills what depends on other settings and checks what no setting can
-// be asked about alone.
+// complete sets the defaults that depend on other settings and validates
+// combinations of settings.
 func (c *Config) complete(source Source) (problems []error) {
 	wrong := func(name, format string, args ...any) {
 		problems = append(problems, &Problem{Setting: Prefix + name, Err: fmt.Errorf(format, args...)})
@@ -211,7 +211,7 @@ func (c *Config) complete(source Source) (problems []error) {
 			err = nodeName(c, short)
 		}
 		if err != nil || short == "" {
-			wrong("NODE_NAME", "not set and the host's name does not serve: %v; set it", err)
+			wrong("NODE_NAME", "not set and the host's name cannot be used: %v; set it", err)
 		}
 	}
 	if c.AdvertiseAddr == "" {

@@ -76,7 +76,7 @@ func TestEverySetting(t *testing.T) {
 	require.True(t, c.TLS())
 }
 
-// Each wrong value is told with the setting's name and what to do.
+// Each invalid value is reported with the setting's name and the remedy.
 func TestProblems(t *testing.T) {
 	long := strings.Repeat("x", 64)
 	for _, row := range []struct {
@@ -133,7 +133,7 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-// All that is wrong is told in one go.
+// All problems are reported together.
 func TestAllProblemsAtOnce(t *testing.T) {
 	_, err := load(t, nil, []string{"STEMEDB_LOG_LEVEL=loud", "STEMEDB_NO=1", "STEMEDB_BIND_ADDR=x"}, nil)
 	for _, name := range []string{"STEMEDB_LOG_LEVEL", "STEMEDB_NO:", "STEMEDB_BIND_ADDR", "STEMEDB_WAL_DIR", "STEMEDB_DB_DIR"} {
@@ -141,7 +141,8 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	}
 }
 
-// The guard of signatures: auth on and signatures not checked never starts.
+// The guard of signatures: with auth on, a server that skips signature checks
+// never starts.
 func TestSignatureGuard(t *testing.T) {
 	_, err := load(t, nil, minimal("STEMEDB_AUTH_ENABLED=true", "STEMEDB_UNSAFE_SKIP_SIGNATURES=true"), nil)
 	require.ErrorContains(t, err, "STEMEDB_UNSAFE_SKIP_SIGNATURES")
@@ -176,7 +177,7 @@ func TestSecretsHaveNoFlagOfTheirOwn(t *testing.T) {
 	}
 }
 
-// What Kubernetes sets for Services called stemedb… was written by nobody.
+// Variables that Kubernetes sets for Services called stemedb… are ignored.
 func TestKubernetesVariablesArePassedOver(t *testing.T) {
 	_, err := load(t, nil, minimal(
 		"STEMEDB_PORT=tcp://10.0.0.1:18181", "STEMEDB_PORT_18181_TCP=tcp://10.0.0.1:18181", "STEMEDB_PORT_18181_TCP_PROTO=tcp",
@@ -210,7 +211,7 @@ func TestHostnameThatDoesNotServe(t *testing.T) {
 	require.ErrorContains(t, err, "STEMEDB_NODE_NAME")
 }
 
-// No environment crashes Load, and what it accepts keeps the rules.
+// No environment crashes Load, and an accepted configuration keeps the rules.
 func FuzzLoad(f *testing.F) {
 	for _, s := range table() {
 		f.Add(s.env(), s.preset, "")

@@ -25,10 +25,10 @@ const (
 type setting struct {
 	name    string // without Prefix; the flag is its lower-case form with dashes
 	group   string
-	value   string // what the help shows as the value's kind
+	value   string // the value's kind, as the help shows it
 	preset  string
 	help    string
-	secret  bool // no flag of its own, only <flag>-file: command lines are public
+	secret  bool // its only flag is <flag>-file: command lines are public
 	file    bool // may come from a file
 	boolean bool
 	set     func(c *Config, text string) error
@@ -70,12 +70,12 @@ func table() []setting {
 
 		{
 			name: "WAL_DIR", group: "Storage", value: "dir",
-			help: "folder of the log; a volume of its own in production (required)",
+			help: "folder of the log; on a separate volume in production (required)",
 			set:  text(func(c *Config) *string { return &c.WALDir }),
 		},
 		{
 			name: "DB_DIR", group: "Storage", value: "dir",
-			help: "folder of packs and index; a volume of its own in production (required)",
+			help: "folder of packs and index; on a separate volume in production (required)",
 			set:  text(func(c *Config) *string { return &c.DBDir }),
 		},
 
@@ -86,12 +86,12 @@ func table() []setting {
 		},
 		{
 			name: "CLUSTER_JOIN", group: "Cluster", value: "host,…", file: true,
-			help: "the first members, host or host:port, the founder first; none: a cluster of this node alone",
+			help: "the first members, host or host:port, the founder first; none: this node is the only member",
 			set:  clusterJoin,
 		},
 		{
 			name: "CLUSTER_SECRET", group: "Cluster", value: "text", secret: true, file: true,
-			help: "secret that members share, at least 32 bytes; two, comma separated, while one is replaced: the first is used, both are accepted. Restart all members with old,new, then with new,old, then with new",
+			help: "secret that members share, at least 32 bytes; two, comma-separated, while one is being replaced: the first is used, both are accepted. Restart all members with old,new, then with new,old, then with new",
 			set:  clusterSecret,
 		},
 		{
@@ -111,12 +111,12 @@ func table() []setting {
 
 		{
 			name: "AUTH_ENABLED", group: "Access", value: "true|false", preset: "false", boolean: true,
-			help: "ask for an API key on every route but health, metrics and the API's description",
+			help: "require an API key on every route except health, metrics and the API's description",
 			set:  boolean(func(c *Config) *bool { return &c.AuthEnabled }),
 		},
 		{
 			name: "ROOT_API_KEY", group: "Access", value: "key", secret: true, file: true,
-			help: "admin key that is registered once the cluster has formed",
+			help: "admin key to register once the cluster has formed",
 			set:  rootKey,
 		},
 		{
@@ -141,7 +141,7 @@ func table() []setting {
 
 		{
 			name: "DEBUG_ADDR", group: "Operation", value: "host:port",
-			help: "serve profiles (/debug/pprof/) here, on a loopback address (default: nowhere)",
+			help: "serve profiles (/debug/pprof/) on this loopback address (default: not served)",
 			set:  debugAddress,
 		},
 		{
@@ -162,8 +162,8 @@ func table() []setting {
 	}
 }
 
-// clientNames are variables of this program's client commands. A server finds
-// them in its environment without harm.
+// clientNames are variables of this program's client commands. A server ignores
+// them in its environment.
 func clientNames() []string {
 	return []string{"STEMEDB_URL", "STEMEDB_API_KEY", "STEMEDB_API_KEY_FILE", "STEMEDB_ADMIN_KEY", "STEMEDB_ADMIN_KEY_FILE"}
 }
@@ -200,14 +200,14 @@ func address(field func(*Config) *string) func(*Config, string) error {
 	}
 }
 
-// debugAddress takes loopback addresses only: profiles ask for no key.
+// debugAddress accepts loopback addresses only, because profiles need no key.
 func debugAddress(c *Config, v string) error {
 	host, _, err := net.SplitHostPort(v)
 	if err != nil {
 		return fmt.Errorf("%q is not host:port; give one such as 127.0.0.1:6060", v)
 	}
 	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
-		return fmt.Errorf("%q is not a loopback address; give one such as 127.0.0.1:6060 (profiles ask for no key)", v)
+		return fmt.Errorf("%q is not a loopback address; give one such as 127.0.0.1:6060 (profiles need no key)", v)
 	}
 	c.DebugAddr = v
 	return nil
@@ -223,19 +223,19 @@ func host(field func(*Config) *string) func(*Config, string) error {
 	}
 }
 
-// checkHost accepts an IP address or what looks like a DNS name.
+// checkHost accepts an IP address or a possible DNS name.
 func checkHost(v string) error {
 	if net.ParseIP(v) != nil {
 		return nil
 	}
 	if v == "" || len(v) > 253 {
-		return fmt.Errorf("%q is not a host: a name or an address without a port is needed", v)
+		return fmt.Errorf("%q is not a host; give a name or an address without a port", v)
 	}
 	for _, c := range []byte(v) {
 		switch {
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '.', c == '_':
 		default:
-			return fmt.Errorf("%q is not a host: a name or an address without a port is needed", v)
+			return fmt.Errorf("%q is not a host; give a name or an address without a port", v)
 		}
 	}
 	return nil
@@ -243,12 +243,12 @@ func checkHost(v string) error {
 
 func nodeName(c *Config, v string) error {
 	if len(v) > 63 {
-		return fmt.Errorf("%q has %d characters, a node's name at most 63", v, len(v))
+		return fmt.Errorf("%q has %d characters; a node's name has at most 63", v, len(v))
 	}
 	for i, r := range []byte(v) {
 		inner := i > 0 && i < len(v)-1
 		if (r < 'a' || r > 'z') && (r < '0' || r > '9') && (!inner || r != '-') {
-			return fmt.Errorf("%q is not a node's name: lower-case letters, digits and inner dashes only", v)
+			return fmt.Errorf("%q is not a valid node name; use only lower-case letters, digits and inner dashes", v)
 		}
 	}
 	c.NodeName = v
@@ -269,7 +269,7 @@ func clusterJoin(c *Config, v string) error {
 			return err
 		}
 		if seen[name] {
-			return fmt.Errorf("%q is listed twice; every member appears once", name)
+			return fmt.Errorf("%q is listed twice; list every member once", name)
 		}
 		seen[name] = true
 		c.ClusterJoin = append(c.ClusterJoin, name)
@@ -297,7 +297,7 @@ func fields(v string) []string {
 func clusterSecret(c *Config, v string) error {
 	secrets := fields(v)
 	if len(secrets) > 2 {
-		return fmt.Errorf("%d secrets are given; at most two are accepted while one is replaced", len(secrets))
+		return fmt.Errorf("%d secrets are given; at most two are accepted, while one is being replaced", len(secrets))
 	}
 	for _, s := range secrets {
 		if len(s) < minClusterSecret {

@@ -1,11 +1,10 @@
-// Package gossip tells which nodes are alive, and nothing more: who is a member
-// is decided by the control table. It runs SWIM (hashicorp/memberlist) over a
-// network.Network, encrypted with keys derived from the cluster secret.
+// Package gossip reports which nodes are alive. Membership is decided by the
+// control table. It runs SWIM (hashicorp/memberlist) over a network.Network,
+// encrypted with keys derived from the cluster secret.
 //
-// Promised: a dead node is noticed within seconds, a node that comes back is
-// noticed wherever its address is now and whatever its clock shows, and a
-// cluster that was down as a whole finds itself again. Nothing here blocks
-// because a peer is gone.
+// Promised: a dead node is detected within seconds; a node that comes back is
+// detected at any address and with any clock; the nodes of a cluster that was
+// down completely find each other again. No call blocks on a dead peer.
 package gossip
 
 import (
@@ -32,28 +31,29 @@ import (
 	"github.com/stemedb/stemedb/server/internal/network"
 )
 
-// Config describes this node and where the others may be.
+// Config describes this node and the possible addresses of the others.
 type Config struct {
 	Network network.Network
-	// Name and Incarnation identify this node; APIAddr is told to the others.
+	// Name and Incarnation identify this node; APIAddr is announced to the others.
 	Name, Incarnation, APIAddr string
 	// BindAddr is host:port for TCP and UDP, such as ":18183".
 	BindAddr string
 	// AdvertiseHost is the name or IP address under which others reach this
 	// node; it is looked up when gossip starts.
 	AdvertiseHost string
-	// Peers lists host:port of nodes that may be there. It is called and its
-	// names are looked up again for each attempt, for addresses change.
+	// Peers lists host:port of possible nodes. It is called, and its names are
+	// looked up, for each attempt, because addresses change.
 	Peers func() []string
-	// Secrets are the cluster secrets, first the one that encrypts.
+	// Secrets are the cluster secrets. The first one encrypts.
 	Secrets []string
-	// JoinEvery is how often nodes that are not alive are looked for, 5 s when 0.
+	// JoinEvery is the interval between attempts to contact nodes that are not
+	// alive, 5 s when 0.
 	JoinEvery  time.Duration
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
 }
 
-// probeInterval is how often one other node is probed.
+// probeInterval is the interval between probes of one other node.
 const probeInterval = time.Second
 
 // Gossip is a running participant. Its methods may be called by several
@@ -63,22 +63,22 @@ type Gossip struct {
 	log   *slog.Logger
 	start string // this start of the process: memberlist's name of it
 
-	ready   chan struct{} // poked when what this node says has changed
+	ready   chan struct{} // signalled when self has changed
 	ctx     context.Context
 	stop    context.CancelFunc
-	hurry   chan struct{} // closed when Close is to wait no longer
+	hurry   chan struct{} // closed when Close should stop waiting
 	once    sync.Once     // closes hurry
 	workers sync.WaitGroup
 	metrics []prometheus.Collector
 	dropped prometheus.Counter
 
-	mu     sync.Mutex // guards what is below; never held across a wait
+	mu     sync.Mutex // guards the fields below; never held across a wait
 	self   meta
 	starts starts
-	heard  uint64 // the highest of seen
+	heard  uint64 // the highest seen.heard
 }
 
-// meta is what a node tells about itself with its membership: 512 bytes at most.
+// meta is a node's announcement about itself: 512 bytes at most.
 type meta struct {
 	Name        string `cbor:"1,keyasint"`
 	Incarnation string `cbor:"2,keyasint"`
@@ -87,8 +87,8 @@ type meta struct {
 	Leaving     bool   `cbor:"5,keyasint"`
 }
 
-// Start begins to gossip. It returns at once; nodes are found in the background.
-// Close it.
+// Start begins to gossip. It returns immediately; nodes are found in the
+// background. The caller must call Close.
 func Start(cfg Config) (*Gossip, error) {
 	if cfg.Name == "" || cfg.Incarnation == "" || len(cfg.Secrets) == 0 || cfg.Network == nil {
 		return nil, errors.New("gossip: name, incarnation, secret and network are needed")
@@ -134,8 +134,8 @@ func keyring(secrets []string) (*memberlist.Keyring, error) {
 	return memberlist.NewKeyring(derived, derived[0])
 }
 
-// run is the life of a participant: it waits until its own address is known,
-// then looks for others that are not alive until it is closed.
+// run waits until this node's address is known, then contacts peers that are
+// not alive until the participant is closed.
 func (g *Gossip) run(t *transport, keys *memberlist.Keyring) {
 	defer t.close()
 	ip, ok := g.ownAddress()
@@ -145,7 +145,7 @@ func (g *Gossip) run(t *transport, keys *memberlist.Keyring) {
 	t.ip = ip
 	list, err := memberlist.Create(g.config(t, keys))
 	if err != nil {
-		g.log.Error("gossip cannot start; nobody is seen as alive", "error", err)
+		g.log.Error("gossip cannot start; this node sees no node as alive", "error", err)
 		return
 	}
 	for {
@@ -178,7 +178,7 @@ func (g *Gossip) config(t *transport, keys *memberlist.Keyring) *memberlist.Conf
 	return c
 }
 
-// ownAddress looks its own name up until that works.
+// ownAddress looks up this node's name until it resolves.
 func (g *Gossip) ownAddress() (netip.Addr, bool) {
 	for try := 0; ; try++ {
 		ctx, cancel := context.WithTimeout(g.ctx, 3*time.Second)
@@ -196,7 +196,7 @@ func (g *Gossip) ownAddress() (netip.Addr, bool) {
 	}
 }
 
-// pick prefers IPv4, which every member is reached by when there are both.
+// pick prefers IPv4: where there are both, every member is reachable by IPv4.
 func pick(ips []string) (best netip.Addr, ok bool) {
 	for _, text := range ips {
 		ip, err := netip.ParseAddr(text)
@@ -220,7 +220,7 @@ func (g *Gossip) join(list *memberlist.Memberlist, t *transport) {
 	for _, peer := range peers {
 		host, port, err := net.SplitHostPort(peer)
 		if err != nil {
-			g.log.Warn("gossip peer is no host:port", "peer", peer, "error", err)
+			g.log.Warn("gossip peer is not host:port", "peer", peer, "error", err)
 			continue
 		}
 		ctx, cancel := context.WithTimeout(g.ctx, 3*time.Second)
@@ -242,7 +242,7 @@ func (g *Gossip) join(list *memberlist.Memberlist, t *transport) {
 	}
 }
 
-// announce spreads what this node says about itself now.
+// announce spreads this node's current state.
 func (g *Gossip) announce(list *memberlist.Memberlist) {
 	if err := list.UpdateNode(time.Second); err != nil {
 		g.log.Debug("gossip has not spread this node's state yet", "error", err)
@@ -265,9 +265,9 @@ func (g *Gossip) leave(list *memberlist.Memberlist) {
 	g.outlast(score)
 }
 
-// outlast waits until no probe of memberlist's can be under way: it has no way
-// to wait for them, and each ends by a timer of its own, which is longer the
-// worse the node is doing.
+// outlast waits until none of memberlist's probes can be under way. memberlist
+// cannot wait for them; each ends by its own timer, which grows as the node's
+// health score worsens.
 func (g *Gossip) outlast(score int) {
 	if len(g.Members()) < 2 {
 		return
@@ -280,8 +280,8 @@ func (g *Gossip) outlast(score int) {
 	}
 }
 
-// Close says goodbye and stops. It waits for what memberlist has under way, some
-// seconds, or until ctx ends.
+// Close says goodbye and stops. It waits for memberlist's work in progress,
+// which takes some seconds, or until ctx ends.
 func (g *Gossip) Close(ctx context.Context) error {
 	g.stop()
 	release := context.AfterFunc(ctx, func() { g.once.Do(func() { close(g.hurry) }) })
@@ -291,7 +291,7 @@ func (g *Gossip) Close(ctx context.Context) error {
 	return nil
 }
 
-// SetReady tells the others whether this node can serve.
+// SetReady announces whether this node can serve.
 func (g *Gossip) SetReady(ready bool) {
 	g.mu.Lock()
 	same := g.self.Ready == ready
@@ -304,7 +304,7 @@ func (g *Gossip) SetReady(ready bool) {
 	g.note(g.start, self, "", Alive)
 	select {
 	case g.ready <- struct{}{}:
-	default: // poked already
+	default: // signalled already
 	}
 }
 
@@ -319,8 +319,8 @@ func (g *Gossip) sleep(d time.Duration) bool {
 	}
 }
 
-// events takes in what memberlist reports. It is called with memberlist's locks
-// held and therefore never waits.
+// events receives memberlist's reports. memberlist calls it with its locks
+// held, so it never waits.
 type events struct{ g *Gossip }
 
 func (e events) NotifyJoin(n *memberlist.Node)   { e.take(n, Alive) }
@@ -330,7 +330,7 @@ func (e events) NotifyLeave(n *memberlist.Node)  { e.take(n, Dead) }
 func (e events) take(n *memberlist.Node, state State) {
 	var m meta
 	if err := cbor.Unmarshal(n.Meta, &m); err != nil || m.Name == "" {
-		e.g.log.Warn("gossip heard of a node that says nothing readable about itself", "member", n.Name, "error", err)
+		e.g.log.Warn("gossip heard of a node whose announcement cannot be decoded", "member", n.Name, "error", err)
 		return
 	}
 	if m.Leaving && state == Dead {
@@ -339,7 +339,7 @@ func (e events) take(n *memberlist.Node, state State) {
 	e.g.note(n.Name, m, n.Address(), state)
 }
 
-// delegate says what this node tells about itself.
+// delegate gives memberlist this node's announcement.
 type delegate struct{ g *Gossip }
 
 func (d delegate) NodeMeta(int) []byte {
@@ -358,8 +358,9 @@ func (delegate) GetBroadcasts(int, int) [][]byte { return nil }
 func (delegate) LocalState(bool) []byte          { return nil }
 func (delegate) MergeRemoteState([]byte, bool)   {}
 
-// logWriter takes memberlist's lines, which begin with a level in brackets.
-// What it warns of is that a peer is gone, which is no news of its own here.
+// logWriter logs memberlist's lines, which begin with a level in brackets, at
+// debug level: memberlist warns only of dead peers, which is reported
+// elsewhere.
 type logWriter struct{ log *slog.Logger }
 
 var _ io.Writer = logWriter{}
@@ -372,7 +373,7 @@ func (w logWriter) Write(line []byte) (int, error) {
 func (g *Gossip) register() error {
 	g.dropped = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "stemedb_gossip_dropped_packets_total",
-		Help: "Packets of gossip that came faster than they were handled.",
+		Help: "Gossip packets dropped because they arrived faster than they were handled.",
 	})
 	alive := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "stemedb_gossip_alive_nodes",

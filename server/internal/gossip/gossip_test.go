@@ -70,7 +70,7 @@ func (w *world) close() {
 	}
 }
 
-// see waits until everyone who runs sees the node in that state.
+// see waits until every running node sees the node in that state.
 func (w *world) see(within time.Duration, name string, state gossip.State) {
 	w.t.Helper()
 	for deadline := time.Now().Add(within); ; time.Sleep(100 * time.Millisecond) {
@@ -129,7 +129,7 @@ func TestDeathReturnAndGoodbye(t *testing.T) {
 		w.start("b")
 		w.see(15*time.Second, "b", gossip.Alive)
 
-		// So fast that nobody noticed its death.
+		// So fast that no node noticed its death.
 		w.kill("c")
 		w.net.Host("c").Move()
 		w.start("c")
@@ -142,9 +142,9 @@ func TestDeathReturnAndGoodbye(t *testing.T) {
 	})
 }
 
-// A node that is killed and started at once at its old address, again and again,
-// stays alive for the others, and one that gets the address of a node that is
-// gone is not taken for it.
+// A node that is repeatedly killed and restarted at its old address stays alive
+// for the others, and a node that gets the address of a dead node is not taken
+// for it.
 func TestRestartsAtOneAddressAndAddressesUsedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -182,7 +182,7 @@ func TestReadiness(t *testing.T) {
 		w := newWorld(t, "a", "b")
 		defer w.close()
 		w.start("a")
-		w.run["a"].SetReady(true) // before anybody listens
+		w.run["a"].SetReady(true) // before any node listens
 		w.start("b")
 		w.seeAll(15 * time.Second)
 		require.True(t, member(w.run["b"], "a").Ready)
@@ -211,7 +211,8 @@ func TestPartitionHealsAfterLong(t *testing.T) {
 	})
 }
 
-// One direction is enough to be kept alive by the others' help.
+// With one direction left, a node stays alive through the others' indirect
+// probes.
 func TestOneWayCutBetweenTwo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -261,7 +262,7 @@ func TestSecrets(t *testing.T) {
 		w.run["x"].Close(t.Context())
 		delete(w.run, "x")
 		w.seeAll(time.Second)
-		// Rotation: everyone accepts the new one, then uses it, then drops the old.
+		// Rotation: all accept the new secret, then use it, then drop the old one.
 		for _, secrets := range [][]string{{secretA, secretB}, {secretB, secretA}, {secretB}} {
 			for _, name := range []string{"a", "b", "c"} {
 				w.run[name].Close(t.Context())

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// State is what gossip believes about a node.
+// State is a node's state as gossip sees it.
 type State string
 
 // The states. A node that stopped answering is Dead after a few seconds; one
@@ -25,7 +25,7 @@ type Node struct {
 	Incarnation string
 	// APIAddr is where the node serves its HTTP API, host:port.
 	APIAddr string
-	// Ready is what the node said last about being able to serve.
+	// Ready is the node's latest announcement of whether it can serve.
 	Ready bool
 	State State
 	// Since is when State or Ready changed, by the local clock.
@@ -36,27 +36,28 @@ type Node struct {
 type seen struct {
 	Node
 	addr string // gossip address, ip:port
-	// heard counts up: a start with a higher one was met alive here later.
+	// heard is a counter: of two starts, the one with the higher value was seen
+	// alive here later.
 	heard uint64
 }
 
-// starts holds the starts of nodes, by memberlist's names of them.
+// starts holds the starts of nodes by memberlist's names for them.
 //
-// To memberlist each start of a process is a member of its own with a random
-// name, and memberlist orders the news of one start. Starts of the same
-// node need no order among each other, which would have to come from a clock or
-// a volume: a node is alive as long as any of its starts is. An earlier start
-// that is still taken for alive, because it was killed a moment ago or because
-// old news arrives late, fails its next probe, and its end says nothing about
-// the start that runs now.
+// To memberlist each start of a process is a separate member with a random
+// name, and memberlist orders the news of one start. Starts of the same node
+// need no order among each other, which would have to come from a clock or a
+// volume: a node is alive as long as any of its starts is. An earlier start
+// that still counts as alive, because it was killed a moment ago or because old
+// news arrives late, fails its next probe. Its end does not affect the running
+// start.
 type starts map[string]*seen
 
-// nameStart draws memberlist's name of a start. A name that was used before at
-// another address would be taken for a conflict.
+// nameStart draws memberlist's name for a start. memberlist would treat a name
+// that was used at another address as a conflict.
 func nameStart(node string) string { return node + "#" + strings.ToLower(rand.Text()) }
 
-// of returns the start that stands for the node: one that is alive, and among
-// equals the one that was met last.
+// of returns the start that represents the node: one that is alive and, among
+// equals, the one seen alive last.
 func (s starts) of(node string) *seen {
 	var best *seen
 	for _, one := range s {
@@ -74,7 +75,8 @@ func (s *seen) outranks(other *seen) bool {
 	return s.heard > other.heard
 }
 
-// prune forgets the starts of a node that have ended, except the one met last.
+// prune forgets the starts of a node that have ended, except the one seen alive
+// last.
 func (s starts) prune(node string) {
 	var last uint64
 	for _, one := range s {
@@ -89,10 +91,10 @@ func (s starts) prune(node string) {
 	}
 }
 
-// note takes in news of a start of a node.
+// note records news of a start of a node.
 func (g *Gossip) note(start string, m meta, addr string, state State) {
 	if m.Name == g.cfg.Name && start != g.start {
-		return // an earlier start of this very node
+		return // an earlier start of this node
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -138,7 +140,7 @@ func (g *Gossip) Alive(name string) bool {
 	return s != nil && s.State == Alive
 }
 
-// knows tells whether a start that is believed to be alive is at the address.
+// knows reports whether a start at the address is believed to be alive.
 func (g *Gossip) knows(addr string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

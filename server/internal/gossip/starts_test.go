@@ -24,12 +24,12 @@ func (n news) tell(g *Gossip) {
 	}
 	state := n.state
 	if state == Left {
-		state = Dead // memberlist has one word for both
+		state = Dead // memberlist does not distinguish the two
 	}
 	events{g}.take(&memberlist.Node{Name: n.start, Meta: meta}, state)
 }
 
-// interleavings lists the orders in which two sequences can be heard together.
+// interleavings lists the orders in which two sequences can arrive.
 func interleavings(a, b []news) [][]news {
 	if len(a) == 0 || len(b) == 0 {
 		return [][]news{slices.Concat(a, b)}
@@ -44,9 +44,9 @@ func interleavings(a, b []news) [][]news {
 	return all
 }
 
-// Whatever the clocks of a node showed at its starts, and in whichever order
-// others hear of them, the start that runs is the one that counts once the other
-// one's end is known.
+// Whatever the clocks of a node showed at its starts, and in whatever order
+// others hear of them, the running start counts once the other one's end is
+// known.
 func TestTheStartThatRunsCountsInEveryOrderOfNews(t *testing.T) {
 	for _, end := range []State{Dead, Left} {
 		for _, incarnation := range []string{"1", "2"} {
@@ -67,7 +67,7 @@ func TestTheStartThatRunsCountsInEveryOrderOfNews(t *testing.T) {
 	}
 }
 
-// When no start runs any more, the node has ended as its last start did.
+// When no start is running any more, the node has the state of its last start.
 func TestANodeEndsAsItsLastStartDid(t *testing.T) {
 	first := []news{{"b#1", "i", true, Alive}, {"b#1", "i", false, Dead}}
 	second := []news{{"b#2", "i", true, Alive}, {"b#2", "i", false, Left}}
@@ -82,8 +82,8 @@ func TestANodeEndsAsItsLastStartDid(t *testing.T) {
 	}
 }
 
-// An earlier start that is taken for alive again, by news that arrives late,
-// shadows the one that runs at most until its next probe fails.
+// An earlier start that late news revives shadows the running one at most until
+// its next probe fails.
 func TestLateNewsOfAnEarlierStartPasses(t *testing.T) {
 	g := &Gossip{starts: starts{}}
 	for _, n := range []news{{"b#2", "i", true, Alive}, {"b#1", "i", false, Alive}} {
@@ -96,7 +96,7 @@ func TestLateNewsOfAnEarlierStartPasses(t *testing.T) {
 	require.True(t, n.Ready)
 }
 
-// News of earlier starts of a node changes nothing in its own view of itself.
+// News of a node's earlier starts does not change the node's view of itself.
 func TestANodeKnowsItselfBest(t *testing.T) {
 	g := &Gossip{cfg: Config{Name: "b"}, start: "b#now", starts: starts{}}
 	g.note("b#now", meta{Name: "b", Incarnation: "2", Ready: true}, "", Alive)

@@ -18,8 +18,9 @@ import (
 // bytes at a time.
 const maxPacket = 64 << 10
 
-// transport carries memberlist over a network.Network. A packet that nobody
-// takes is dropped: a peer that is gone, or one that floods, holds up nothing.
+// transport carries memberlist over a network.Network. A packet that is not
+// read in time is dropped, so that neither a dead peer nor one that floods
+// blocks anything.
 type transport struct {
 	net     network.Network
 	ip      netip.Addr // set before memberlist starts
@@ -111,7 +112,7 @@ func (t *transport) acceptStreams() {
 	}
 }
 
-// pause keeps an error that repeats from taking a whole core.
+// pause keeps a repeated error from using a whole core.
 func (t *transport) pause() bool {
 	timer := time.NewTimer(100 * time.Millisecond)
 	defer timer.Stop()
@@ -123,7 +124,7 @@ func (t *transport) pause() bool {
 	}
 }
 
-// keep notes a connection until it is closed, so that Shutdown can close it.
+// keep tracks a connection until it is closed, so that Shutdown can close it.
 func (t *transport) keep(conn net.Conn) net.Conn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -181,8 +182,8 @@ func (t *transport) Shutdown() error {
 	return nil
 }
 
-// close waits for what the transport started; connections in use end with an
-// error. It can be called again.
+// close waits for the transport's goroutines. Connections in use end with an
+// error. It is idempotent.
 func (t *transport) close() {
 	t.stop()
 	t.ln.Close()

@@ -14,28 +14,28 @@ const MaxLabel = 128
 // MaxGrace is the longest time, in seconds, that a rotated key lives on: 30 days.
 const MaxGrace = 30 * 24 * 3600
 
-// SharedProject is the space that all projects read; only admin keys belong to
-// it and write it.
+// SharedProject is the space that all projects read. Only admin keys belong to
+// it and write to it.
 const SharedProject = "shared"
 
-// Errors of the transitions. The control table returns them to the caller of
-// whichever node took the request, so they are compared with errors.Is on the
-// node that applied the change and carried by name between nodes.
+// Errors of the transitions. The control table returns them to the caller
+// through the node that took the request: they are compared with errors.Is on
+// the node that applied the change, and sent by name between nodes.
 var (
 	ErrNotFound = errors.New("no key has this hash")
 	// ErrExists: the hash is registered with another project, role or expiry.
 	ErrExists = errors.New("a key with this hash is registered with other fields")
-	// ErrRevoked: the key was revoked; nothing brings it back.
+	// ErrRevoked: the key was revoked, which cannot be undone.
 	ErrRevoked = errors.New("the key is revoked")
 	// ErrVersion: the key changed since the caller read it.
 	ErrVersion = errors.New("the key has changed since it was read")
 	// ErrRotated: the key was rotated already; its successor can be rotated.
 	ErrRotated = errors.New("the key was rotated before")
-	// ErrNoTime: the change sets a time limit and the time is not known.
+	// ErrNoTime: the change sets a time limit and the time is unknown.
 	ErrNoTime = errors.New("no majority of the members' clocks agree on the time")
 )
 
-// ValidateLabel refuses what could not be shown in a table or a log line.
+// ValidateLabel refuses a label that cannot be shown in a table or a log line.
 func ValidateLabel(label string) error {
 	if len(label) > MaxLabel {
 		return fmt.Errorf("a label has at most %d bytes, this one has %d", MaxLabel, len(label))
@@ -46,9 +46,9 @@ func ValidateLabel(label string) error {
 	return nil
 }
 
-// Register decides what becomes of a new key whose hash may be held already.
-// It returns the key that the table holds afterwards and whether that is new.
-// Registering what is there is no change, so that provisioning can be repeated.
+// Register registers a key whose hash may be held already. It returns the key
+// that the table holds afterwards and whether that key is new. It is
+// idempotent, so that provisioning can be repeated.
 func Register(held *Key, fresh Key) (after Key, created bool, err error) {
 	if held == nil {
 		fresh.Version = 1
@@ -65,7 +65,7 @@ func Register(held *Key, fresh Key) (after Key, created bool, err error) {
 
 // Patch is a change of a key's mutable fields; nil leaves a field as it is.
 type Patch struct {
-	// Version is the one that the caller saw.
+	// Version is the version that the caller saw.
 	Version   uint64  `json:"version"`
 	Label     *string `json:"label,omitempty"`
 	Role      *Role   `json:"role,omitempty"`
@@ -98,8 +98,8 @@ func (k Key) Patched(p Patch) (Key, error) {
 }
 
 // RevokedNow returns the key revoked at that unix second. Revoking twice keeps
-// the first time and is no error. A clock at the epoch or before it
-// revokes as well as any other.
+// the first time and is not an error. A time at or before the epoch revokes as
+// well as any other.
 func (k Key) RevokedNow(now int64) Key {
 	if k.RevokedAt != 0 {
 		return k
@@ -111,7 +111,7 @@ func (k Key) RevokedNow(now int64) Key {
 
 // Rotate hands the key's project, role, label and expiry to a successor with
 // the hash. The old key works for grace more seconds (0..MaxGrace); without
-// grace it has ended, whatever the time is.
+// grace it ends with the rotation, whatever the time is.
 func (k Key) Rotate(successor Hash, now, grace int64) (old, fresh Key, err error) {
 	switch {
 	case k.RevokedAt != 0:

@@ -1,14 +1,14 @@
-// Package keys holds what an API key is: its format, its hash, its role, what
-// a role may do and how a key changes over its life. All of it is pure: the
+// Package keys defines API keys: their format and hash, their roles and the
+// rights of each role, and the changes in a key's life. All of it is pure: the
 // control table applies the transitions of this package in the order in which
-// Raft commits them, and every node checks requests against the outcome.
+// Raft commits them, and every node checks requests against the result.
 //
 // Promised: a revocation and a rotation without grace are states, which hold
-// whatever any clock shows; an expiry and a grace are judged by the time that is
-// given, and not at all when the time is not known.
+// whatever any clock shows; an expiry and a grace period are judged by the
+// given time, and are undecided when the time is unknown.
 //
 // A raw key (steme_live_ or steme_test_ and 48 hex digits) is shown once, when
-// it is minted. Everything else speaks of its BLAKE3-256 hash.
+// it is minted. Everywhere else its BLAKE3-256 hash is used.
 package keys
 
 import (
@@ -22,8 +22,8 @@ import (
 	"github.com/zeebo/blake3"
 )
 
-// Environments of a key: the middle part of its text. They name where a key is
-// meant to be used and give no rights.
+// Environments of a key: the middle part of its text. They name the intended
+// use of a key and grant no rights.
 const (
 	Live = "live"
 	Test = "test"
@@ -81,8 +81,8 @@ func Generate(environment string, random io.Reader) (string, error) {
 	return prefix + environment + "_" + hex.EncodeToString(secret[:]), nil
 }
 
-// ValidateRaw says what is wrong with the text of a raw key. Its error never
-// holds the text, so that it can be logged.
+// ValidateRaw returns an error when the text is not a raw key. The error never
+// contains the text, so that it can be logged.
 func ValidateRaw(raw string) error {
 	const shape = "a key is steme_live_ or steme_test_ followed by 48 lower-case hex digits"
 	rest, ok := strings.CutPrefix(raw, prefix)
@@ -104,12 +104,12 @@ func ValidateRaw(raw string) error {
 	return nil
 }
 
-// WellFormed tells cheaply whether the text can be a raw key at all.
+// WellFormed is a cheap check of whether the text can be a raw key.
 func WellFormed(raw string) bool { return len(raw) == rawLen && ValidateRaw(raw) == nil }
 
 // Key is one API key as the control table holds it. Times are unix seconds of
-// the table's time. The leader stamps a change before it commits it, so every
-// copy of the table is the same and no other member's clock matters.
+// the table's time. The leader stamps a change before it commits it, so that
+// all copies of the table are equal and no other member's clock matters.
 type Key struct {
 	Hash    Hash   `json:"hash"`
 	Project string `json:"project"`
@@ -121,14 +121,14 @@ type Key struct {
 	CreatedAt int64 `json:"created_at"`
 	// ExpiresAt ends the key at that second; 0 means never.
 	ExpiresAt int64 `json:"expires_at,omitempty"`
-	// Enabled is the switch that an operator may turn off and on again.
+	// Enabled can be turned off and on again by an operator.
 	Enabled bool `json:"enabled"`
 	// RevokedAt, once set, is never cleared: a revoked key stays in the table
 	// so that registering its hash again cannot bring it back.
 	RevokedAt int64 `json:"revoked_at,omitempty"`
 	// RotatedTo names the successor; the key itself works until GraceUntil. A
-	// GraceUntil of 0 is a rotation without grace: the key ended with it, and no
-	// clock has a say in that.
+	// GraceUntil of 0 is a rotation without grace: the key ended with the
+	// rotation, whatever any clock shows.
 	RotatedTo  *Hash `json:"rotated_to,omitempty"`
 	GraceUntil int64 `json:"grace_until,omitempty"`
 
@@ -136,7 +136,7 @@ type Key struct {
 	Version uint64 `json:"version"`
 }
 
-// Reason says why a key does not work. The zero Reason means that it does.
+// Reason says why a key does not work. The zero Reason means that it works.
 type Reason string
 
 // The reasons for which a known key is refused.
@@ -146,13 +146,13 @@ const (
 	Expired  Reason = "expired"
 	Revoked  Reason = "revoked"
 	Rotated  Reason = "rotated"
-	// Undecided: the key has a time limit and the time is not known.
+	// Undecided: the key has a time limit and the time is unknown.
 	Undecided Reason = "undecided"
 )
 
-// Check says why the key does not work at that time; Usable when it does. The
-// zero time means that the time is not known, which a key without a time limit
-// does not need.
+// Check returns why the key does not work at that time, or Usable when it
+// works. The zero time means that the time is unknown; a key without a time
+// limit does not need it.
 func (k *Key) Check(now time.Time) Reason {
 	switch {
 	case k.RevokedAt != 0:

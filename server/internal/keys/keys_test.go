@@ -72,7 +72,8 @@ func TestCheck(t *testing.T) {
 }
 
 // A rotation without grace and a revocation end a key on every member, whatever
-// the clocks of the member that took the request and of the one that checks show.
+// the clocks of the member that took the request and of the member that checks
+// the key show.
 func TestNoClockBringsAnEndedKeyBack(t *testing.T) {
 	k := Key{Enabled: true, Version: 1}
 	clocks := []int64{-3600, 0, 1, 1_000_000, 1_000_000 - 3600, 1_000_000 + 3600}
@@ -90,8 +91,8 @@ func TestNoClockBringsAnEndedKeyBack(t *testing.T) {
 	}
 }
 
-// Without the time, only keys without a time limit, and keys that have ended, are
-// decided.
+// When the time is unknown, only keys without a time limit and keys that have
+// ended are decided.
 func TestCheckWithoutTheTime(t *testing.T) {
 	for _, row := range []struct {
 		name string
@@ -142,7 +143,7 @@ func TestTransitions(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 4, p.Version)
 	require.False(t, p.Enabled)
-	require.Equal(t, "l", p.Label, "what a patch does not name stays")
+	require.Equal(t, "l", p.Label, "a field that the patch does not name stays")
 	_, err = p.Patched(Patch{Version: 3, Enabled: &off})
 	require.ErrorIs(t, err, ErrVersion)
 
@@ -170,7 +171,7 @@ func TestRights(t *testing.T) {
 		require.True(t, role.Allows(Public))
 		require.True(t, role.Allows(Identity))
 		for _, class := range Classes() {
-			require.True(t, !role.Allows(class) || Admin.Allows(class), "admin may what anybody may")
+			require.True(t, !role.Allows(class) || Admin.Allows(class), "admin has every right that another role has")
 		}
 	}
 	require.False(t, ReadOnly.Allows(Write))

@@ -2,7 +2,7 @@ package keys
 
 import "fmt"
 
-// Role is what a key may do.
+// Role is a key's set of rights.
 type Role string
 
 // The roles. Each is a name that operators write into requests and files.
@@ -33,13 +33,13 @@ type Class uint8
 const (
 	// Public routes need no key: health, metrics, the API's description.
 	Public Class = iota
-	// Identity is what any key may ask about itself.
+	// Identity routes answer any key about itself.
 	Identity
 	// Read returns records of the key's project and of the shared space.
 	Read
 	// Write adds records to the key's project.
 	Write
-	// Observe shows the whole cluster's state.
+	// Observe shows the state of the whole cluster.
 	Observe
 	// BackupRestore copies records and key hashes out or in.
 	BackupRestore
@@ -81,7 +81,7 @@ var rights = map[Role][]Class{
 	Admin:      {Identity, Read, Write, Observe, BackupRestore, Administer},
 }
 
-// Allows tells whether the role has the right to routes of the class.
+// Allows reports whether the role may use routes of the class.
 func (r Role) Allows(class Class) bool {
 	if class == Public {
 		return true

@@ -1,6 +1,6 @@
 // Package logs keeps repeated lines from filling the log.
 //
-// It promises: the first line of a kind is logged at once, then at most one in
+// Promised: the first line of a kind is logged immediately, then at most one in
 // each interval, with the number of lines that were left out.
 package logs
 

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The first line of a kind comes at once, the others wait for their interval and
-// are counted; another kind is not held up.
+// The first line of a kind is logged immediately, the others wait for their
+// interval and are counted; another kind is not delayed.
 func TestLinesOfOneKindAreRare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer

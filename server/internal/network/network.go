@@ -1,9 +1,9 @@
-// Package network is the only way by which a node reaches other machines: it
-// listens, dials, sends packets and looks names up through one small interface.
+// Package network is a node's only access to other machines: it listens, dials,
+// sends packets and looks up names through one small interface.
 //
 // A node is given its Network from outside. In a real process that is OS; in
-// tests it is package memnet, where hosts, cuts, delays and losses are made to
-// order and time may be virtual. Code below server/ therefore never calls the
+// tests it is package memnet, where the test controls hosts, cuts, delays and
+// losses, and time may be virtual. Code below server/ therefore never calls the
 // dial and listen functions of package net.
 package network
 
@@ -13,28 +13,28 @@ import (
 	"time"
 )
 
-// Network is what one node sees of the world. All methods may be called by
+// Network is one node's access to the network. All methods may be called by
 // several goroutines at once. Addresses are "host:port", the host a DNS name or
 // an IP address; an empty host means every address of this node.
 type Network interface {
 	// Listen accepts stream connections on addr until the listener is closed.
 	Listen(ctx context.Context, addr string) (net.Listener, error)
-	// Dial opens a stream connection. It ends at the latest with ctx; callers
-	// give ctx a deadline, since a peer that is gone may never answer.
+	// Dial opens a stream connection. It returns when ctx ends at the latest.
+	// Callers give ctx a deadline, since a dead peer may never answer.
 	Dial(ctx context.Context, addr string) (net.Conn, error)
 	// ListenPacket sends and receives datagrams on addr. Datagrams are lost,
 	// reordered and never waited for.
 	ListenPacket(ctx context.Context, addr string) (net.PacketConn, error)
-	// LookupHost returns the IP addresses of a name now. An IP address is its
-	// own answer. Answers are not cached: addresses of pods change.
+	// LookupHost returns the IP addresses of a name now. An IP address resolves to
+	// itself. Answers are not cached: addresses of pods change.
 	LookupHost(ctx context.Context, name string) ([]string, error)
 }
 
 // OS returns the network of this machine.
 func OS() Network { return osNetwork{} }
 
-// keepAlive finds a peer that vanished without a word (a node that lost power)
-// within a minute even on a connection that is silent.
+// keepAlive detects within a minute that a peer vanished without closing its
+// connections (a node that lost power), even on an idle connection.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 6}
 
 type osNetwork struct{}

@@ -6,10 +6,10 @@ import (
 	"net"
 )
 
-// Watched is n with a witness: whenever one of its listeners cannot accept a
-// connection, most often because the process has no file descriptors left, failed
-// is called with the address that was listened on. Closed listeners are no failure.
-// failed may be called by several goroutines at once.
+// Watched wraps n: whenever one of its listeners cannot accept a connection,
+// usually because the process has no file descriptors left, failed is called
+// with the listener's address. A closed listener is not a failure. failed may
+// be called by several goroutines at once.
 func Watched(n Network, failed func(addr string, err error)) Network {
 	return &watched{Network: n, failed: failed}
 }

@@ -16,27 +16,28 @@ import (
 	"time"
 )
 
-// identity is what this node presents and what it trusts at one moment.
+// identity is the certificate that this node presents and the authorities that
+// it trusts at one moment.
 type identity struct {
 	leaf tls.Certificate
 	cas  *x509.CertPool
-	// hostnames: leaves are the operator's own and name the host under which a
-	// peer is reached. Derived leaves prove knowledge of the secret, no more,
-	// and any of them may answer at any address.
+	// hostnames: the operator issued the leaves, which name the host under which a
+	// peer is reached. Derived leaves prove only knowledge of the secret, and any
+	// of them may answer at any address.
 	hostnames bool
-	// expires is when the leaf ends.
+	// expires is when the leaf expires.
 	expires time.Time
 }
 
-// The validity of derived certificates is without meaning: what ends them is a
-// new secret. It spans all time so that no clock can lock a node out.
+// The validity period of derived certificates has no meaning: a new secret ends
+// them. It spans all time so that no clock can lock a node out.
 var (
 	epoch   = time.Unix(0, 0).UTC()
 	forever = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 )
 
-// derive makes the identity that follows from the secrets: an authority for
-// each, and a leaf with a fresh key signed by the first.
+// derive makes an identity from the secrets: an authority for each, and a leaf
+// with a new key signed by the first.
 func derive(name string, secrets []string) (*identity, error) {
 	if len(secrets) == 0 {
 		return nil, errors.New("no cluster secret is given")
@@ -59,9 +60,9 @@ func derive(name string, secrets []string) (*identity, error) {
 }
 
 // authority derives the key and the certificate of a secret's authority. Every
-// node derives the same: HKDF-SHA256 of the secret seeds an Ed25519 key, whose
-// signatures are deterministic. The subject carries a digest of the public key,
-// so that the authorities of two secrets are told apart.
+// node derives the same one: HKDF-SHA256 of the secret seeds an Ed25519 key,
+// whose signatures are deterministic. The subject contains a digest of the
+// public key, which distinguishes the authorities of two secrets.
 func authority(secret string) (ed25519.PrivateKey, *x509.Certificate, error) {
 	seed, err := hkdf.Key(sha256.New, []byte(secret), nil, "stemedb peer authority v1", ed25519.SeedSize)
 	if err != nil {
@@ -113,10 +114,10 @@ func issue(name string, caKey ed25519.PrivateKey, ca *x509.Certificate) (tls.Cer
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private, Leaf: leaf}, err
 }
 
-// files is the operator's certificate as it stands in three files.
+// files names the three files of the operator's certificate.
 type files struct{ cert, key, ca string }
 
-// read returns the contents of the files, for load and to see a change.
+// read returns the contents of the files, for load and to detect a change.
 func (f files) read() ([3][]byte, error) {
 	var out [3][]byte
 	for i, name := range []string{f.cert, f.key, f.ca} {
@@ -152,8 +153,8 @@ func equalPEM(a, b [3][]byte) bool {
 }
 
 // verify checks the chain that a peer presented. It is the only check: the
-// standard one is switched off because it wants a host name, which derived
-// leaves do not carry.
+// standard one is switched off because it requires a host name, which derived
+// leaves do not have.
 func (id *identity) verify(cs tls.ConnectionState, host string, usage x509.ExtKeyUsage, now time.Time) error {
 	if len(cs.PeerCertificates) == 0 {
 		return fmt.Errorf("%w: it presented no certificate", ErrNotMember)

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// maxHandshakes is how many strangers may shake hands at once. More wait in the
-// kernel's queue.
+// maxHandshakes is the number of concurrent handshakes. More connections wait
+// in the kernel's queue.
 const maxHandshakes = 128
 
 // Listener is the peer port: one address, one listener for each protocol.
@@ -25,8 +25,8 @@ type Listener struct {
 	workers sync.WaitGroup
 }
 
-// Listen opens the peer port. Close it; closing one of its two listeners only
-// refuses that protocol.
+// Listen opens the peer port. The caller must call Close; closing one of its
+// two listeners only refuses that protocol.
 func (t *Transport) Listen(ctx context.Context, addr string) (*Listener, error) {
 	raw, err := t.cfg.Network.Listen(ctx, addr)
 	if err != nil {
@@ -40,8 +40,8 @@ func (t *Transport) Listen(ctx context.Context, addr string) (*Listener, error) 
 	return l, nil
 }
 
-// GRPC accepts the connections for gRPC. They are encrypted already: the server
-// behind it uses no transport credentials of its own.
+// GRPC accepts the connections for gRPC. They are already encrypted: the gRPC
+// server uses no transport credentials.
 func (l *Listener) GRPC() net.Listener { return l.grpc }
 
 // Raft accepts the connections for Raft.
@@ -50,8 +50,8 @@ func (l *Listener) Raft() net.Listener { return l.raft }
 // Addr is the address of the port.
 func (l *Listener) Addr() net.Addr { return l.raw.Addr() }
 
-// Close closes the port and waits for handshakes under way. Connections that
-// were accepted belong to who accepted them.
+// Close closes the port and waits for handshakes under way. Accepted
+// connections belong to the code that accepted them.
 func (l *Listener) Close() error {
 	l.stop()
 	err := l.raw.Close()
@@ -69,8 +69,8 @@ func (l *Listener) accept() {
 			if l.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return
 			}
-			// Out of file descriptors, most likely: they come back. The network
-			// that the node gives to its parts reports it.
+			// Most likely the process has no file descriptors left, which passes. The
+			// network that the node gives to its parts reports it.
 			if !sleep(l.ctx, 100*time.Millisecond) {
 				return
 			}
@@ -116,7 +116,7 @@ func (l *Listener) handshake(raw net.Conn) {
 	case to.queue <- conn:
 	case <-to.done:
 		raw.Close()
-	case <-ctx.Done(): // nobody accepts: the owner is starting or stuck
+	case <-ctx.Done(): // no Accept is waiting: the owner is starting or stuck
 		raw.Close()
 	}
 }

@@ -31,7 +31,7 @@ const (
 	secretB = "fedcba9876543210fedcba9876543210"
 )
 
-// greet accepts one connection and echoes a line of its.
+// greet accepts one connection and echoes one line.
 func greet(l net.Listener, answer string) {
 	go func() {
 		for {
@@ -91,7 +91,7 @@ func TestSecretsAndProtocols(t *testing.T) {
 					conn, err := client.Dial(t.Context(), "s:18182", proto)
 					var got []byte
 					if err == nil {
-						// In TLS 1.3 a client hears of its refusal when it reads.
+						// In TLS 1.3 a client learns of its refusal when it reads.
 						got, err = io.ReadAll(conn)
 						conn.Close()
 					}
@@ -122,12 +122,12 @@ func TestStrangersAreDropped(t *testing.T) {
 			require.NoError(t, err)
 			return conn
 		}
-		// Silence ends with the handshake's time.
+		// A silent connection ends with the handshake's timeout.
 		start := time.Now()
 		_, err := io.ReadAll(dial())
 		require.NoError(t, err)
 		require.Equal(t, 5*time.Second, time.Since(start))
-		// Noise at once.
+		// Noise is refused immediately.
 		conn := dial()
 		conn.Write([]byte("GET / HTTP/1.1\r\nHost: s\r\n\r\n"))
 		start = time.Now()
@@ -245,7 +245,7 @@ func TestOperatorsFiles(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, int64(10), got)
 
-		// By a clock that is wrong, a certificate is not valid yet, or no longer.
+		// By a wrong clock, a certificate is not valid yet, or no longer valid.
 		for _, by := range []time.Duration{-2 * time.Hour, 2 * time.Hour} {
 			clientClock.Set(by)
 			_, err = serial()

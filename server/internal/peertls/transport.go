@@ -34,7 +34,7 @@ type Transport struct {
 	stop    context.CancelFunc
 	workers sync.WaitGroup
 
-	mu     sync.Mutex // guards what is below; never held across a wait
+	mu     sync.Mutex // guards the fields below; never held across a wait
 	conns  map[string]*grpc.ClientConn
 	closed bool
 }
@@ -45,7 +45,7 @@ type metrics struct {
 	reloads *prometheus.CounterVec
 }
 
-// New reads or derives this node's certificate. Close it.
+// New reads or derives this node's certificate. The caller must call Close.
 func New(cfg Config) (*Transport, error) {
 	if cfg.HandshakeTimeout == 0 {
 		cfg.HandshakeTimeout = 5 * time.Second
@@ -96,8 +96,8 @@ func (t *Transport) use(id *identity) {
 	t.metrics.expires.Set(float64(id.expires.Unix()))
 }
 
-// reload takes new files into use when all three fit together. Files that do
-// not are reported once per content; the old certificate stays in use.
+// reload starts to use new files when all three match. Files that do not match
+// are reported once per content, and the old certificate stays in use.
 func (t *Transport) reload(ctx context.Context, seen [3][]byte) {
 	tick := time.NewTicker(t.cfg.ReloadEvery)
 	defer tick.Stop()
@@ -164,8 +164,8 @@ func (t *Transport) Dial(ctx context.Context, addr, proto string) (net.Conn, err
 	return conn, nil
 }
 
-// serverConfig is asked for each handshake, so that a reloaded certificate
-// counts at once.
+// serverConfig is called for each handshake, so that a reloaded certificate
+// takes effect immediately.
 func (t *Transport) serverConfig() *tls.Config {
 	id := t.identity.Load()
 	return &tls.Config{
@@ -175,7 +175,7 @@ func (t *Transport) serverConfig() *tls.Config {
 		SessionTicketsDisabled: true,
 		ClientAuth:             tls.RequireAnyClientCert,
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			// A client's certificate names no host that could be checked.
+			// A client's certificate names no host to check.
 			clients := *id
 			clients.hostnames = false
 			return clients.verify(cs, "", x509.ExtKeyUsageClientAuth, t.cfg.Clock.Now())
@@ -183,9 +183,9 @@ func (t *Transport) serverConfig() *tls.Config {
 	}
 }
 
-// Conn returns the gRPC connection to addr, shared by all who ask for that
-// address. It connects when it is first used, looks the name up anew for each
-// attempt, and is closed by Close only.
+// Conn returns the gRPC connection to addr, shared by all callers for that
+// address. It connects on first use, looks up the name again for each attempt,
+// and is closed only by Close.
 func (t *Transport) Conn(addr string) (*grpc.ClientConn, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -203,7 +203,7 @@ func (t *Transport) Conn(addr string) (*grpc.ClientConn, error) {
 		grpc.WithDisableServiceConfig(),
 		grpc.WithIdleTimeout(0),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			// A pod that comes back is to be found at once.
+			// A pod that comes back should be found immediately.
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
 			MinConnectTimeout: t.cfg.HandshakeTimeout,
 		}),
@@ -220,7 +220,7 @@ func (t *Transport) Conn(addr string) (*grpc.ClientConn, error) {
 // MaxMessage is the largest gRPC message in bytes that members exchange.
 const MaxMessage = 32 << 20
 
-// ServerOptions are what the gRPC server behind Listener.GRPC needs.
+// ServerOptions are the options of the gRPC server behind Listener.GRPC.
 func (t *Transport) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(MaxMessage),
@@ -230,7 +230,7 @@ func (t *Transport) ServerOptions() []grpc.ServerOption {
 	}
 }
 
-// Close closes all pooled connections and waits for what it started.
+// Close closes all pooled connections and waits for the transport's goroutines.
 func (t *Transport) Close() error {
 	t.stop()
 	t.mu.Lock()
@@ -250,11 +250,11 @@ func newMetrics(reg prometheus.Registerer) (metrics, error) {
 	m := metrics{
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "stemedb_peer_handshakes_refused_total",
-			Help: "Connections to the peer port that did not prove to belong to the cluster.",
+			Help: "Connections to the peer port that did not prove that they belong to the cluster.",
 		}),
 		expires: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "stemedb_peer_certificate_expiry_timestamp_seconds",
-			Help: "When the certificate that this node presents to its peers ends.",
+			Help: "When the certificate that this node presents to its peers expires.",
 		}),
 		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "stemedb_peer_certificate_reloads_total",

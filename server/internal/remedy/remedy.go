@@ -1,21 +1,22 @@
 // Package remedy holds the advice to operators that depends on the number of
-// members of the cluster. Volumes that other members can refill may be emptied;
-// those of a single node, or of one of two, may not, and no text advises it.
+// members of the cluster. Volumes that other members can refill may be emptied.
+// Those of a single node, or of one of two, must not be emptied, and no text
+// advises it.
 package remedy
 
 import "fmt"
 
-// Unknown is the number of members where it cannot be told. The advice then
-// covers each case.
+// Unknown stands for an unknown number of members. The advice then covers each
+// case.
 const Unknown = 0
 
 // ThisNode is the node that gives the advice.
 const ThisNode = "this node"
 
 // Volumes is the advice when the volumes of a node cannot be used as they are.
-// members counts the node itself. putBack is the remedy that destroys nothing, as
-// an instruction. A node that joins anew has to be admitted by a majority of the
-// members, of which its old self is one.
+// members includes the node itself. putBack is the instruction that destroys
+// nothing. A node that joins anew must be admitted by a majority of the
+// members, and its previous incarnation is one of them.
 func Volumes(members int, node, putBack string) string {
 	switch {
 	case members <= Unknown:
@@ -33,7 +34,7 @@ func Volumes(members int, node, putBack string) string {
 		"empty both volumes of %s, so that it joins as a new member and is refilled by them; otherwise %s", members-1, members, members/2+1, node, putBack)
 }
 
-// Lost is the advice when the log of the node with this name lost records.
+// Lost is the advice when the log of the named node lost records.
 func Lost(members int, name string) string {
 	alone := fmt.Sprintf("restore a backup, or accept the loss: stemedb cluster accept-loss %s --yes; do not empty the volumes", name)
 	switch {

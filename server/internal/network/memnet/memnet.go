@@ -1,17 +1,17 @@
 // Package memnet is a network inside one process, for tests: named hosts with
 // addresses, stream connections and datagrams, cuts, delays and losses.
 //
-// It behaves like TCP, UDP and DNS where a distributed system would notice:
-// a connection carries bytes in order or breaks, what is sent into a cut waits
-// and arrives after it heals or the connection times out, a killed process
-// resets its connections while a host without power leaves them hanging,
-// a dial into nothing takes as long as its caller allows, and datagrams are
-// dropped rather than waited for.
+// It behaves like TCP, UDP and DNS where a distributed system would notice: a
+// connection carries bytes in order or breaks; bytes sent into a cut arrive
+// after it heals unless the connection times out; a killed process resets its
+// connections, while a host without power leaves them hanging; a dial to an
+// unreachable address takes as long as its caller allows; datagrams are
+// dropped, never waited for.
 //
-// There are no goroutines and no sockets in here; all waiting is for channels
-// and timers. So whole clusters run on it under testing/synctest in virtual
-// time, and nothing waits for ever on a peer that is gone. Delays and losses
-// are drawn from a seed.
+// The package has no goroutines and no sockets; all waiting is on channels and
+// timers. So whole clusters run on it under testing/synctest in virtual time,
+// and nothing waits forever for a dead peer. Delays and losses are drawn from a
+// seed.
 package memnet
 
 import (
@@ -45,7 +45,7 @@ const (
 
 // Net is a network of hosts. The zero value is not usable; see New.
 type Net struct {
-	mu       sync.Mutex // guards everything in this package; never held while waiting
+	mu       sync.Mutex // guards all state of this package; never held while waiting
 	rng      *rand.Rand
 	hosts    map[string]*Host
 	byIP     map[netip.Addr]*Host
@@ -65,7 +65,7 @@ type link struct{ from, to string }
 
 type delay struct{ min, max time.Duration }
 
-// New makes an empty network without delay and loss. Random draws come from the
+// New makes an empty network without delay or loss. Random draws come from the
 // seed.
 func New(seed uint64) *Net {
 	return &Net{
@@ -79,8 +79,8 @@ func New(seed uint64) *Net {
 	}
 }
 
-// Host returns the host of that name, made when it is not there. Its name can
-// be looked up from the first Start on.
+// Host returns the host of that name and creates it if necessary. Its name
+// resolves from its first Start on.
 func (n *Net) Host(name string) *Host {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -117,19 +117,19 @@ func (n *Net) SetDelayBetween(from, to string, least, most time.Duration) {
 }
 
 // SetLoss drops that share (0..1) of the datagrams between different hosts.
-// Streams are not affected: TCP repeats what is lost.
+// Streams are not affected, because TCP retransmits.
 func (n *Net) SetLoss(share float64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.loss = share
 }
 
-// Cut stops everything between the two hosts, in both directions.
+// Cut stops all traffic between the two hosts, in both directions.
 func (n *Net) Cut(a, b string) { n.CutOneWay(a, b); n.CutOneWay(b, a) }
 
-// CutOneWay stops everything that goes from one host to the other. Streams need
-// both directions to be opened; data flows on in the direction that is left
-// until the connection breaks for want of acknowledgements.
+// CutOneWay stops all traffic from one host to the other. Opening a stream
+// needs both directions; data still flows in the remaining direction until the
+// connection breaks for lack of acknowledgements.
 func (n *Net) CutOneWay(from, to string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -191,15 +191,15 @@ func (n *Net) heal(links ...link) {
 	n.disturb()
 }
 
-// breakOld breaks the connections that were cut for too long, whether or not
-// anybody looked at them in the meantime. It is called before a cut ends.
+// breakOld breaks the connections that were cut for too long, even those that
+// nobody used in the meantime. It is called before a cut ends.
 func (n *Net) breakOld() {
 	for c := range n.conns {
 		c.breakIfDue()
 	}
 }
 
-// disturb wakes all who wait, so that they look at the network again.
+// disturb wakes all waiters, so that they check the network again.
 func (n *Net) disturb() {
 	n.changed.broadcast()
 	for c := range n.conns {
@@ -208,7 +208,8 @@ func (n *Net) disturb() {
 	}
 }
 
-// cutSince tells since when nothing gets from one host to the other.
+// cutSince returns the time since which the link from one host to the other is
+// cut.
 func (n *Net) cutSince(from, to *Host) (time.Time, bool) {
 	if from == to {
 		return time.Time{}, false
@@ -268,12 +269,12 @@ func (n *Net) resolve(from *Host, name string) []*Host {
 	return found
 }
 
-// Host is a machine (or a pod): a name, an address, and the process that runs.
+// Host is a machine (or a pod): a name, an address and the running process.
 type Host struct {
 	net      *Net
 	name     string
 	ip       netip.Addr
-	started  bool // ever: its name resolves
+	started  bool // at least once: its name resolves
 	proc     *Proc
 	off      bool // no power
 	offSince time.Time
@@ -289,7 +290,7 @@ func (h *Host) IP() string {
 	return h.ip.String()
 }
 
-// Move gives the host another address, as a pod gets when it is made anew. Its
+// Move gives the host another address, as happens to a recreated pod. Its
 // process is killed.
 func (h *Host) Move() {
 	h.net.mu.Lock()
@@ -298,8 +299,8 @@ func (h *Host) Move() {
 	h.net.assignIP(h)
 }
 
-// Exchange makes two hosts take each other's address, as happens when addresses
-// are used again. Their processes are killed.
+// Exchange swaps the addresses of two hosts, as happens when addresses are
+// reused. Their processes are killed.
 func (h *Host) Exchange(with *Host) {
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
@@ -309,7 +310,7 @@ func (h *Host) Exchange(with *Host) {
 	h.net.byIP[h.ip], h.net.byIP[with.ip] = h, with
 }
 
-// end kills the process that runs, if any.
+// end kills the running process, if there is one.
 func (h *Host) end() {
 	if h.proc != nil {
 		h.proc.kill()
@@ -317,9 +318,9 @@ func (h *Host) end() {
 	}
 }
 
-// Start returns the network for a new process on the host. A process that ran
-// before is killed; a host without power gets it back, upon which connections
-// of the process before are reset.
+// Start returns the network for a new process on the host. A process that still
+// runs is killed. A host without power is powered on, which resets the
+// connections of its previous process.
 func (h *Host) Start() *Proc {
 	n := h.net
 	n.mu.Lock()
@@ -345,8 +346,8 @@ type Proc struct {
 	dead      chan struct{} // closed when killed
 }
 
-// Kill ends the process as SIGKILL does: peers see its connections reset, and
-// everything that the old process still tries fails.
+// Kill ends the process like SIGKILL: peers see its connections reset, and
+// every further call of the old process fails.
 func (p *Proc) Kill() {
 	p.host.net.mu.Lock()
 	defer p.host.net.mu.Unlock()
@@ -354,8 +355,8 @@ func (p *Proc) Kill() {
 	p.resetPeers()
 }
 
-// PowerOff ends the process and its host without a word: peers notice by
-// time-outs only.
+// PowerOff ends the process and its host silently: peers notice only by
+// timeouts.
 func (p *Proc) PowerOff() {
 	n := p.host.net
 	n.mu.Lock()
@@ -386,7 +387,7 @@ func (p *Proc) kill() {
 	}
 }
 
-// resetPeers tells the other ends of a dead process's connections.
+// resetPeers resets the other ends of a dead process's connections.
 func (p *Proc) resetPeers() {
 	var survivors []*conn
 	for c := range p.host.net.conns {
@@ -429,8 +430,8 @@ func (p *Proc) port(wanted uint16, taken func(uint16) bool) (uint16, error) {
 	return 0, syscall.EADDRNOTAVAIL
 }
 
-// LookupHost implements network.Network. It asks nobody, so that a cut does not
-// touch it.
+// LookupHost implements network.Network. It sends no message, so cuts do not
+// affect it.
 func (p *Proc) LookupHost(ctx context.Context, name string) ([]string, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -466,7 +467,7 @@ func split(address string) (string, uint16, error) {
 	return host, uint16(number), nil
 }
 
-// signal wakes all who wait for it. Its methods are called with Net.mu held.
+// signal wakes all its waiters. Its methods are called with Net.mu held.
 type signal struct{ ch chan struct{} }
 
 func (s *signal) wait() <-chan struct{} {
@@ -483,8 +484,8 @@ func (s *signal) broadcast() {
 	}
 }
 
-// await waits for the channel or the time, whichever is first; the zero time
-// never comes.
+// await waits for the channel or the time, whichever is first. The zero time
+// means never.
 func await(ch <-chan struct{}, until time.Time) {
 	if until.IsZero() {
 		<-ch
@@ -498,7 +499,7 @@ func await(ch <-chan struct{}, until time.Time) {
 	}
 }
 
-// earliest returns the earlier one of two times, of which zero means never.
+// earliest returns the earlier of two times. Zero means never.
 func earliest(a, b time.Time) time.Time {
 	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
 		return b

@@ -231,7 +231,7 @@ func TestPackets(t *testing.T) {
 		send()
 		require.Zero(t, receive())
 		b.Kill()
-		send() // into nothing: never waits, never fails
+		send() // to no listener: never waits, never fails
 		_, _, err = to.ReadFrom(make([]byte, 1))
 		require.True(t, strings.Contains(err.Error(), "closed"))
 	})

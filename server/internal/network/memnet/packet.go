@@ -46,8 +46,8 @@ func (p *Proc) ListenPacket(_ context.Context, address string) (net.PacketConn, 
 	return c, nil
 }
 
-// WriteTo sends a datagram and never waits. What cannot be delivered is lost
-// without a word, as on a wire.
+// WriteTo sends a datagram and never waits. A datagram that cannot be delivered
+// is lost silently, as on a wire.
 func (c *packetConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	target, err := netip.ParseAddrPort(to.String())
 	if err != nil {
@@ -91,7 +91,7 @@ func (c *packetConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	return len(b), nil
 }
 
-// ReadFrom implements net.PacketConn. What does not fit into b is cut off.
+// ReadFrom implements net.PacketConn. A datagram longer than b is truncated.
 func (c *packetConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	n := c.proc.host.net
 	for {

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// stream is one direction of a connection. It is pulled by its reader: a chunk
-// can be read once its time has come and it is not held up by a cut.
+// stream is one direction of a connection. Its reader pulls: a chunk can be
+// read once it is due and no cut delays it.
 type stream struct {
 	from, to *Host
 	chunks   []chunk
@@ -39,8 +39,8 @@ func (s *stream) push(n *Net, c chunk) {
 	s.wake.broadcast()
 }
 
-// end makes the reader see the error after what is there already; an end that
-// was there stays the first.
+// end makes the reader see the error after the bytes that are already there. An
+// earlier end takes precedence.
 func (s *stream) end(err error) {
 	if k := len(s.chunks); k > 0 && s.chunks[k-1].end != nil {
 		return
@@ -55,7 +55,7 @@ func (s *stream) head(n *Net, now time.Time) (c *chunk, again time.Time) {
 	}
 	c = &s.chunks[0]
 	if since, cut := n.cutSince(s.from, s.to); cut && !c.due.Before(since) {
-		return nil, time.Time{} // healing wakes us
+		return nil, time.Time{} // the end of the cut wakes the reader
 	}
 	if c.due.After(now) {
 		return nil, c.due
@@ -77,7 +77,7 @@ type conn struct {
 	err           error // why it is closed
 }
 
-// fail closes this end without telling the other.
+// fail closes this end without notifying the other.
 func (c *conn) fail(err error) {
 	if c.closed {
 		return
@@ -91,8 +91,8 @@ func (c *conn) fail(err error) {
 	}
 }
 
-// breakIfDue breaks a connection that could not speak for too long, and returns
-// when that will be.
+// breakIfDue breaks a connection that has been cut for too long. It returns
+// when the connection breaks.
 func (c *conn) breakIfDue() (at time.Time) {
 	if since, cut := c.net.cutSince(c.proc.host, c.peer.proc.host); cut {
 		at = earliest(at, since.Add(breakAfter))
@@ -120,7 +120,8 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 }
 
-// tryRead reads what is there, or returns what to wait for.
+// tryRead reads the bytes that have arrived, or returns the channel and the
+// time to wait for.
 func (c *conn) tryRead(p []byte) (count int, wait <-chan struct{}, until time.Time, err error) {
 	n := c.net
 	n.mu.Lock()
@@ -206,7 +207,7 @@ func (c *conn) cut() bool {
 	return there || back
 }
 
-// Close implements net.Conn: what was written still arrives.
+// Close implements net.Conn. Bytes already written still arrive.
 func (c *conn) Close() error {
 	c.net.mu.Lock()
 	defer c.net.mu.Unlock()
@@ -254,8 +255,8 @@ type listener struct {
 	closed bool
 }
 
-// Listen implements network.Network. The host of the address is not looked at:
-// a listener hears every address of its host.
+// Listen implements network.Network. It ignores the host of the address: a
+// listener accepts connections to every address of its host.
 func (p *Proc) Listen(_ context.Context, address string) (net.Listener, error) {
 	_, wanted, err := split(address)
 	if err != nil {
@@ -326,8 +327,8 @@ func (l *listener) Addr() net.Addr {
 	return addr{"tcp", netip.AddrPortFrom(l.proc.host.ip, l.port)}
 }
 
-// Dial implements network.Network. Into a cut, or to a host without power or
-// an address that nobody has, it waits as long as ctx allows, 130 s at most.
+// Dial implements network.Network. When the link is cut, the host has no power
+// or no host has the address, it waits as long as ctx allows, 130 s at most.
 func (p *Proc) Dial(ctx context.Context, address string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -393,7 +394,7 @@ func (p *Proc) dial(ctx context.Context, address string) (net.Conn, error) {
 	}
 }
 
-// pause waits for ch, or for a while when ch is nil.
+// pause waits for ch, or for the given time when ch is nil.
 func (p *Proc) pause(ctx context.Context, ch <-chan struct{}, d time.Duration) error {
 	if ch == nil {
 		timer := time.NewTimer(d)
