@@ -1,18 +1,18 @@
-// Package api is the HTTP face of a node: routes, who may use them, what they
-// accept and how they answer, and the gateway that serves the same routes
-// through whichever node can.
+// Package api is the HTTP API of a node: its routes with their rights, inputs
+// and answers, and the gateway, which serves the same routes through any node
+// that can serve.
 //
-// It promises: every route stands in one table (routes.go) with its rights,
-// limits and parameters; every error is RFC 9457 problem+json with a stable
-// code out of one table (problem.go); every answer carries X-Request-Id and
-// Content-Length; no input crashes the process, hangs a connection or makes it
-// hold more memory than the limits say. Nothing that a request sends becomes
-// durable on any node more than 30 s after the revocation of its key, however
-// slowly its body comes or its turn, and no read shows it anything by then
-// (trust.go).
+// It promises: every route is in one table (routes.go) with its rights, limits
+// and parameters; every error is RFC 9457 problem+json with a stable code from
+// one table (problem.go); every answer carries X-Request-Id and Content-Length;
+// no input crashes the process, hangs a connection or makes it hold more memory
+// than the limits allow. No data of a request becomes durable on any node more
+// than 30 s after the revocation of its key, however slowly its body arrives
+// and however long it waits for its turn, and no read returns data after that
+// time (trust.go).
 //
-// The package knows no file and no socket: records and keys come through the
-// Backend and Keys interfaces, connections from the listeners given to Serve.
+// The package opens no file and no socket: records and keys come through the
+// Backend and Keys interfaces, connections from the listeners passed to Serve.
 package api
 
 import (
@@ -30,18 +30,18 @@ import (
 )
 
 // Keys is the table of API keys; *control.Control implements it. Its errors are
-// those of package keys; anything else means that the table cannot be asked or
+// those of package keys; any other error means that the table cannot be read or
 // changed now and is answered with 503.
 type Keys interface {
-	// ConfirmedUntil is the end of the 30 s for which this node's copy is
-	// trusted since it was last known to be current; zero: it is not trusted.
+	// ConfirmedUntil is the end of the 30 s for which this node's copy is trusted
+	// after it was last known to be current; zero: it is not trusted.
 	ConfirmedUntil() time.Time
-	// Now is the cluster's time; not sure: only this machine's.
+	// Now is the cluster's time; when it is not sure, only this machine's.
 	Now() (at time.Time, sure bool)
 	// GetKey and ListKeys read this node's copy.
 	GetKey(h keys.Hash) (keys.Key, bool)
 	ListKeys() []keys.Key
-	// LookupAtLeader brings the copy up to date and looks again.
+	// LookupAtLeader updates the copy from the leader and looks the key up again.
 	LookupAtLeader(ctx context.Context, h keys.Hash) (k keys.Key, found bool, err error)
 
 	CreateKey(ctx context.Context, k keys.Key) (after keys.Key, created bool, err error)
@@ -56,12 +56,12 @@ type Options struct {
 	Node    string // this node's name
 	Version string
 
-	Auth           bool     // ask for keys; off: project "default" and every role
+	Auth           bool     // require keys; off: project "default" and every role
 	AllowedOrigins []string // see config.Config
 
 	Logger     *slog.Logger
-	Registerer prometheus.Registerer // nil: a registry of its own
-	Gatherer   prometheus.Gatherer   // what /metrics shows
+	Registerer prometheus.Registerer // nil: a new registry
+	Gatherer   prometheus.Gatherer   // the source of /metrics
 
 	// Dial connects to another member's HTTP API for the gateway, which speaks
 	// TLS on the connection when this node's own API does. Without it the
@@ -69,19 +69,19 @@ type Options struct {
 	Dial func(ctx context.Context, p Peer) (net.Conn, error)
 
 	// RequestTimeout bounds the work for one request, 10 s when 0. A caller may
-	// ask for less, or for up to MaxRequestTimeout, with X-Request-Timeout.
+	// set a shorter time, or up to MaxRequestTimeout, with X-Request-Timeout.
 	RequestTimeout time.Duration
 	// ReadTimeout bounds how long a request with its body may take to arrive,
 	// 30 s when 0.
 	ReadTimeout time.Duration
-	// BodyBudget bounds the bytes of large bodies (over 64 KiB) that are held at
-	// once, 128 MiB when 0.
+	// BodyBudget bounds the bytes of large bodies (over 64 KiB) that are held
+	// concurrently, 128 MiB when 0.
 	BodyBudget int64
-	// ReadLimit bounds what one request may hold of the claims that it reads, in
-	// bytes, 32 MiB when 0. Beyond it the answer is subject_too_large.
+	// ReadLimit bounds the bytes of claims that one request may hold, 32 MiB when
+	// 0. Beyond it the answer is subject_too_large.
 	ReadLimit int64
-	// HeavyReads is how many requests may hold more than 256 KiB of claims at
-	// once, 4 when 0. Others wait for their turn.
+	// HeavyReads is the number of requests that may hold more than 256 KiB of
+	// claims concurrently, 4 when 0. Others wait for their turn.
 	HeavyReads int64
 }
 
@@ -91,12 +91,11 @@ const (
 	defaultBodyBudget     = 128 << 20
 	defaultReadLimit      = 32 << 20
 	defaultHeavyReads     = 4
-	// MaxRequestTimeout is the longest that a caller may ask the server to work
-	// on one request.
+	// MaxRequestTimeout is the longest time that a caller may set for one request.
 	MaxRequestTimeout = time.Minute
 )
 
-// keyTime is the time that keys are judged by: zero when it is not sure.
+// keyTime is the time by which keys are judged: zero when it is not sure.
 func (s *services) keyTime() time.Time {
 	at, sure := s.keys.Now()
 	if !sure {
@@ -107,23 +106,23 @@ func (s *services) keyTime() time.Time {
 
 // Progress is how far a start has come.
 type Progress struct {
-	Phase string `json:"phase"` // what is being done, for people
-	// Rebuild: the whole index is being made again. That may take longer than
-	// any start-up window, goes on after a restart, and is not to be
-	// interrupted: the node counts as started, and as not ready.
+	Phase string `json:"phase"` // a description for people
+	// Rebuild: the whole index is being rebuilt. A rebuild may take longer than
+	// any start-up window, resumes after a restart, and should not be interrupted:
+	// the node counts as started and not ready.
 	Rebuild bool  `json:"rebuild,omitempty"`
 	Done    int64 `json:"done"` // bytes of log
 	Total   int64 `json:"total"`
 }
 
-// services are what the routes work on once the node has them.
+// services are the parts of the node that the routes use once they exist.
 type services struct {
 	backend Backend
 	keys    Keys
 }
 
-// API serves the routes. It answers from the moment it is made: until Attach,
-// the startup path shows progress, and what needs records or keys is 503.
+// API serves the routes. It answers from its creation on: until Attach, the
+// startup path shows progress, and routes that need records or keys answer 503.
 type API struct {
 	opts     Options
 	log      *slog.Logger
@@ -189,17 +188,17 @@ func (a *API) Handler() http.Handler { return a.handler }
 // through another one.
 func (a *API) Gateway() http.Handler { return a.gateway }
 
-// Attach gives the API what its routes work on. It is called once.
+// Attach gives the API the services that its routes use. It is called once.
 func (a *API) Attach(b Backend, k Keys) { a.services.Store(&services{b, k}) }
 
-// SetProgress says how far the start has come, until Attach.
+// SetProgress sets the progress that the startup path shows until Attach.
 func (a *API) SetProgress(p Progress) { a.progress.Store(&p) }
 
-// Drain turns the node unready at once. It goes on serving, and from now on
-// every answer asks the caller to open its next connection elsewhere.
+// Drain makes the node unready immediately. The node goes on serving, and from
+// then on every answer asks the caller to open its next connection elsewhere.
 func (a *API) Drain() { a.draining.Store(true) }
 
-// Draining tells whether Drain was called.
+// Draining reports whether Drain was called.
 func (a *API) Draining() bool { return a.draining.Load() }
 
 func (a *API) startingProblem() *Problem {

@@ -12,21 +12,23 @@ import (
 )
 
 const (
-	// Unknown keys are asked of the leader once, then refused from memory for
-	// this long, so that a flood of wrong keys costs the leader little. A key
-	// registered meanwhile is found in the copy, which is looked at first.
+	// The leader is asked once about an unknown key. The key is then refused from
+	// memory for this long, so that a flood of invalid keys costs the leader
+	// little. A key registered in the meantime is found in the copy, which is
+	// checked first.
 	unknownFor = 2 * time.Second
 	// unknownKept bounds that memory.
 	unknownKept = 4096
-	// leaderQuestions bounds how many callers wait for the leader at once.
+	// leaderQuestions bounds the number of callers that wait for the leader
+	// concurrently.
 	leaderQuestions = 32
 	leaderPatience  = 2 * time.Second
 )
 
-// authorize decides whether the call may go on and, if the copy of the table of
-// keys is trusted for so long, until by. It fills caller. Every check of a key is
-// a look-up of its hash in an immutable table, so nothing about a key can be
-// learnt from how long a refusal takes.
+// authorize decides whether the call may proceed. The copy of the table of keys
+// must be trusted until by. authorize fills caller. Every check of a key is a
+// look-up of its hash in an immutable table, so the time that a refusal takes
+// reveals nothing about a key.
 func (c *call) authorize(by time.Time) error {
 	if !c.api.opts.Auth {
 		c.caller = caller{project: defaultProject, role: keys.Admin, known: true}
@@ -47,11 +49,11 @@ func (c *call) authorize(by time.Time) error {
 	return nil
 }
 
-// headerName is how the documentation spells the key's header.
+// headerName is the documentation's spelling of the key's header.
 const headerName = "X-API-Key"
 
-// givenKey is the text of the caller's key, if it can be one at all. That much
-// any node can tell. More than one was refused by checkHeader.
+// givenKey is the text of the caller's key, if it is well-formed. Any node can
+// check that. checkHeader has refused repeated headers.
 func (c *call) givenKey() (string, error) {
 	given := c.r.Header[headerKey]
 	if len(given) == 0 || given[0] == "" {
@@ -63,8 +65,9 @@ func (c *call) givenKey() (string, error) {
 	return given[0], nil
 }
 
-// identify checks the caller's key. It has to hold until by as far as a copy of
-// the table can tell: by is within 30 s of a moment at which the copy was current.
+// identify checks the caller's key. As far as a copy of the table can show, the
+// key must be valid until by, which is within 30 s of a moment at which the
+// copy was current.
 func (c *call) identify(by time.Time) error {
 	if c.callerHash == (keys.Hash{}) {
 		raw, err := c.givenKey()
@@ -99,7 +102,7 @@ func (c *call) identify(by time.Time) error {
 }
 
 func keysUnconfirmed() *Problem {
-	return problem(codeKeysUnconfirmed, headerName, "the leader of the control table has not confirmed this node's copy of the keys recently enough, so this node cannot tell whether the key still holds", "send the request again, or through another node").retry(retryAfterLeaderVote)
+	return problem(codeKeysUnconfirmed, headerName, "the leader of the control table has not confirmed this node's copy of the keys recently enough, so this node cannot determine whether the key is still valid", "send the request again, or through another node").retry(retryAfterLeaderVote)
 }
 
 func usable(k *keys.Key, now time.Time) error {
@@ -107,25 +110,25 @@ func usable(k *keys.Key, now time.Time) error {
 	case keys.Usable:
 		return nil
 	case keys.Undecided:
-		return problem(cluster.CodeClocksApart, headerName, "the key has an expiry or is in its grace, and this node does not know the time: no majority of the members' clocks agree", "send the request again, or through another node; an administrator sees the clocks in GET /v1/cluster/status").retry(retryAfterLeaderVote)
+		return problem(cluster.CodeClocksApart, headerName, "the key has an expiry or is in its grace period, and this node does not know the time: no majority of the members' clocks agree", "send the request again, or through another node; an administrator sees the clocks in GET /v1/cluster/status").retry(retryAfterLeaderVote)
 	case keys.Revoked:
 		return problem(codeKeyRevoked, headerName, "the key was revoked", remedyAskAdministrator)
 	case keys.Rotated:
-		return problem(codeKeyRotated, headerName, "the key was replaced by another one and its grace is over", "use the new key")
+		return problem(codeKeyRotated, headerName, "the key was replaced by another one and its grace period is over", "use the new key")
 	case keys.Expired:
 		return problem(codeKeyExpired, headerName, "the key expired", remedyAskAdministrator)
 	default:
-		return problem(codeKeyDisabled, headerName, "the key is switched off", remedyAskAdministrator)
+		return problem(codeKeyDisabled, headerName, "the key is disabled", remedyAskAdministrator)
 	}
 }
 
 // unknownKeys asks the leader about keys that this node's copy lacks, and
-// remembers for a moment which ones the leader did not know either.
+// remembers for a short time which ones the leader did not know either.
 type unknownKeys struct {
 	slots chan struct{}
 
 	mu   sync.Mutex
-	seen map[keys.Hash]time.Time // when the leader said that it knows no such key
+	seen map[keys.Hash]time.Time // when the leader reported the key as unknown
 }
 
 func newUnknownKeys() *unknownKeys {
@@ -178,8 +181,9 @@ func (u *unknownKeys) remember(h keys.Hash, now time.Time) {
 	u.seen[h] = now
 }
 
-// maybeIdentify fills caller when the request carries a key that works, for
-// routes that show more to callers who are known. It returns why not.
+// maybeIdentify fills caller when the request carries a valid key, for routes
+// that show more to identified callers. Its error says why the key was not
+// accepted.
 func (c *call) maybeIdentify() (why string) {
 	if c.caller.known {
 		return ""
@@ -192,8 +196,8 @@ func (c *call) maybeIdentify() (why string) {
 	return ""
 }
 
-// cors applies the rule for browsers: listed origins; none given: no origin
-// with auth, any without.
+// cors applies the rule for browsers: listed origins are allowed; without a
+// list, none with auth and any without.
 func (a *API) cors(h http.Header, r *http.Request) {
 	origins := r.Header["Origin"]
 	if len(origins) != 1 {

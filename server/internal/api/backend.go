@@ -10,8 +10,8 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Backend is the cluster as the API needs it; *cluster.Cluster has the methods
-// but Peers, and says what they promise.
+// Backend is the API's view of the cluster. *cluster.Cluster documents the
+// methods and implements all of them except Peers.
 type Backend interface {
 	Assert(ctx context.Context, project string, as []*record.Assertion) []cluster.WriteResult
 	Vote(ctx context.Context, project string, v *record.Vote) cluster.WriteResult
@@ -21,7 +21,7 @@ type Backend interface {
 	Subjects(ctx context.Context, project, prefix, after string, limit int, consistency cluster.Consistency) ([]string, error)
 	Ready() error
 	Status() cluster.Status
-	// Incomplete says why answers may lack records; empty: they do not.
+	// Incomplete says why answers may lack records; empty: they are complete.
 	Incomplete() string
 	// AcceptLoss and CancelChange are operators' decisions; errors are those of
 	// package control.
@@ -32,7 +32,7 @@ type Backend interface {
 	Peers() []Peer
 }
 
-// backendProblem is what the cluster or the store could not do.
+// backendProblem is the problem for a failure of the cluster or the store.
 func backendProblem(err error) *Problem {
 	var u *cluster.UnavailableError
 	if errors.As(err, &u) {
@@ -46,7 +46,7 @@ func backendProblem(err error) *Problem {
 		return p
 	}
 	if errors.Is(err, store.ErrNotFound) {
-		return problem(codeNoRecord, "hash", "no record of this project has this hash", "check the hash, and that the key belongs to the project that it was asserted in")
+		return problem(codeNoRecord, "hash", "no record of this project has this hash", "check the hash, and that the key belongs to the project in which the record was asserted")
 	}
 	var damage *store.DamageError
 	switch {

@@ -10,14 +10,14 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// nowhere is a response writer that forgets.
+// nowhere is a response writer that discards everything.
 type nowhere struct{ h http.Header }
 
 func (n nowhere) Header() http.Header         { return n.h }
 func (n nowhere) Write(b []byte) (int, error) { return len(b), nil }
 func (n nowhere) WriteHeader(int)             {}
 
-// BenchmarkHandler shows what the API adds to a request, without sockets.
+// BenchmarkHandler measures the API's cost of a request, without sockets.
 func BenchmarkHandler(b *testing.B) {
 	w := newWorld(b, nil)
 	body := []byte(jsonOf(b, claim(nil)))

@@ -24,7 +24,7 @@ const (
 	headerKey       = "X-Api-Key" // canonical form of X-API-Key
 	mediaJSON       = "application/json"
 
-	// defaultProject is everybody's project when auth is off.
+	// defaultProject is the project of all callers when auth is off.
 	defaultProject = "default"
 
 	// keptBuffer is the largest buffer that is kept for the next call.
@@ -33,12 +33,12 @@ const (
 
 // call is one request from its first byte to its answer. Handlers never write
 // to the connection: they leave their answer here, so that every answer is
-// complete, has a length, and can be given up for another node's.
+// complete, has a length, and can be replaced by another node's.
 type call struct {
 	api    *API
 	route  *route
 	r      *http.Request
-	w      http.ResponseWriter // for its deadlines alone
+	w      http.ResponseWriter // only for its deadlines
 	ctx    context.Context
 	cancel context.CancelFunc
 	limit  time.Duration // of the work; 0: the API's
@@ -48,13 +48,13 @@ type call struct {
 	requestID  string
 	svc        *services
 	caller     caller
-	key        keys.Key  // what caller.key points to
-	callerHash keys.Hash // of the caller's key, once it was looked at
-	refused    error     // why the key no longer held when a write had its turn
+	key        keys.Key  // the target of caller.key
+	callerHash keys.Hash // of the caller's key, once it was checked
+	refused    error     // why the key was no longer valid when a write had its turn
 	query      url.Values
 	mediaType  string
-	body       []byte // aliases the pooled buffer; nothing outlives the call in it
-	// started: the handler began, so that the request may have had an effect.
+	body       []byte // aliases the pooled buffer; must not be kept beyond the call
+	// started: the handler has begun, so the request may have had an effect.
 	started bool
 	// received: the body was read, or the route has none.
 	received bool
@@ -68,7 +68,7 @@ type call struct {
 	reserved int64  // bytes taken out of the API's budget of bodies
 }
 
-// caller is who sent a request, as far as it was checked.
+// caller is the sender of a request, as far as it was checked.
 type caller struct {
 	project string
 	role    keys.Role
@@ -87,7 +87,7 @@ func newCall(a *API, rt *route, w http.ResponseWriter, r *http.Request, params h
 	return c
 }
 
-// release gives the call back. Nothing of it may be used afterwards.
+// release returns the call to the pool. It must not be used afterwards.
 func (c *call) release() {
 	if c.reserved > 0 {
 		c.api.bodies.Release(c.reserved)
@@ -148,7 +148,7 @@ func (c *call) flush(w http.ResponseWriter) {
 	}
 	w.WriteHeader(c.status)
 	if c.r.Method != http.MethodHead && len(c.out) > 0 {
-		_, _ = w.Write(c.out) // the caller went away; there is nobody to tell
+		_, _ = w.Write(c.out) // an error means that the caller has disconnected
 	}
 }
 
@@ -161,7 +161,7 @@ func (c *call) hashParam(name string) (record.Hash, error) {
 	return h, nil
 }
 
-// ids makes request ids that do not repeat: a prefix drawn at start and a count.
+// ids makes unique request ids: a prefix drawn at start and a counter.
 type ids struct {
 	prefix string
 	count  atomic.Uint64
@@ -179,7 +179,8 @@ func (i *ids) next() string {
 
 const maxRequestID = 64
 
-// requestID takes the caller's id when it can stand in a log line, or makes one.
+// requestID accepts the caller's id when it is safe in a log line, or makes
+// one.
 func requestID(a *API, r *http.Request) string {
 	if given := r.Header[headerRequestID]; len(given) == 1 && plainID(given[0]) {
 		return given[0]
@@ -201,7 +202,7 @@ func plainID(s string) bool {
 	return true
 }
 
-// retryAfter is what a caller is told who meets a node that cannot serve now.
+// retryAfter is the Retry-After of a node that cannot serve now.
 func retryAfter(d time.Duration) time.Duration {
 	if d <= 0 {
 		return retrySoon

@@ -15,12 +15,12 @@ import (
 	"github.com/stemedb/stemedb/server/internal/clock"
 )
 
-// certificateEvery is how often the certificate's files are looked at.
+// certificateEvery is the interval between checks of the certificate's files.
 const certificateEvery = 5 * time.Second
 
-// Certificates holds the server's certificate and takes a new one from its
-// files soon after they hold one that fits. Files that are half written, or do
-// not fit together, change nothing but the log.
+// Certificates holds the server's certificate and loads a new one soon after
+// its files hold a valid pair. Files that are half-written or do not match are
+// only logged.
 type Certificates struct {
 	certPath, keyPath string
 	clock             clock.Clock
@@ -30,11 +30,11 @@ type Certificates struct {
 	current  *tls.Certificate
 	certText []byte
 	keyText  []byte
-	told     string // the last complaint, not to be repeated
+	told     string // the last reported error, not to be repeated
 }
 
 // LoadCertificates reads certificate chain and key (PEM) for the first time;
-// then they must fit. wall decides whether another member's certificate is valid.
+// they must match. wall decides whether another member's certificate is valid.
 func LoadCertificates(certPath, keyPath string, wall clock.Clock, log *slog.Logger) (*Certificates, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -67,11 +67,11 @@ func (c *Certificates) Reload() {
 		c.told = ""
 	case err.Error() != c.told:
 		c.told = err.Error()
-		c.log.Error("the new TLS certificate is not usable, the old one stays", "error", err)
+		c.log.Error("the new TLS certificate cannot be used; the old one stays in use", "error", err)
 	}
 }
 
-// load takes what the files hold, if it is new and fits.
+// load uses the contents of the files if they are new and match.
 func (c *Certificates) load() error {
 	certText, err := os.ReadFile(c.certPath)
 	if err != nil {
@@ -88,7 +88,7 @@ func (c *Certificates) load() error {
 	}
 	pair, err := tls.X509KeyPair(certText, keyText)
 	if err != nil {
-		return fmt.Errorf("the TLS certificate %s and its key %s do not fit: %w", c.certPath, c.keyPath, err)
+		return fmt.Errorf("the TLS certificate %s and its key %s do not match: %w", c.certPath, c.keyPath, err)
 	}
 	if pair.Leaf == nil {
 		if pair.Leaf, err = x509.ParseCertificate(pair.Certificate[0]); err != nil {
@@ -108,7 +108,7 @@ func (c *Certificates) get() *tls.Certificate {
 	return c.current
 }
 
-// Expiry is when the certificate ends.
+// Expiry is when the certificate expires.
 func (c *Certificates) Expiry() time.Time { return c.get().Leaf.NotAfter }
 
 // Config is for listeners: HTTP/1.1 over TLS 1.2 or later.
@@ -121,10 +121,10 @@ func (c *Certificates) Config() *tls.Config {
 }
 
 // PeerConfig is for connections to other members' APIs. Those are addressed by
-// pods' names, for which their certificates are not made; but all members serve
+// pods' names, which their certificates do not contain; but all members serve
 // under the same public names. So a peer is accepted when it presents this
-// node's own certificate or, while one is being renewed, one for the same name
-// from the same issuer.
+// node's certificate or, during a renewal, one for the same name from the same
+// issuer.
 func (c *Certificates) PeerConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS12,
@@ -144,7 +144,7 @@ func verifyPeer(own *tls.Certificate, chain []*x509.Certificate, now time.Time) 
 		return nil
 	}
 	if !sameName(own.Leaf, chain[0]) {
-		return errors.New("the peer's certificate is for another name than this node's")
+		return errors.New("the peer's certificate has a different name than this node's")
 	}
 	roots, err := x509.SystemCertPool()
 	if err != nil {
@@ -160,7 +160,7 @@ func verifyPeer(own *tls.Certificate, chain []*x509.Certificate, now time.Time) 
 		between.AddCert(cert)
 	}
 	if _, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now}); err != nil {
-		return fmt.Errorf("the peer's certificate is not this node's, nor of its issuer: %w", err)
+		return fmt.Errorf("the peer's certificate is neither this node's nor from its issuer: %w", err)
 	}
 	return nil
 }

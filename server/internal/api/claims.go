@@ -15,7 +15,7 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// claims opens the claims of a query over all its scopes: by predicate, then
+// claims opens the claims of a query in all its scopes: by predicate, then
 // newest first, unfiltered. A claim that two projects hold appears once, with
 // the signatures and votes of both.
 func (c *call) claims(q *claimQuery) (cluster.ClaimSource, error) {
@@ -90,8 +90,8 @@ func compareClaims(x, y *store.Claim) int {
 }
 
 // joinClaims is the claim that two projects hold, as the first of them has it,
-// with everybody who signed and voted in either. When one of the two is partial
-// so is the whole, by the same rule: the smallest ids of all count.
+// with the signers and voters of both. When one of the two is partial, so is
+// the result, by the same rule: the smallest ids of all count.
 func joinClaims(own, other *store.Claim) *store.Claim {
 	joined := *own
 	joined.Partial = own.Partial || other.Partial
@@ -105,7 +105,7 @@ func joinClaims(own, other *store.Claim) *store.Claim {
 	})
 	joined.Votes = slices.CompactFunc(joined.Votes, func(x, y lens.Vote) bool { return x.Agent == y.Agent })
 	if joined.Partial {
-		most := 0 // the length that the partial one was cut to
+		most := 0 // the length to which the partial one was cut
 		for _, c := range []*store.Claim{own, other} {
 			if c.Partial {
 				most = max(most, len(c.Agents), len(c.Votes))
@@ -117,8 +117,8 @@ func joinClaims(own, other *store.Claim) *store.Claim {
 	return &joined
 }
 
-// source feeds claims to a lens and remembers what the lens cannot carry: an
-// error, and whether there was any claim.
+// source feeds claims to a lens. It remembers an error, and whether there was
+// any claim, because a lens cannot return them.
 type source struct {
 	filter *lens.Filter
 	err    error
@@ -144,7 +144,7 @@ func (s *source) feed(claims iter.Seq2[*store.Claim, error]) lens.Claims {
 	}
 }
 
-// origin is the claim that a lens was fed with, as it is stored.
+// origin is the stored claim behind a lens's claim.
 func origin(claim *lens.Claim) (*store.Claim, error) {
 	stored, ok := claim.Origin.(*store.Claim)
 	if !ok {
@@ -153,7 +153,7 @@ func origin(claim *lens.Claim) (*store.Claim, error) {
 	return stored, nil
 }
 
-// showClaim turns a claim into what callers see.
+// showClaim converts a claim to its form for callers.
 func (c *call) showClaim(claim *store.Claim) (*claimBody, error) {
 	content, err := c.svc.backend.Content(c.ctx, claim)
 	if err != nil {
@@ -162,21 +162,21 @@ func (c *call) showClaim(claim *store.Claim) (*claimBody, error) {
 	return newClaimBody(&claim.Claim, claim.Project, content), nil
 }
 
-// room is what one request holds of the claims that it reads, and of those that
-// its answer shows. A little is free; for more it needs a turn, so that only
-// Options.HeavyReads requests at a time hold more: up to Options.ReadLimit each
-// for weighing, and a page.
+// room accounts for the bytes that one request holds of the claims that it
+// reads and of those that its answer shows. A small amount is free. For more,
+// the request needs a turn, so that only Options.HeavyReads requests at a time
+// hold more: up to Options.ReadLimit each for weighing, and a page.
 type room struct {
 	call  *call
 	held  int64 // for weighing
 	shown int64 // of the page
-	heavy bool  // it has its turn
+	heavy bool  // the request has its turn
 }
 
 const (
 	freeRoom    = 256 << 10
 	roomPatient = 2 * time.Second
-	// agentText is an agent as JSON shows it.
+	// agentText is the size of an agent in JSON.
 	agentText = 2*len(record.AgentID{}) + len(`"",`)
 )
 
@@ -185,19 +185,19 @@ func (r *room) hold(bytes int) error {
 	r.held += int64(bytes)
 	if limit := r.call.api.opts.ReadLimit; r.held > limit {
 		return problem(codeSubjectTooLarge, "subject",
-			fmt.Sprintf("so many different values, agents or votes are held about the subject that weighing them takes more than %d bytes", limit),
+			fmt.Sprintf("the subject has so many different values, agents or votes that weighing them takes more than %d bytes", limit),
 			"narrow the question with predicate, source_class, min_confidence or as_of, or ask /v1/query with lens=recency, confidence or authority")
 	}
 	return r.need(0)
 }
 
-// show counts what the answer shows.
+// show counts bytes that the answer shows.
 func (r *room) show(bytes int) error {
 	r.shown += int64(bytes)
 	return r.need(0)
 }
 
-// need takes the turn when so many bytes more are not free.
+// need waits for the turn when that many more bytes are not free.
 func (r *room) need(bytes int) error {
 	if r.held+r.shown+int64(bytes) <= freeRoom {
 		return nil
@@ -205,12 +205,12 @@ func (r *room) need(bytes int) error {
 	return r.turn()
 }
 
-// full tells whether the page has enough bytes.
+// full reports whether the page has enough bytes.
 func (r *room) full() bool { return r.shown >= pageBytes }
 
-// text is a claim as callers see it, counted as shown.
+// text is a claim in its form for callers, counted as shown.
 func (r *room) text(claim *store.Claim) (json.RawMessage, error) {
-	// A claim may have so many agents that it needs the turn by itself.
+	// A single claim may have so many agents that it needs the turn.
 	if err := r.need(agentText * len(claim.Agents)); err != nil {
 		return nil, err
 	}
@@ -225,7 +225,7 @@ func (r *room) text(claim *store.Claim) (json.RawMessage, error) {
 	return text, r.show(len(text))
 }
 
-// winner is text for what a lens chose, nil for nothing.
+// winner is the text of a lens's winner, nil without one.
 func (r *room) winner(claim *lens.Claim) (json.RawMessage, error) {
 	if claim == nil {
 		return nil, nil
@@ -237,7 +237,7 @@ func (r *room) winner(claim *lens.Claim) (json.RawMessage, error) {
 	return r.text(stored)
 }
 
-// turn waits for the turn of a request that holds more than a little.
+// turn waits for the turn of a request that holds more than the free amount.
 func (r *room) turn() error {
 	if r.heavy {
 		return nil
@@ -251,7 +251,7 @@ func (r *room) turn() error {
 	return nil
 }
 
-// empty forgets what was held for weighing. What is shown stays held with the
+// empty releases the bytes held for weighing. Shown bytes stay counted with the
 // page, and the turn is kept.
 func (r *room) empty() { r.held = 0 }
 
@@ -262,14 +262,14 @@ func (r *room) leave() {
 	}
 }
 
-// claimBody is a claim as callers see it: the content as it was signed, and
-// what is known about it now.
+// claimBody is a claim in its form for callers: the content as it was signed,
+// and its current state.
 type claimBody struct {
 	Hash    string `json:"hash"`
 	Project string `json:"project"`
 	*record.Content
-	// EffectiveLifecycle is the lifecycle of the newest successor by
-	// parent_hash, the claim's own when there is none.
+	// EffectiveLifecycle is the lifecycle of the newest successor by parent_hash,
+	// or the claim's own when there is no successor.
 	EffectiveLifecycle record.Lifecycle `json:"effective_lifecycle"`
 	ReplacedBy         *record.Hash     `json:"replaced_by,omitempty"`
 	Agents             []record.AgentID `json:"agents"`

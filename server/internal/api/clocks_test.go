@@ -52,8 +52,8 @@ func TestKeysAreJudgedByTheClustersTime(t *testing.T) {
 	require.Equal(t, http.StatusCreated, w.as(keys.Admin, "POST", "/v1/admin/api-keys", body).Code)
 }
 
-// While the time is not known, requests that need it get 503, which a gateway
-// tries elsewhere, and everything else works.
+// While the time is unknown, requests that need it get 503, which a gateway
+// retries elsewhere, and everything else works.
 func TestWhatNeedsTheTimeIsRefusedWhileItIsNotKnown(t *testing.T) {
 	w := newWorld(t, nil)
 	c := newContract(t)

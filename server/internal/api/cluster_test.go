@@ -67,7 +67,7 @@ func startThree(t *testing.T, tune ...func(*node.Tuning)) *three {
 		for _, n := range c.nodes {
 			n.Kill()
 		}
-		time.Sleep(time.Minute) // the last goroutines of goleveldb and memberlist end a while later
+		time.Sleep(time.Minute) // the last goroutines of goleveldb and memberlist end later
 	})
 	for i := range names {
 		c.eventually(func() bool { return c.nodes[i].Ready() == nil })
@@ -76,7 +76,7 @@ func startThree(t *testing.T, tune ...func(*node.Tuning)) *three {
 		status, _ := c.call("n0:18181", "GET", "/v1/whoami", rootKey, nil)
 		return status == 200
 	})
-	c.eventually(func() bool { // in a new cluster members tell their addresses one by one
+	c.eventually(func() bool { // in a new cluster the members announce their addresses one by one
 		for _, m := range c.nodes[0].Control().State().Members {
 			if m.APIAddr == "" {
 				return false
@@ -152,7 +152,7 @@ func TestKeysInACluster(t *testing.T) {
 		key := made["key"].(string)
 		for i := range 3 {
 			status, who := c.call(fmt.Sprintf("n%d:18180", i), "GET", "/v1/whoami", key, nil)
-			require.Equal(t, 200, status, "a new key works at once, everywhere: %v", who)
+			require.Equal(t, 200, status, "a new key works immediately, everywhere: %v", who)
 			require.Equal(t, "beta", who["project"])
 		}
 		c.net.Isolate("n2")
@@ -186,14 +186,15 @@ func TestKeysInACluster(t *testing.T) {
 	})
 }
 
-// A gateway whose own node cannot serve finds one that can, for writes, reads
-// and registrations by hash.
+// A gateway whose own node cannot serve finds another one that can, for writes,
+// reads and registrations by hash.
 func TestGatewayInACluster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := startThree(t)
 		status, answer := c.call("n0:18181", "POST", "/v1/assert", rootKey, numbered(1))
 		require.Equal(t, 201, status, "%v", answer)
-		// n0's log fails: it serves no more but what it holds, its gateway does.
+		// n0's log fails: it serves only reads of the records that it holds; its
+		// gateway serves everything.
 		c.disks[0].Fail(memfs.OpWrite, "wal", 0, 1_000_000, io.ErrShortWrite)
 		status, answer = c.call("n0:18181", "POST", "/v1/assert", rootKey, numbered(2))
 		require.Contains(t, []int{200, 201}, status, "%v", answer)
@@ -218,7 +219,7 @@ func TestGatewayInACluster(t *testing.T) {
 	})
 }
 
-// Nodes stop one after the other while a caller goes through the gateways that
+// Nodes stop one after another while a caller goes through the gateways that
 // are ready: no request fails.
 func TestRollingShutdown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -259,7 +260,7 @@ func TestRollingShutdown(t *testing.T) {
 	})
 }
 
-// A disk that is nearly full is told as such, and reads go on.
+// A disk that is nearly full is reported as such, and reads go on.
 func TestFullDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net1, disk, raft := memnet.New(1), memfs.New(1), raftmem.New()
@@ -293,7 +294,7 @@ func TestFullDisk(t *testing.T) {
 		require.Equal(t, 507, status, "%v", answer)
 		require.Equal(t, "read_only", answer["code"])
 		status, _ = c.call("n0:18180", "GET", "/v1/assertions/"+numbered(1).ID().String(), "", nil)
-		require.Equal(t, 200, status, "what is there can be read")
+		require.Equal(t, 200, status, "existing records can be read")
 		disk.SetCapacity("/wal", 1<<40)
 		c.eventually(func() bool {
 			status, _ = c.call("n0:18180", "POST", "/v1/assert", "", numbered(written))

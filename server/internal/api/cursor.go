@@ -10,11 +10,11 @@ import (
 
 // A cursor is opaque to callers: base64url of
 //
-//	format u8 | what the query asks, 8 bytes | place in the answer
+//	format u8 | hash of the query, 8 bytes | place in the answer
 //
 // The middle part is a hash of the route, the project and every parameter but
-// cursor and limit, so that a cursor brought to another query is refused and
-// does not answer something that was not asked.
+// cursor and limit, so that a cursor used with another query is refused instead
+// of returning a wrong page.
 const (
 	cursorFormat = 1
 	cursorHead   = 1 + 8
@@ -45,22 +45,22 @@ func (c *call) binding() [8]byte {
 	return out
 }
 
-// writeCursor makes the cursor for what follows the place.
+// writeCursor makes the cursor for the items after the place.
 func (c *call) writeCursor(place []byte) string {
 	binding := c.binding()
 	raw := append([]byte{cursorFormat}, binding[:]...)
 	return base64.RawURLEncoding.EncodeToString(append(raw, place...))
 }
 
-// readCursor returns the place that the call's cursor stands for, nil without
-// one. size is the place's length, 0 when it varies.
+// readCursor returns the place in the call's cursor, nil without one. size is
+// the place's length, 0 when it varies.
 func (c *call) readCursor(size int) ([]byte, error) {
 	text := c.query.Get("cursor")
 	if text == "" {
 		return nil, nil
 	}
 	wrong := func(detail string) error {
-		return problem(codeInvalidCursor, "cursor", detail, "pass on the cursor of the page before with the same parameters, or leave it out to begin anew")
+		return problem(codeInvalidCursor, "cursor", detail, "send the cursor of the previous page with the same parameters, or leave it out to start over")
 	}
 	if len(text) > maxCursor {
 		return nil, wrong("the cursor is too long")

@@ -24,9 +24,9 @@ import (
 )
 
 const (
-	// maxHeader bounds the bytes of a request's line and header fields. The
-	// HTTP server itself stops reading somewhat later, so that callers who are
-	// a little over get an answer that says so.
+	// maxHeader bounds the bytes of a request's line and header fields. The HTTP
+	// server itself stops reading somewhat later, so that callers slightly above
+	// the limit get an answer that says so.
 	maxHeader       = 16 << 10
 	maxHeaderServer = 32 << 10
 
@@ -37,8 +37,8 @@ const (
 	bodyPatient = 2 * time.Second
 )
 
-// router routes requests to serve, and everything that has no route to the
-// same place with a problem for an answer.
+// router routes requests to serve. Requests without a route also go there and
+// are answered with a problem.
 func (a *API) router(serve func(http.ResponseWriter, *http.Request, httprouter.Params, *route)) http.Handler {
 	mux := httprouter.New()
 	mux.RedirectTrailingSlash, mux.RedirectFixedPath = false, false
@@ -72,13 +72,13 @@ func (c *call) notFound() error {
 }
 
 func methodNotAllowed(method, allow string) error {
-	p := problem(codeMethodNotAllowed, "", "the route does not take "+strconv.Quote(clip(method)), "use one of "+allow)
+	p := problem(codeMethodNotAllowed, "", "the route does not support "+strconv.Quote(clip(method)), "use one of "+allow)
 	p.Allow = allow
 	return p
 }
 
-// options answers OPTIONS: what the route takes and, to browsers of an allowed
-// origin, that they may call it.
+// options answers OPTIONS with the route's methods and, for an allowed origin,
+// the permission for browsers to call it.
 func (c *call) options(allow string) error {
 	c.status = http.StatusNoContent
 	c.header("Allow", allow)
@@ -104,7 +104,7 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, params httprouter.Pa
 	c.release()
 }
 
-// run works the request and leaves an answer in the call, whatever happens.
+// run works on the request and always leaves an answer in the call.
 func (c *call) run() {
 	c.prepareDeadline()
 	err := c.guarded()
@@ -116,7 +116,7 @@ func (c *call) run() {
 	}
 	p := asProblem(err)
 	if p.Status >= http.StatusInternalServerError && !c.route.early {
-		c.logFailure(p) // a probe that is told no is no failure
+		c.logFailure(p) // a negative answer to a probe is not a failure
 	}
 	p.writeTo(c)
 }
@@ -130,7 +130,8 @@ func (c *call) logFailure(p *Problem) {
 		"code", p.Code, "detail", p.Detail, "cause", p.cause, "request_id", c.requestID)
 }
 
-// guarded turns a panic into an error: one request must not end the process.
+// guarded turns a panic into an error, so that one request cannot end the
+// process.
 func (c *call) guarded() (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -140,8 +141,8 @@ func (c *call) guarded() (err error) {
 	return c.execute()
 }
 
-// headerIncomplete is on answers of a node that lost records which no other
-// member can give back: its value says so, for people.
+// headerIncomplete is set on answers of a node that lost records that no other
+// member can restore. Its value explains the loss.
 const headerIncomplete = "X-Stemedb-Incomplete"
 
 func (c *call) execute() error {
@@ -176,10 +177,10 @@ func (c *call) execute() error {
 	return c.authorizeAnswer()
 }
 
-// liftReadDeadline takes away the time-out for reading, once the request has
-// been read: the HTTP server watches the connection meanwhile and would take
-// the time-out for a caller who went away. Calls that end well within it are
-// left alone, since that costs nothing.
+// liftReadDeadline removes the read timeout once the request has been read: the
+// HTTP server watches the connection while the request is worked on and would
+// take the timeout for a disconnected caller. Calls that end well within the
+// timeout keep it, which costs nothing.
 func (c *call) liftReadDeadline() {
 	long := c.r.Header[headerTimeout] != nil || time.Since(c.began) > time.Second
 	if long || c.api.opts.RequestTimeout+time.Second >= c.api.opts.ReadTimeout {
@@ -187,8 +188,8 @@ func (c *call) liftReadDeadline() {
 	}
 }
 
-// prepareDeadline bounds the work for this call. A wrong X-Request-Timeout is
-// told by checkHeader.
+// prepareDeadline bounds the work for this call. checkHeader reports an invalid
+// X-Request-Timeout.
 func (c *call) prepareDeadline() {
 	if c.route.early {
 		return
@@ -215,9 +216,9 @@ func askedTimeout(r *http.Request) (d time.Duration, given bool, err error) {
 	return time.Duration(seconds * float64(time.Second)), true, nil
 }
 
-// singleHeaders are the header fields that this package reads; each may be given
-// once. If one is repeated, a proxy in front of the server may pick a different
-// value than the server does.
+// singleHeaders are the header fields that this package reads; each may be
+// given once. If one is repeated, a proxy in front of the server may choose a
+// different value than the server.
 func singleHeaders() [8]string {
 	return [...]string{
 		headerKey, headerRequestID, headerTimeout, headerGateway,
@@ -251,8 +252,8 @@ func (c *call) checkHeader() error {
 	return err
 }
 
-// readQuery refuses parameters that the route does not know: one that is
-// misspelt would silently widen the answer.
+// readQuery refuses unknown parameters: a misspelt one would silently widen the
+// answer.
 func (c *call) readQuery() error {
 	if c.r.URL.RawQuery == "" || c.route.early {
 		return nil
@@ -316,7 +317,7 @@ func (c *call) readBody() error {
 	}
 }
 
-// reserve takes n more bytes out of the budget of large bodies.
+// reserve takes n more bytes from the budget for large bodies.
 func (c *call) reserve(n int) error {
 	if cap(c.in)+n <= freeBody {
 		return nil
@@ -332,7 +333,7 @@ func (c *call) reserve(n int) error {
 
 func (c *call) tooLarge() error {
 	c.header("Connection", "close") // the rest of the body is not read
-	return problem(record.CodeTooLarge, "", fmt.Sprintf("the body has more than the %d bytes that this route takes", c.route.limit), "send less in one request")
+	return problem(record.CodeTooLarge, "", fmt.Sprintf("the body has more than the %d bytes that this route accepts", c.route.limit), "send less in one request")
 }
 
 func (c *call) readFailed(err error) error {
@@ -344,27 +345,27 @@ func (c *call) readFailed(err error) error {
 	return problem(codeMalformedRequest, "", "the body broke off: "+err.Error(), "send as many bytes as Content-Length says").because(err)
 }
 
-// readMediaType decides how the body is to be read.
+// readMediaType determines how to read the body.
 func (c *call) readMediaType() error {
 	if encoding := c.r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
-		return problem(codeMediaType, "Content-Encoding", "compressed bodies are not taken", "send the body as it is")
+		return problem(codeMediaType, "Content-Encoding", "compressed bodies are not supported", "send the body uncompressed")
 	}
 	given := c.r.Header["Content-Type"]
 	if len(given) == 0 && c.r.ContentLength == 0 {
-		return nil // no body at all; the handler says whether it needs one
+		return nil // no body; the handler decides whether it needs one
 	}
 	accepted := strings.Join(c.route.media, ", ")
 	if len(given) != 1 {
-		return problem(codeMediaType, "Content-Type", "the header is needed once", "send one of "+accepted)
+		return problem(codeMediaType, "Content-Type", "the header must be given exactly once", "send one of "+accepted)
 	}
 	base := given[0]
 	if !slices.Contains(c.route.media, base) {
 		parsed, params, err := mime.ParseMediaType(base)
 		if err != nil || !slices.Contains(c.route.media, parsed) {
-			return problem(codeMediaType, "Content-Type", strconv.Quote(clip(base))+" is not taken here", "send one of "+accepted)
+			return problem(codeMediaType, "Content-Type", strconv.Quote(clip(base))+" is not accepted here", "send one of "+accepted)
 		}
 		if charset, ok := params["charset"]; ok && !strings.EqualFold(charset, "utf-8") {
-			return problem(codeMediaType, "Content-Type", "the character set "+strconv.Quote(clip(charset))+" is not taken", "send UTF-8")
+			return problem(codeMediaType, "Content-Type", "the character set "+strconv.Quote(clip(charset))+" is not supported", "send UTF-8")
 		}
 		base = parsed
 	}
@@ -372,7 +373,7 @@ func (c *call) readMediaType() error {
 	return nil
 }
 
-// clip keeps what a caller sent from filling an answer or a log line.
+// clip bounds a caller's text in an answer or a log line.
 func clip(s string) string {
 	const limit = 80
 	if len(s) > limit {

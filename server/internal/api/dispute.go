@@ -15,7 +15,8 @@ const (
 	maxDisputed     = 10_000
 )
 
-// skepticBody shows who says what about one subject and predicate.
+// skepticBody shows the values of one subject and predicate and their
+// supporters.
 type skepticBody struct {
 	Subject     string      `json:"subject"`
 	Predicate   string      `json:"predicate"`
@@ -25,8 +26,8 @@ type skepticBody struct {
 	Status      string      `json:"status,omitempty"` // absent when there is no claim
 	Why         string      `json:"why"`
 	Values      []valueBody `json:"values"`
-	// Truncated: there are more claims or values than limit allows to show.
-	// Score, status, support and counts are over all of them.
+	// Truncated: there are more claims or values than limit allows. Score, status,
+	// support and counts cover all of them.
 	Truncated bool `json:"truncated,omitempty"`
 	// PartialClaims are those of which not all agents and votes were counted.
 	PartialClaims []record.Hash `json:"partial_claims,omitempty"`
@@ -41,7 +42,7 @@ type valueBody struct {
 	Claims     []supporterClaim `json:"claims"` // the newest, at most 100
 }
 
-// supporterClaim is one claim that stands for a value.
+// supporterClaim is one claim that supports a value.
 type supporterClaim struct {
 	Hash               string             `json:"hash"`
 	Timestamp          uint64             `json:"timestamp"`
@@ -123,7 +124,7 @@ func (r *room) showValues(body *skepticBody, values []lens.ValueSupport, limit i
 		if err != nil {
 			return err
 		}
-		// The claims were counted when the lens came to hold them.
+		// The claims were counted when the lens took them.
 		if err := r.show(len(text)); err != nil {
 			return err
 		}

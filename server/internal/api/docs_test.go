@@ -20,8 +20,8 @@ var (
 	guideParts  = regexp.MustCompile(`(?ms)^- \*\*Means:\*\* \S.*^- \*\*Caller:\*\* \S.*^- \*\*Operator:\*\* \S`)
 )
 
-// docs/errors.md says what to do about every code, and about no others: in a
-// section each where the answer is 503, in a row each where it is not.
+// docs/errors.md gives the remedy for exactly the existing codes: a section for
+// each code with status 503, a row for each other code.
 func TestTheErrorsPageKnowsEveryCode(t *testing.T) {
 	raw, err := os.ReadFile("../../../docs/errors.md")
 	require.NoError(t, err)
@@ -41,10 +41,10 @@ func TestTheErrorsPageKnowsEveryCode(t *testing.T) {
 		}
 		require.NotContains(t, documented, code, "is there twice")
 		documented[code] = 503
-		require.Regexp(t, guideParts, page[s[1]:end], "%s: say what it means, and what caller and operator do", code)
+		require.Regexp(t, guideParts, page[s[1]:end], "%s: give the meaning and the steps of caller and operator", code)
 	}
 	for code, info := range codeTable {
-		require.Contains(t, documented, code, "docs/errors.md does not say what to do; 503 needs a section, other codes a row")
+		require.Contains(t, documented, code, "docs/errors.md lacks the remedy; 503 needs a section, other codes a row")
 		require.Equal(t, info.status, documented[code], code)
 	}
 	require.Len(t, documented, len(codeTable), "documented: %v", slices.Sorted(maps.Keys(documented)))
@@ -52,8 +52,8 @@ func TestTheErrorsPageKnowsEveryCode(t *testing.T) {
 
 var reasonRow = regexp.MustCompile("(?m)^\\| `(\\w+)` \\| (yes|no|both) \\| (.+) \\| (.+) \\|$")
 
-// docs/api.md says what each reason of the health summary means and what to do,
-// and names no others.
+// docs/api.md gives the meaning and the remedy of each reason of the health
+// summary, and names no others.
 func TestTheHealthTableKnowsEveryReason(t *testing.T) {
 	page, err := os.ReadFile("../../../docs/api.md")
 	require.NoError(t, err)

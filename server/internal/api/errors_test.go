@@ -16,11 +16,11 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// errorCase is one request and the problem that it must be answered with.
+// errorCase is one request and the expected problem.
 type errorCase struct {
 	name         string
 	method, path string
-	role         keys.Role // whose key is sent; "" none
+	role         keys.Role // the role of the key; "" none
 	key          string    // instead
 	media, body  string
 	header       http.Header
@@ -47,8 +47,8 @@ const (
 	js          = "application/json"
 )
 
-// recordErrors are what can be wrong with an assertion. Each is tried as a
-// single record and as an item of a batch.
+// recordErrors are the faults of an assertion. Each is tried as a single record
+// and as an item of a batch.
 func recordErrors(t testing.TB) []errorCase {
 	long := func(n int) string { return strings.Repeat("x", n) }
 	unsigned := claim(nil)
@@ -118,7 +118,7 @@ func tooManySignatures(t testing.TB) string {
 	return jsonOf(t, a)
 }
 
-// requestErrors are what can be wrong with everything but the record.
+// requestErrors are the faults of a request apart from its record.
 func requestErrors(t testing.TB) []errorCase {
 	good := jsonOf(t, claim(nil))
 	goodVote := jsonOf(t, vote(claim(nil).ID(), 1, 1))
@@ -343,7 +343,8 @@ func exchanges(t testing.TB, rt *route) errorCase {
 	return c
 }
 
-// guardErrors are what every guarded route answers before it does anything.
+// guardErrors are the answers that every guarded route gives before it does
+// anything.
 func guardErrors(t testing.TB) (rows []errorCase) {
 	for _, rt := range routes() {
 		base := exchanges(t, &rt)
@@ -410,7 +411,7 @@ func TestEveryErrorOfEveryRoute(t *testing.T) {
 	require.Greater(t, len(rows), 300)
 	w := newWorld(t, nil)
 	fresh := func() {
-		// What a row arranged is undone; the store may stay as it is.
+		// Each row's setup is undone; the store may stay as it is.
 		w.backend.failWith(nil)
 		w.backend.slow.Store(0)
 		w.backend.panics.Store(false)
@@ -455,7 +456,7 @@ func TestEveryErrorOfEveryRoute(t *testing.T) {
 	}
 }
 
-// One bad item does not spoil the others, whatever is wrong with it.
+// One bad item does not affect the others, whatever its fault.
 func TestBatchReportsEachItem(t *testing.T) {
 	w := newWorld(t, nil)
 	for _, row := range recordErrors(t) {
@@ -479,8 +480,8 @@ func TestBatchReportsEachItem(t *testing.T) {
 	}
 }
 
-// A batch of which nothing could be tried answers as one record would; nothing
-// in it is called wrong that is not.
+// A batch of which nothing could be tried is answered like a single record; no
+// valid item is reported as invalid.
 func TestBatchThatCannotBeTried(t *testing.T) {
 	w := newWorld(t, nil)
 	unavailable(cluster.CodeReadOnly)(w)

@@ -12,7 +12,7 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// sane holds every answer to what the package promises of all answers.
+// sane checks the promises that the package makes for all answers.
 func sane(t *testing.T, got *httptest.ResponseRecorder) {
 	require.NotEqual(t, http.StatusInternalServerError, got.Code, "%s", got.Body)
 	require.NotEmpty(t, got.Header().Get(headerRequestID))

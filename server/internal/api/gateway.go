@@ -19,15 +19,15 @@ import (
 )
 
 const (
-	// headerGateway names the gateway that sends a request on. One that carries
-	// it is never sent on again, so requests cannot go round in circles.
+	// headerGateway names the gateway that forwards a request. A request that
+	// carries it is never forwarded again, so requests cannot go round in circles.
 	headerGateway = "X-Stemedb-Gateway"
 
 	maxPeerAnswer   = 32 << 20
 	peerDialTimeout = time.Second
 	peerIdleConns   = 64
-	// peerIdleTimeout is below idleTimeout, so that it is the gateway that
-	// closes idle connections and never meets one that was just closed.
+	// peerIdleTimeout is below idleTimeout, so that the gateway closes idle
+	// connections first and never uses one that the peer has just closed.
 	peerIdleTimeout = idleTimeout / 2
 )
 
@@ -62,7 +62,7 @@ func newGateway(a *API) http.Handler {
 	return a.router(g.serve)
 }
 
-// dial opens a connection to a peer's API, secured as this node's own is.
+// dial opens a connection to a peer's API, secured like this node's own API.
 func (a *API) dial(ctx context.Context, peer Peer) (net.Conn, error) {
 	conn, err := a.opts.Dial(ctx, peer)
 	certs := a.certs.Load()
@@ -76,7 +76,7 @@ func (a *API) dial(ctx context.Context, peer Peer) (net.Conn, error) {
 	return secured, nil
 }
 
-// dialError marks what went wrong before anything was sent.
+// dialError marks an error that occurred before anything was sent.
 type dialError struct{ err error }
 
 func (e *dialError) Error() string { return "connect: " + e.err.Error() }
@@ -87,8 +87,8 @@ type Peer struct {
 	Name     string
 	APIAddr  string // host:port of its HTTP API
 	PeerAddr string // host:port of its replication listener
-	Alive    bool   // it has not been declared dead
-	Ready    bool   // it is alive and says that it can serve
+	Alive    bool   // not declared dead
+	Ready    bool   // alive, and announces that it can serve
 }
 
 // serve answers one request through this node or another.
@@ -107,7 +107,7 @@ func (g *gateway) serve(w http.ResponseWriter, r *http.Request, params httproute
 	c.release()
 }
 
-// answer leaves an answer in the call and says who gave it.
+// answer leaves an answer in the call and returns the node that gave it.
 func (g *gateway) answer(c *call) (by string) {
 	if c.route.here || g.transport == nil || c.r.Header[headerGateway] != nil {
 		c.run()
@@ -129,28 +129,28 @@ func (g *gateway) answer(c *call) (by string) {
 	ctx, cancel := context.WithTimeout(c.r.Context(), budget)
 	defer cancel()
 	if g.localServes(c) {
-		c.limit = budget / 2 // what is left is for another node
+		c.limit = budget / 2 // the rest is for another node
 		c.run()
 		if !worthRetry(c.status) || !mayRepeat(c) {
 			return "local"
 		}
 		g.api.meters.gatewayRetries.Inc()
 	}
-	c.ctx = ctx // that of the local attempt has ended
+	c.ctx = ctx // the local attempt's context has ended
 	if !g.receive(c) {
 		return "local"
 	}
 	return g.forward(ctx, c, peers)
 }
 
-// localServes tells whether this node is tried first. A node that is draining
-// still serves.
+// localServes reports whether this node is tried first. A draining node still
+// serves.
 func (g *gateway) localServes(c *call) bool {
 	return c.svc.backend.Ready() == nil
 }
 
-// receive reads the body, unless this node has done so already. It returns
-// false when the request is wrong and has its answer.
+// receive reads the body, unless this node has already done so. It returns
+// false when the request is invalid and has been answered.
 func (g *gateway) receive(c *call) bool {
 	if c.received {
 		return true
@@ -168,19 +168,19 @@ func (g *gateway) receive(c *call) bool {
 	return err == nil
 }
 
-// worthRetry tells whether another node may do better.
+// worthRetry reports whether another node may be able to answer.
 func worthRetry(status int) bool {
 	return status == http.StatusServiceUnavailable || status == http.StatusInsufficientStorage
 }
 
-// mayRepeat tells whether the request may be sent to another node after one
+// mayRepeat reports whether the request may be sent to another node after one
 // that answered 503.
 func mayRepeat(c *call) bool {
 	return !c.started || c.route.retry == nil || c.route.retry(c)
 }
 
-// forward tries one peer after the other and leaves the first good answer, or
-// the last bad one, in the call.
+// forward tries one peer after another and leaves the first good answer, or the
+// last bad one, in the call.
 func (g *gateway) forward(ctx context.Context, c *call, peers []Peer) (by string) {
 	var last error
 	answered := c.status != 0 // by this node
@@ -207,13 +207,13 @@ func (g *gateway) forward(ctx context.Context, c *call, peers []Peer) (by string
 		g.api.log.Debug("gateway: a peer did not answer", "peer", peer.Name, "request_id", c.requestID, "error", err)
 		if sent && c.route.retry != nil && !c.route.retry(c) {
 			answered = false
-			last = fmt.Errorf("%w: the request may have been done, and is not sent again", err)
+			last = fmt.Errorf("%w: the request may have taken effect and is not sent again", err)
 			break
 		}
 	}
 	if !answered {
 		by = "none"
-		p := problem(codeNoNode, "", "this node cannot serve now, nor did another one answer", remedyRetry).retry(retrySoon).because(last)
+		p := problem(codeNoNode, "", "this node cannot serve now, and no other node answered", remedyRetry).retry(retrySoon).because(last)
 		c.logFailure(p)
 		p.writeTo(c)
 	}
@@ -231,8 +231,8 @@ func remaining(ctx context.Context) time.Duration {
 	return time.Until(deadline)
 }
 
-// attempt sends the request to a peer. Without error the peer's answer is in
-// the call. sent tells whether the peer may have seen the request.
+// attempt sends the request to a peer. Without an error the peer's answer is in
+// the call. sent reports whether the peer may have seen the request.
 func (g *gateway) attempt(ctx context.Context, c *call, peer Peer, share time.Duration) (sent bool, err error) {
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, peerKey{}, peer), share)
 	defer cancel()
@@ -259,7 +259,7 @@ func (g *gateway) attempt(ctx context.Context, c *call, peer Peer, share time.Du
 		}
 	}
 	if c.r.Method == http.MethodHead && resp.ContentLength >= 0 {
-		// Of an answer that is not there.
+		// The length of a body that is not sent.
 		c.header("Content-Length", strconv.FormatInt(resp.ContentLength, 10))
 	}
 	c.status, c.contentType, c.out = resp.StatusCode, resp.Header.Get("Content-Type"), body
@@ -271,8 +271,8 @@ func passedBack() []string {
 	return []string{"Retry-After", "Location", "Allow", "Www-Authenticate", "Cache-Control"}
 }
 
-// notSent tells whether an error of the transport came up before anything was
-// written: the connection could not be opened.
+// notSent reports whether the transport failed before anything was written,
+// because the connection could not be opened.
 func notSent(err error) bool {
 	var failed *dialError
 	return errors.As(err, &failed)
@@ -298,8 +298,8 @@ func (g *gateway) request(ctx context.Context, c *call, peer Peer, share time.Du
 	h[headerGateway] = []string{g.api.opts.Node}
 	h["User-Agent"] = []string{"stemedb-gateway"}
 	if c.route.retry == nil || c.route.retry(c) {
-		// Tells the transport, and nobody else, that it may open a new
-		// connection when a kept one turns out to be closed.
+		// Allows the transport to open a new connection when a kept one turns out to
+		// be closed. It is not sent to the peer.
 		h["X-Idempotency-Key"] = nil
 	}
 	return req, nil

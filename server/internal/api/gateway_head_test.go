@@ -9,7 +9,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// HEAD tells the length that GET would have, whoever answers it.
+// HEAD returns the length of the GET answer, whichever node answers.
 func TestGatewayPassesOnTheLengthOfHEAD(t *testing.T) {
 	c := newTrio(t, nil)
 	r := c.write(t)

@@ -80,14 +80,14 @@ func TestGatewayServesHereFirst(t *testing.T) {
 	require.Zero(t, c.dials.Load(), "a node that drains still serves")
 }
 
-// Each thing that may go wrong at this node, at the first other one or at both,
-// and what the caller gets.
+// Each fault of this node, of the first other one or of both, and the caller's
+// answer.
 func TestGatewayFailsOver(t *testing.T) {
 	for _, row := range []struct {
 		name    string
 		arrange func(c *trio)
 		status  int
-		by      int // the node that answered; -1 nobody
+		by      int // the node that answered; -1 none
 	}{
 		{"this node is not ready", func(c *trio) { c.nodes[0].backend.failWith(noQuorum()) }, 201, 1},
 		{"the keys cannot be checked here", func(c *trio) {
@@ -111,7 +111,7 @@ func TestGatewayFailsOver(t *testing.T) {
 			c.nodes[1].backend.slow.Store(int64(time.Hour))
 		}, 201, 2},
 		{"this node hangs", func(c *trio) { c.nodes[0].backend.slow.Store(int64(time.Hour)) }, 201, 1},
-		{"nobody can", func(c *trio) {
+		{"no node can", func(c *trio) {
 			for _, n := range c.nodes {
 				n.backend.failWith(noQuorum())
 			}
@@ -143,7 +143,7 @@ func TestGatewayFailsOver(t *testing.T) {
 	}
 }
 
-// A refusal is an answer: nothing is sent elsewhere because of it.
+// A refusal is an answer: it is not retried elsewhere.
 func TestGatewayDoesNotRetryRefusals(t *testing.T) {
 	c := newTrio(t, nil)
 	for _, row := range []struct {
@@ -162,7 +162,7 @@ func TestGatewayDoesNotRetryRefusals(t *testing.T) {
 		require.Equal(t, row.status, c.ask(r).Code)
 	}
 	require.Zero(t, c.dials.Load())
-	// Also when another node has to say it.
+	// The same holds when another node answers.
 	c.nodes[0].backend.failWith(noQuorum())
 	r := c.write(t)
 	r.key = ""
@@ -172,7 +172,8 @@ func TestGatewayDoesNotRetryRefusals(t *testing.T) {
 	require.EqualValues(t, 0, c.dials.Load(), "a key that is missing is missing everywhere")
 }
 
-// A mint or a rotation is never done twice, for the first answer holds the key.
+// A mint or a rotation is never repeated, because the first answer holds the
+// key.
 func TestGatewayNeverRepeatsAMint(t *testing.T) {
 	hash := strings.Repeat("ab", 32)
 	for _, row := range []struct {
@@ -186,7 +187,7 @@ func TestGatewayNeverRepeatsAMint(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			c := newTrio(t, nil)
 			holdKey(func(*keys.Key) {})(c.nodes[0].world)
-			// The first node's table takes nothing; the others' does.
+			// The first node's table accepts no change; the others' tables do.
 			broken := newTable()
 			broken.keys = c.nodes[0].table.keys
 			broken.leaderGone.Store(true)
@@ -200,8 +201,8 @@ func TestGatewayNeverRepeatsAMint(t *testing.T) {
 			require.Equal(t, codeKeysUnavailable, problemOf(t, got).Code)
 			require.Zero(t, c.dials.Load())
 
-			// A node that did not even begin may pass it on, once: the peer
-			// that takes it and loses the answer is the last one asked.
+			// A node that did not begin may forward the request once: after a peer that
+			// takes it and loses the answer, no other peer is asked.
 			c.nodes[0].backend.failWith(noQuorum())
 			cut := &cutOff{Listener: nil}
 			c.addrs["n1:18180"] = cut.listen(t)
@@ -213,7 +214,7 @@ func TestGatewayNeverRepeatsAMint(t *testing.T) {
 	}
 }
 
-// cutOff takes a request and closes the connection without an answer.
+// cutOff accepts a request and closes the connection without an answer.
 type cutOff struct {
 	net.Listener
 	text chan string
@@ -241,7 +242,8 @@ func (c *cutOff) listen(t testing.TB) string {
 
 func (c *cutOff) seen() string { return <-c.text }
 
-// A record that a peer may have taken before it went away is sent to the next.
+// A record that a peer may have stored before it disappeared is sent to the
+// next one.
 func TestGatewayRepeatsRecordsAfterALostAnswer(t *testing.T) {
 	c := newTrio(t, nil)
 	c.nodes[0].backend.failWith(noQuorum())
@@ -249,7 +251,7 @@ func TestGatewayRepeatsRecordsAfterALostAnswer(t *testing.T) {
 	require.Equal(t, http.StatusCreated, c.ask(c.write(t)).Code)
 }
 
-// Two gateways that take each other for APIs do not send a request in circles.
+// Two gateways that are each other's peers do not send a request in circles.
 func TestGatewayLoop(t *testing.T) {
 	c := newTrio(t, nil)
 	for _, n := range c.nodes {
@@ -276,7 +278,7 @@ func TestGatewayKeepsTheDeadline(t *testing.T) {
 	got := c.ask(r)
 	require.Equal(t, 503, got.Code)
 	require.NotEmpty(t, left)
-	// One waits after the other, so what each was given adds up.
+	// The nodes wait in turn, so their shares add up.
 	sum := time.Duration(0)
 	for range len(left) {
 		share := <-left
@@ -295,7 +297,7 @@ func TestGatewayOverTLS(t *testing.T) {
 	require.Equal(t, http.StatusCreated, c.ask(c.write(t)).Code)
 }
 
-// What is about one node is answered by that node, through the gateway too.
+// Routes about one node are answered by that node, also through the gateway.
 func TestGatewayAnswersForItsOwnHealth(t *testing.T) {
 	c := newTrio(t, nil)
 	c.nodes[0].backend.failWith(noQuorum())
@@ -305,8 +307,8 @@ func TestGatewayAnswersForItsOwnHealth(t *testing.T) {
 	require.Zero(t, c.dials.Load())
 }
 
-// Connections to peers are kept, and one that the peer has closed meanwhile
-// costs no request.
+// Connections to peers are reused, and no request fails because the peer has
+// closed an idle one.
 func TestGatewayKeepsConnections(t *testing.T) {
 	c := newTrio(t, nil)
 	c.nodes[0].backend.failWith(noQuorum())

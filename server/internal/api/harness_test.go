@@ -33,24 +33,24 @@ import (
 )
 
 // solo is a backend of one node: the real store on a simulated disk and real
-// signature checks, without replication. fail, when set, is what every call
-// answers instead.
+// signature checks, without replication. fail, when set, is the error of every
+// call.
 type solo struct {
-	// incomplete and change are answered until an operator decides.
+	// incomplete and change are returned until an operator decides.
 	incomplete string
 	change     uint64
 	troubles   []cluster.Trouble
 	store      *store.Store
 	verifier   *record.Verifier
 	fail       atomic.Pointer[error]
-	slow       atomic.Int64 // nanoseconds that a write takes longer
+	slow       atomic.Int64 // nanoseconds added to each write
 	calls      atomic.Int64
 	others     []Peer
 	panics     atomic.Bool
 
 	voices  int                   // as cluster.Limits.Voices
-	asked   []cluster.Consistency // of Claims, one after the other
-	given   int                   // claims, one after the other
+	asked   []cluster.Consistency // by calls of Claims, in order
+	given   int                   // number of claims returned
 	onClaim func(given int)       // called before each
 	left    chan time.Duration    // when set, gets the time that each write has
 }
@@ -241,7 +241,7 @@ type table struct {
 	stale       atomic.Int64 // nanoseconds since this copy was current
 	leaderGone  atomic.Bool
 	asked       atomic.Int64
-	changes     atomic.Int64  // that were proposed
+	changes     atomic.Int64  // proposed so far
 	left        time.Duration // that the last one had
 	clock       clock.Shifted
 	timeUnknown atomic.Bool
@@ -260,7 +260,7 @@ func (k *table) ConfirmedUntil() time.Time {
 	return time.Now().Add(30*time.Second - time.Duration(k.stale.Load()))
 }
 
-// propose notes that a change was asked for.
+// propose records a proposed change.
 func (k *table) propose(ctx context.Context) {
 	k.changes.Add(1)
 	if deadline, ok := ctx.Deadline(); ok {
@@ -268,8 +268,8 @@ func (k *table) propose(ctx context.Context) {
 	}
 }
 
-// Now is the cluster's time as the test sets it; while the time is unknown it is
-// that of the node's own clock.
+// Now is the cluster's time as the test sets it, or the node's own clock while
+// the time is unknown.
 func (k *table) Now() (time.Time, bool) { return k.clock.Now(), !k.timeUnknown.Load() }
 
 func (k *table) GetKey(h keys.Hash) (keys.Key, bool) {
@@ -299,7 +299,7 @@ func (k *table) LookupAtLeader(_ context.Context, h keys.Hash) (keys.Key, bool, 
 	return key, ok, nil
 }
 
-// change applies a transition to a key that must be there.
+// change applies a transition to a key, which must exist.
 func (k *table) change(h keys.Hash, do func(keys.Key) (keys.Key, error)) (keys.Key, error) {
 	if k.leaderGone.Load() {
 		return keys.Key{}, errNoLeader
@@ -366,7 +366,7 @@ func (k *table) RotateKey(ctx context.Context, h, successor keys.Hash, grace int
 	return old, fresh, err
 }
 
-// world is one API with its surroundings.
+// world is one API with its dependencies.
 type world struct {
 	t       testing.TB
 	api     *API

@@ -16,7 +16,7 @@ import (
 //go:embed openapi.json
 var openapiJSON []byte
 
-// notReady says why this node should not be sent requests, nil when it should.
+// notReady says why this node should not receive requests, nil when it should.
 func (a *API) notReady() *Problem {
 	s := a.services.Load()
 	if s == nil {
@@ -46,8 +46,8 @@ type healthBody struct {
 	Reasons []cluster.Trouble `json:"reasons,omitempty"`
 }
 
-// health is a summary: 200 when the node can serve, else the problem. Both list
-// every reason that an operator should know.
+// health is a summary: 200 when the node can serve, otherwise the problem. Both
+// list every reason that an operator should know.
 func (c *call) health() error {
 	if p := c.api.notReady(); p != nil {
 		if c.svc != nil {
@@ -69,11 +69,11 @@ type statusBody struct {
 	Status string `json:"status"`
 }
 
-// live says that the process works, and nothing about its data: a restart does
-// not help a node that waits for others.
+// live reports that the process works. It ignores the node's data, because a
+// restart does not help a node that waits for others.
 func (c *call) live() error { return c.json(http.StatusOK, statusBody{"live"}) }
 
-// ready says whether the node should be sent requests.
+// ready reports whether the node should receive requests.
 func (c *call) ready() error {
 	if p := c.api.notReady(); p != nil {
 		return p
@@ -81,14 +81,15 @@ func (c *call) ready() error {
 	return c.json(http.StatusOK, statusBody{"ready"})
 }
 
-// rebuildBody says how far the rebuild of the index is.
+// rebuildBody is the progress of a rebuild of the index.
 type rebuildBody struct {
 	Status   string    `json:"status"` // "rebuilding"
 	Progress *Progress `json:"progress"`
 }
 
-// startup says whether log and index are open; until then, how far that is. It
-// covers the log's tail only: a rebuild of the index is not a start that hangs.
+// startup reports whether log and index are open and, until then, the progress.
+// It covers only the log's tail: a rebuild of the index does not count as a
+// hanging start.
 func (c *call) startup() error {
 	if c.svc == nil {
 		if p := c.api.progress.Load(); p != nil && p.Rebuild {
@@ -99,7 +100,7 @@ func (c *call) startup() error {
 	return c.json(http.StatusOK, statusBody{"started"})
 }
 
-// reducedStatus is what anybody may know of the cluster: counts and states.
+// reducedStatus is the public part of the cluster's status: counts and states.
 type reducedStatus struct {
 	Detail     string `json:"detail"` // "reduced"
 	Because    string `json:"because,omitempty"`
@@ -120,8 +121,9 @@ type fullStatus struct {
 	cluster.Status
 }
 
-// clusterStatus shows members to callers with a key and counts to all others,
-// also when keys cannot be checked: that is when somebody looks.
+// clusterStatus shows members to callers with a key and counts to all others.
+// It also answers when keys cannot be checked, because that is when operators
+// look at it.
 func (c *call) clusterStatus() error {
 	status := c.svc.backend.Status()
 	why := c.maybeIdentify()
@@ -144,7 +146,7 @@ func (c *call) clusterStatus() error {
 	return c.json(http.StatusOK, reduced)
 }
 
-// metrics shows the node's figures in the Prometheus text format.
+// metrics shows the node's metrics in the Prometheus text format.
 func (c *call) metrics() error {
 	families, err := c.api.opts.Gatherer.Gather()
 	if err != nil && len(families) == 0 {
@@ -162,7 +164,7 @@ func (c *call) metrics() error {
 	return nil
 }
 
-// openapi is the description of this API for machines.
+// openapi is the machine-readable description of this API.
 func (c *call) openapi() error {
 	c.status, c.contentType = http.StatusOK, mediaJSON
 	c.header("Cache-Control", "max-age=300")
@@ -181,7 +183,7 @@ type whoamiBody struct {
 	GraceUntil int64 `json:"grace_until,omitempty"`
 }
 
-// whoami shows what the caller's key is good for.
+// whoami shows the rights and limits of the caller's key.
 func (c *call) whoami() error {
 	body := whoamiBody{Auth: c.api.opts.Auth, Project: c.caller.project, Role: string(c.caller.role)}
 	if k := c.caller.key; k != nil {

@@ -22,7 +22,7 @@ const (
 	maxKeyPage     = 1000
 )
 
-// keyBody is a key as callers see it.
+// keyBody is a key in its form for callers.
 type keyBody struct {
 	Hash string `json:"hash"`
 	// Key is the raw key, shown once, when it was minted.
@@ -41,7 +41,7 @@ type keyBody struct {
 	Version    uint64 `json:"version"`
 }
 
-// showKey shows a key as it is by this node's best knowledge of the time.
+// showKey shows a key with its status at this node's best estimate of the time.
 func (c *call) showKey(k *keys.Key, raw string) keyBody {
 	b := keyBody{
 		Hash: k.Hash.String(), Key: raw, Project: k.Project, Role: string(k.Role), Label: k.Label,
@@ -68,8 +68,8 @@ type createRequest struct {
 	ExpiresAt   int64  `json:"expires_at"`
 }
 
-// registersByHash is the gateway's question: a registration may be repeated, a
-// mint may not.
+// registersByHash is the retry rule of the route: a registration may be
+// repeated, a mint must not be.
 func registersByHash(c *call) bool {
 	var req createRequest
 	return decodeJSON(c.body, &req) == nil && req.KeyHash != ""
@@ -114,11 +114,11 @@ func mint(environment string) (string, error) {
 	return keys.Generate(environment, nil)
 }
 
-// key checks the request's fields. now is zero when the time is not known.
+// key checks the request's fields. now is zero when the time is unknown.
 func (req *createRequest) key(now time.Time) (keys.Key, error) {
 	k := keys.Key{Project: req.Project, Label: req.Label, ExpiresAt: req.ExpiresAt, Enabled: true}
 	if k.Project == "" {
-		return k, problem(record.CodeMissing, "project", "the project is missing", "name the project that the key is for")
+		return k, problem(record.CodeMissing, "project", "the project is missing", "name the key's project")
 	}
 	if err := record.ValidProject(k.Project); err != nil {
 		return k, err
@@ -158,10 +158,11 @@ func parseRole(text string) (keys.Role, error) {
 	return role, nil
 }
 
-// checkShared keeps the space that all projects read in administrators' hands.
+// checkShared restricts keys of the shared project, which all projects read, to
+// the role admin.
 func checkShared(project string, role keys.Role) error {
 	if project == keys.SharedProject && role != keys.Admin {
-		return problem(record.CodeInvalidValue, "role", "a key of the project shared has the role admin", "use the role admin, or another project: every project reads the shared one")
+		return problem(record.CodeInvalidValue, "role", "a key of the project shared must have the role admin", "use the role admin, or another project: every project reads the shared one")
 	}
 	return nil
 }
@@ -240,7 +241,7 @@ func (c *call) getKey() error {
 	}
 	k, held := c.svc.keys.GetKey(h)
 	if !held {
-		// It may have been made through another node a moment ago.
+		// It may have been registered through another node a moment ago.
 		if k, held, err = c.svc.keys.LookupAtLeader(c.ctx, h); err != nil {
 			return keysFailed(err)
 		}
@@ -289,7 +290,7 @@ func (c *call) patchKey() error {
 func (req *patchRequest) patch(now time.Time) (keys.Patch, error) {
 	p := keys.Patch{Label: req.Label, Enabled: req.Enabled, ExpiresAt: req.ExpiresAt}
 	if req.Version == nil {
-		return p, problem(record.CodeMissing, "version", "the version is missing", "send the version that you read, so that a change made meanwhile is not lost")
+		return p, problem(record.CodeMissing, "version", "the version is missing", "send the version that you read, so that a change made in the meantime is not lost")
 	}
 	p.Version = *req.Version
 	if req.Label == nil && req.Role == nil && req.Enabled == nil && req.ExpiresAt == nil {
@@ -315,7 +316,7 @@ func (req *patchRequest) patch(now time.Time) (keys.Patch, error) {
 	return p, nil
 }
 
-// revokeKey ends a key for good. Doing it twice is no error.
+// revokeKey ends a key permanently. It is idempotent.
 func (c *call) revokeKey() error {
 	h, err := c.keyHash()
 	if err != nil {
@@ -372,13 +373,13 @@ func (req *rotateRequest) grace() (time.Duration, error) {
 	return d, nil
 }
 
-// keysFailed is a change of keys that did not come through: either what the
-// table decided, or the table is out of reach.
+// keysFailed is the problem for a failed change of keys: the table refused it
+// or could not be reached.
 func keysFailed(err error) error {
 	if p := keyProblem(err); p != nil {
 		return p
 	}
-	return problem(codeKeysUnavailable, "", "the control table did not take the change in time; it may take effect all the same", "read the key or the list before you try again").
+	return problem(codeKeysUnavailable, "", "the control table did not accept the change in time; it may still take effect", "read the key or the list before you retry").
 		retry(retryAfterLeaderVote).because(err)
 }
 
@@ -411,7 +412,7 @@ func decodeJSON(body []byte, into any) error {
 			return problem(record.CodeDuplicate, field, "the field is given twice", "give it once").because(err)
 		}
 	}
-	return problem(record.CodeMalformed, field, "the body is not one JSON object", "send JSON as RFC 8259 has it").because(err)
+	return problem(record.CodeMalformed, field, "the body is not one JSON object", "send JSON as RFC 8259 defines it").because(err)
 }
 
 func pointerName(p jsontext.Pointer) string { return clip(p.LastToken()) }

@@ -44,12 +44,11 @@ func (w *world) put(items []store.Item) {
 
 const hotSubject = "?subject=code://go/example/tls&predicate=hot"
 
-// weighing are the requests whose answer needs every value and agent at once.
+// weighing are the requests whose answer needs all values and agents together.
 var weighing = []string{"/v1/query" + hotSubject + "&lens=consensus", "/v1/skeptic" + hotSubject, "/v1/layered" + hotSubject}
 
-// A subject about which too much is said is refused by the lenses that would
-// have to hold all of it, and by no others; the refusal names the remedy, which
-// works.
+// A subject with too much data is refused by the lenses that would have to hold
+// all of it, and by no others; the refusal names a remedy that works.
 func TestSubjectTooLarge(t *testing.T) {
 	w := newWorld(t, func(o *Options) { o.ReadLimit = 64 << 10 })
 	c := newContract(t)
@@ -74,7 +73,7 @@ func TestSubjectTooLarge(t *testing.T) {
 	require.Len(t, cool.Answers, 1)
 }
 
-// What one predicate took is not held against the next.
+// The bytes of one predicate do not count for the next one.
 func TestEachPredicateHasItsRoom(t *testing.T) {
 	w := newWorld(t, func(o *Options) { o.ReadLimit = 64 << 10 })
 	for i := range 6 {
@@ -107,8 +106,8 @@ func (w *world) crowd(project string, count int, change func(*record.Content)) r
 	return a.ID()
 }
 
-// A claim with too many agents or votes is shown and counted in part and says so,
-// on every route; the rest of its subject is answered as ever.
+// A claim with too many agents or votes is shown and counted in part and says
+// so, on every route; the rest of its subject is answered as usual.
 func TestHotClaimIsPartial(t *testing.T) {
 	w := newWorld(t, nil)
 	c := newContract(t)
@@ -161,7 +160,7 @@ func TestHotClaimIsPartial(t *testing.T) {
 	}
 }
 
-// A claim of two projects is cut as if one held it all.
+// A claim of two projects is cut as if one project held everything.
 func TestPartialClaimOfTwoProjects(t *testing.T) {
 	w := newWorld(t, nil)
 	w.backend.voices = 3
@@ -176,9 +175,9 @@ func TestPartialClaimOfTwoProjects(t *testing.T) {
 	require.Equal(t, voteSummary{For: 3, Weight: 3}, shown[0].Votes)
 }
 
-// By the limits that a server has, a claim that is as large as one may get does
-// not spoil the others of its predicate, nor does an answer with all of it outgrow
-// what a gateway passes on.
+// With a server's limits, a claim of the largest size does not affect the
+// others of its predicate, and an answer with all of it does not exceed the
+// limit of a gateway.
 func TestHotClaimLeavesRoomForTheRest(t *testing.T) {
 	w := newWorld(t, nil)
 	w.backend.voices = 10_000 // as cluster.Limits
@@ -212,7 +211,7 @@ func TestHeavyReadsTakeTurns(t *testing.T) {
 	require.Len(t, w.query("/v1/query"+hotSubject+"&lens=recency").Answers, 1)
 	w.api.heavy.Release(1)
 
-	for _, limit := range []int64{defaultReadLimit, 300 << 10} { // also a refusal gives its turn back
+	for _, limit := range []int64{defaultReadLimit, 300 << 10} { // a refused request also gives its turn back
 		w.api.opts.ReadLimit = limit
 		for _, path := range append(weighing, "/v1/query"+hotSubject+"&limit=1000") {
 			w.as(keys.ReadOnly, "GET", path, "")
@@ -236,7 +235,7 @@ func (w *world) large(count int) {
 
 var allLenses = []string{"recency", "consensus", "confidence", "authority"}
 
-// A page of large winners ends early, and the next goes on behind it.
+// A page of large winners ends early, and the next page continues after it.
 func TestLargeWinnersEndAPage(t *testing.T) {
 	w := newWorld(t, nil)
 	w.large(70)
@@ -257,8 +256,8 @@ func TestLargeWinnersEndAPage(t *testing.T) {
 	}
 }
 
-// What an answer shows needs the turn as well as what it took to weigh it, also
-// where a lens holds next to nothing.
+// Shown bytes need the turn just like the bytes held for weighing, even where a
+// lens holds almost nothing.
 func TestLargeAnswersTakeTurns(t *testing.T) {
 	w := newWorld(t, func(o *Options) { o.HeavyReads = 1 })
 	w.large(8)
@@ -270,7 +269,7 @@ func TestLargeAnswersTakeTurns(t *testing.T) {
 		items = append(items, store.NewSignature("alpha", a.ID(), record.Signature{Agent: agent}))
 	}
 	w.put(items)
-	heavy := slices.Clone(weighing[1:]) // consensus shows one value alone
+	heavy := slices.Clone(weighing[1:]) // consensus shows only one value
 	for _, lens := range allLenses {
 		path := "/v1/query?subject=code://go/example/tls&lens=" + lens
 		require.Len(t, w.query(path+"&limit=2").Answers, 2, lens)
@@ -291,7 +290,7 @@ func TestLargeAnswersTakeTurns(t *testing.T) {
 	}
 }
 
-// A read ends when its caller has gone, wherever it is by then.
+// A read ends when its caller has disconnected, at any stage.
 func TestReadEndsWithItsCaller(t *testing.T) {
 	w := newWorld(t, nil)
 	w.hot("hot", 2000)
@@ -314,8 +313,8 @@ func TestReadEndsWithItsCaller(t *testing.T) {
 	}
 }
 
-// recency reads two claims of each predicate, and the others' claims are
-// brought here once.
+// recency reads two claims of each predicate, and the claims of other
+// predicates are fetched only once.
 func TestRecencyReadsFewClaims(t *testing.T) {
 	for _, scope := range []string{"own", "own,shared"} {
 		w := newWorld(t, nil)

@@ -9,16 +9,15 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// What operators decide about members.
+// Operators' decisions about members.
 
-// acceptLoss gives up the records that a member lost, by an operator's word, when
-// the other members cannot make them good. For a member that holds everything it
-// does nothing.
+// acceptLoss gives up, on an operator's request, the records that a member lost
+// and the other members cannot restore. For a whole member it does nothing.
 func (c *call) acceptLoss() error {
 	return c.decided(c.svc.backend.AcceptLoss(c.ctx, c.params.ByName("name")))
 }
 
-// cancelChange ends the open change of members; none being open is no error.
+// cancelChange ends the open change of members. It is idempotent.
 func (c *call) cancelChange() error {
 	open := c.svc.backend.Status().ChangeID
 	if text, given := c.param("id"); given {
@@ -40,13 +39,13 @@ func noSuchChange() *Problem {
 	return problem(codeNoSuchChange, "id", "that change of members is not open: it was closed or cancelled before", "look at change_id in GET /v1/cluster/status")
 }
 
-// decided answers 204, or says why the decision was not made.
+// decided answers 204, or the problem when the decision was not made.
 func (c *call) decided(err error) error {
 	switch {
 	case errors.Is(err, control.ErrNoSuchMember):
 		return problem(codeNoSuchMember, "name", "the cluster has no member of that name", "take the name from GET /v1/cluster/status, such as stemedb-0")
 	case errors.Is(err, control.ErrLossStands):
-		return problem(codeLossStands, "name", err.Error(), "look at GET /v1/cluster/status; a loss is accepted only when the members that are whole cannot make it good")
+		return problem(codeLossStands, "name", err.Error(), "look at GET /v1/cluster/status; a loss is accepted only when the whole members cannot restore the records")
 	case errors.Is(err, control.ErrNoSuchChange):
 		return noSuchChange()
 	case err != nil:

@@ -9,7 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// meters are the figures of the HTTP side. Labels are bounded: routes are
+// meters are the metrics of the HTTP API. Labels are bounded: routes are
 // patterns, methods and statuses are those of the table.
 type meters struct {
 	requests *prometheus.CounterVec
@@ -24,7 +24,7 @@ type meters struct {
 	gatewayRetries  prometheus.Counter
 }
 
-// Buckets in seconds, from a look-up in memory to the longest time-out.
+// Buckets in seconds, from a look-up in memory to the longest timeout.
 func latencyBuckets() []float64 {
 	return []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
 }
@@ -40,7 +40,7 @@ func newMeters(a *API, registerer prometheus.Registerer) (*meters, error) {
 			Help: "Time from a request's header to its answer.", Buckets: latencyBuckets(),
 		}, []string{"route"}),
 		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "stemedb_http_requests_in_flight", Help: "HTTP requests being worked on.",
+			Name: "stemedb_http_requests_in_flight", Help: "HTTP requests in progress.",
 		}),
 		queries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "stemedb_queries_total", Help: "Queries answered, by endpoint.",
@@ -50,15 +50,15 @@ func newMeters(a *API, registerer prometheus.Registerer) (*meters, error) {
 		}, []string{"endpoint"}),
 		ingested: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "stemedb_assertions_ingested_total",
-			Help: "Assertions that callers of this node were told are durable, those that existed before included.",
+			Help: "Assertions acknowledged to callers of this node as durable, including those that existed before.",
 		}),
 		gatewayRequests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "stemedb_gateway_requests_total",
-			Help: "Requests to the gateway by who answered: local, peer, or none.",
+			Help: "Requests to the gateway by the answering node: local, peer, or none.",
 		}, []string{"by"}),
 		gatewayRetries: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "stemedb_gateway_retries_total",
-			Help: "Attempts that the gateway made at another node after one that failed.",
+			Help: "Retries of the gateway at another node after a failed attempt.",
 		}),
 	}
 	ready := prometheus.NewGaugeFunc(prometheus.GaugeOpts{

@@ -10,8 +10,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// A peer that answers a mint with 503 may have proposed it, and the table may take
-// it yet: asking the next peer would mint a second key.
+// A peer that answers a mint with 503 may have proposed it, and the table may
+// still accept it: asking the next peer would mint a second key.
 func TestGatewayDoesNotRepeatAMintThatAPeerRefused(t *testing.T) {
 	for _, row := range []struct {
 		name, body string
@@ -23,7 +23,7 @@ func TestGatewayDoesNotRepeatAMintThatAPeerRefused(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			c := newTrio(t, nil)
 			c.nodes[0].backend.failWith(noQuorum()) // it did not begin
-			// n1's table takes nothing; n2's does.
+			// n1's table accepts no change; n2's does.
 			broken := newTable()
 			broken.keys = c.nodes[0].table.keys
 			broken.leaderGone.Store(true)

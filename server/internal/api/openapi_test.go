@@ -32,7 +32,7 @@ func loadOpenAPI(t testing.TB) *openapi3.T {
 	return doc
 }
 
-// openapi.yaml is what people edit, openapi.json what the server serves.
+// People edit openapi.yaml; the server serves openapi.json.
 func TestOpenAPIJSONIsUpToDate(t *testing.T) {
 	doc := loadOpenAPI(t)
 	text, err := doc.MarshalJSON()
@@ -47,8 +47,8 @@ func TestOpenAPIJSONIsUpToDate(t *testing.T) {
 	require.JSONEq(t, pretty.String(), string(openapiJSON), "run: go test ./server/internal/api -run OpenAPIJSON -update")
 }
 
-// The description has the routes that the table has, with the same parameters
-// and media types, and no others.
+// The description has exactly the routes of the table, with the same parameters
+// and media types.
 func TestOpenAPIDescribesEveryRoute(t *testing.T) {
 	doc := loadOpenAPI(t)
 	colon := regexp.MustCompile(`:(\w+)`)
@@ -73,7 +73,7 @@ func TestOpenAPIDescribesEveryRoute(t *testing.T) {
 			media = sortedKeys(op.RequestBody.Value.Content)
 		}
 		require.ElementsMatch(t, rt.media, media, name)
-		require.Equal(t, rt.class == keys.Public, op.Security != nil, "%s: what is public says so", name)
+		require.Equal(t, rt.class == keys.Public, op.Security != nil, "%s: exactly the public routes need no key", name)
 	}
 	for path, item := range doc.Paths.Map() {
 		for method := range item.Operations() {
@@ -97,8 +97,8 @@ func newContract(t testing.TB) *contract {
 	return &contract{router}
 }
 
-// check holds an exchange to the description; requests that were refused need
-// not fit it, answers always must.
+// check compares an exchange with the description. Refused requests need not
+// match it; answers always must.
 func (c *contract) check(t testing.TB, r request, got *httptest.ResponseRecorder) {
 	req := httptest.NewRequest(r.method, r.path, bytes.NewReader(r.body))
 	if r.media != "" {

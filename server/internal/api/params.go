@@ -34,7 +34,7 @@ func (c *call) param(name string) (text string, given bool) {
 	return values[0], true
 }
 
-// nameParam reads a subject or a predicate by the rules for records.
+// nameParam reads a subject or a predicate by the rules of package record.
 func (c *call) nameParam(name string, limit int, required bool) (string, error) {
 	text, given := c.param(name)
 	if !given {
@@ -65,7 +65,7 @@ func (c *call) consistency() (cluster.Consistency, error) {
 	return 0, problem(record.CodeInvalidValue, "consistency", strconv.Quote(clip(text))+" is not a consistency", "use quorum or local")
 }
 
-// scope lists the projects that a read looks into, the caller's own first.
+// scope lists the projects that a read covers, the caller's own first.
 func (c *call) scope() ([]string, error) {
 	text, given := c.param("scope")
 	if !given {
@@ -89,7 +89,7 @@ func (c *call) scope() ([]string, error) {
 	return projects, nil
 }
 
-// claimQuery is what all routes that look at claims have in common.
+// claimQuery holds the parameters that all routes for claims share.
 type claimQuery struct {
 	subject, predicate string
 	scope              []string
@@ -99,7 +99,7 @@ type claimQuery struct {
 	params             lens.Params
 }
 
-// defaultLifecycles are shown unless a caller asks for others.
+// defaultLifecycles are shown unless the caller names others.
 func defaultLifecycles() []record.Lifecycle {
 	return []record.Lifecycle{record.Approved, record.Proposed}
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // Codes of problems besides those of package record. They are part of the API:
-// callers compare them, so none ever changes its meaning.
+// callers compare them, so no code ever changes its meaning.
 const (
 	codeUnknownParameter   = "unknown_parameter"
 	codeInvalidCursor      = "invalid_cursor"
@@ -57,29 +57,29 @@ const (
 	problemType            = "urn:stemedb:problem:"
 	retrySoon              = time.Second
 	retryAfterLeaderVote   = 2 * time.Second
-	statusClientWentAway   = 499 // never seen by anyone: for metrics alone
+	statusClientWentAway   = 499 // never sent: for metrics only
 	maxDetail              = 1024
 	remedyRetry            = "send the request again after the time in Retry-After; sending a record twice is harmless"
-	remedyAskAdministrator = "ask whoever administers this StemeDB for a key with the needed role"
+	remedyAskAdministrator = "ask the administrator of this StemeDB for a key with the required role"
 )
 
-// codeInfo is what never changes about a code.
+// codeInfo is the fixed part of a code.
 type codeInfo struct {
 	status int
 	title  string
 }
 
-// codeTable gives every code its status and title; docs/errors.md says what to
-// do about each, and a test holds the two together. A too_large field of a record is 400; a body
-// that is too large is 413.
+// codeTable gives every code its status and title. docs/errors.md gives the
+// remedy for each; a test keeps the two in step. A too_large field of a record
+// is 400; a body that is too large is 413.
 var codeTable = map[string]codeInfo{
 	record.CodeMalformed:        {400, "The body cannot be decoded"},
 	record.CodeNotCanonical:     {400, "The CBOR is not in the deterministic encoding"},
 	record.CodeMissing:          {400, "A required field is missing"},
-	record.CodeUnknown:          {400, "A field is not known"},
-	record.CodeDuplicate:        {400, "Something is given twice"},
+	record.CodeUnknown:          {400, "A field is unknown"},
+	record.CodeDuplicate:        {400, "A value is given twice"},
 	record.CodeWrongType:        {400, "A value has the wrong type"},
-	record.CodeEmpty:            {400, "Something is empty that must not be"},
+	record.CodeEmpty:            {400, "A required value is empty"},
 	record.CodeTooLong:          {400, "A value is too long"},
 	record.CodeTooLarge:         {413, "The body is too large"},
 	record.CodeTooMany:          {400, "There are too many elements"},
@@ -87,13 +87,13 @@ var codeTable = map[string]codeInfo{
 	record.CodeInvalidUTF8:      {400, "Text is not UTF-8"},
 	record.CodeControlCharacter: {400, "A name has a control character"},
 	record.CodeInvalidHex:       {400, "A value is not the right number of hex digits"},
-	record.CodeInvalidValue:     {400, "A value is not one of those that exist"},
+	record.CodeInvalidValue:     {400, "A value is not one of the defined values"},
 
-	codeUnknownParameter: {400, "A query parameter is not known"},
+	codeUnknownParameter: {400, "A query parameter is unknown"},
 	codeInvalidCursor:    {400, "The cursor does not belong to this query"},
 	codeMalformedRequest: {400, "The request cannot be understood"},
 	codeKeyMissing:       {401, "An API key is needed"},
-	codeKeyInvalid:       {401, "The API key is not known"},
+	codeKeyInvalid:       {401, "The API key is unknown"},
 	codeKeyExpired:       {401, "The API key has expired"},
 	codeKeyDisabled:      {401, "The API key is disabled"},
 	codeKeyRevoked:       {401, "The API key is revoked"},
@@ -109,11 +109,11 @@ var codeTable = map[string]codeInfo{
 	codeBodyTimeout:      {408, "The body did not arrive in time"},
 	codeKeyExists:        {409, "The key is registered with other fields"},
 	codeVersionConflict:  {409, "The key has changed since it was read"},
-	codeRevokedForGood:   {409, "A revoked key cannot come back"},
+	codeRevokedForGood:   {409, "A revoked key cannot be restored"},
 	codeAlreadyRotated:   {409, "The key was rotated before"},
-	codeMediaType:        {415, "The body's media type is not taken here"},
+	codeMediaType:        {415, "The body's media type is not accepted here"},
 	codeExpectation:      {417, "The expectation is not supported"},
-	codeSubjectTooLarge:  {422, "There is too much about the subject for one answer"},
+	codeSubjectTooLarge:  {422, "The subject has too much data for one answer"},
 	codeHeaderTooLarge:   {431, "The request's header is too large"},
 	codeInternal:         {500, "The server failed"},
 	codeTransferEncoding: {501, "The transfer encoding is not supported"},
@@ -142,7 +142,7 @@ var codeTable = map[string]codeInfo{
 	cluster.CodeReadOnly:         {507, "The node's disk is full"},
 }
 
-// Problem is an error as callers see it.
+// Problem is an error in its form for callers.
 type Problem struct {
 	Status     int
 	Code       string
@@ -173,7 +173,7 @@ func problem(code, field, detail, remedy string) *Problem {
 func (p *Problem) retry(after time.Duration) *Problem { p.RetryAfter = after; return p }
 func (p *Problem) because(err error) *Problem         { p.cause = err; return p }
 
-// problemBody is the wire form, RFC 9457 with members of our own.
+// problemBody is the wire form, RFC 9457 with extension members.
 type problemBody struct {
 	Type      string    `json:"type"`
 	Title     string    `json:"title"`
@@ -206,7 +206,7 @@ func (p *Problem) writeTo(c *call) {
 	c.contentType = mediaProblem
 	c.out = c.out[:0]
 	body, err := json.Marshal(p.body(c.requestID))
-	if err != nil { // cannot be: strings and a number
+	if err != nil { // cannot happen: strings and a number
 		body = []byte(`{"code":"internal","status":500}`)
 	}
 	c.out = append(append(c.out, body...), '\n')
@@ -222,7 +222,7 @@ func (p *Problem) writeTo(c *call) {
 	}
 }
 
-// asProblem gives every error that a handler can return its place in the table.
+// asProblem maps every error that a handler can return to a code of the table.
 func asProblem(err error) *Problem {
 	var p *Problem
 	if errors.As(err, &p) {
@@ -242,11 +242,11 @@ func asProblem(err error) *Problem {
 	case errors.Is(err, context.DeadlineExceeded):
 		return problem(codeTimeout, "", "the work for this request was not done in time", remedyRetry).retry(retrySoon).because(err)
 	case errors.Is(err, context.Canceled):
-		p := problem(codeTimeout, "", "the caller went away", "").because(err)
+		p := problem(codeTimeout, "", "the caller disconnected", "").because(err)
 		p.Status = statusClientWentAway
 		return p
 	}
-	return problem(codeInternal, "", "an error that should not happen; the server's log has it under this request's id",
+	return problem(codeInternal, "", "an internal error; the server's log has the cause under this request's id",
 		"report it with the request's id").because(err)
 }
 
@@ -276,9 +276,9 @@ func keyProblem(err error) *Problem {
 	case errors.Is(err, keys.ErrRevoked):
 		return problem(codeRevokedForGood, "hash", "the key with this hash is revoked", "mint or register a new key")
 	case errors.Is(err, keys.ErrVersion):
-		return problem(codeVersionConflict, "version", "the key has changed since the version that you sent", "read the key again and decide with its present version")
+		return problem(codeVersionConflict, "version", "the key has changed since the version that you sent", "read the key again and decide with its current version")
 	case errors.Is(err, keys.ErrNoTime):
-		return problem(cluster.CodeClocksApart, "grace", "the members' clocks disagree, so no grace can be set", "set the members' clocks (GET /v1/cluster/status shows them), or rotate with the grace 0s, which ends the old key at once").retry(retryAfterLeaderVote)
+		return problem(cluster.CodeClocksApart, "grace", "the members' clocks disagree, so no grace period can be set", "set the members' clocks (GET /v1/cluster/status shows them), or rotate with the grace 0s, which ends the old key immediately").retry(retryAfterLeaderVote)
 	case errors.Is(err, keys.ErrRotated):
 		return problem(codeAlreadyRotated, "hash", "the key was rotated before", "rotate its successor, named by rotated_to")
 	}

@@ -18,8 +18,8 @@ func (w *world) query(path string) queryAnswer {
 	return decode[queryAnswer](w.t, got)
 }
 
-// Pages of claims follow each other without gaps, newest first, whatever the
-// size of a page.
+// Pages of claims follow each other without gaps, newest first, with any page
+// size.
 func TestQueryPages(t *testing.T) {
 	w := newWorld(t, nil)
 	var want []string
@@ -89,7 +89,7 @@ func TestLifecycleIsTheSuccessors(t *testing.T) {
 	require.Equal(t, "deprecated", all.Claims[1].Effective)
 	require.Equal(t, child.ID().String(), all.Claims[1].ReplacedBy)
 	past := w.query(fmt.Sprintf("/v1/query?subject=code://go/example/tls&as_of=%d", parent.Timestamp))
-	require.Len(t, past.Claims, 1, "as_of leaves out what is signed later")
+	require.Len(t, past.Claims, 1, "as_of leaves out claims signed later")
 }
 
 func TestFiltersAndVotes(t *testing.T) {
@@ -123,7 +123,7 @@ func TestSkepticAndLayered(t *testing.T) {
 	require.Equal(t, 3, s.Values[0].Signers)
 	short := decode[skepticBody](t, w.as(keys.ReadOnly, "GET", "/v1/skeptic"+path+"&limit=1", ""))
 	require.True(t, short.Truncated)
-	require.Equal(t, s.Score, short.Score, "what is not shown still counts")
+	require.Equal(t, s.Score, short.Score, "claims that are not shown still count")
 	l := decode[struct {
 		Layers []struct {
 			Class string `json:"source_class"`
@@ -147,7 +147,7 @@ func TestSubjects(t *testing.T) {
 	require.Empty(t, second.Cursor)
 }
 
-// A cursor made for one query is refused by another, also of another project.
+// A cursor made for one query is refused by another, also in another project.
 func TestCursorBelongsToItsQuery(t *testing.T) {
 	w := newWorld(t, nil)
 	for i := range 3 {

@@ -15,15 +15,15 @@ import (
 )
 
 // Some requests never reach a handler: net/http itself refuses those that it
-// cannot parse (400, 431, 501, 505) and unknown expectations (417), in plain text
-// or without a body, and writes the answer straight to the connection. So every
-// connection inspects the bytes that are written to it. Bytes that begin with a
-// status line and have no X-Request-Id are an answer of net/http's own: each
-// answer of this package has an X-Request-Id, and no body of this package contains
-// the carriage return that ends a status line.
+// cannot parse (400, 431, 501, 505) and unknown expectations (417), in plain
+// text or without a body, and writes the answer straight to the connection. So
+// every connection inspects the bytes that are written to it. Bytes that begin
+// with a status line and have no X-Request-Id are an answer by net/http: each
+// answer of this package has an X-Request-Id, and no body of this package
+// contains the carriage return that ends a status line.
 
-// ownAnswers turns the answers that net/http itself gives on the listener's
-// connections into problems with a request id, like all others.
+// ownAnswers replaces the answers that net/http itself writes to the listener's
+// connections by problems with a request id, like all others.
 type ownAnswers struct {
 	net.Listener
 	api *API
@@ -62,8 +62,8 @@ func (c *answerConn) Read(b []byte) (int, error) {
 }
 
 // handshake performs the TLS handshake. A caller that speaks plain HTTP gets an
-// answer in plain HTTP. For the HTTP server a failed handshake looks like the end
-// of the connection, since there is no request to answer.
+// answer in plain HTTP. To the HTTP server a failed handshake looks like the
+// end of the connection, since there is no request to answer.
 func (c *answerConn) handshake() {
 	ctx, cancel := context.WithTimeout(context.Background(), readHeaderTimeout)
 	defer cancel()
@@ -75,8 +75,8 @@ func (c *answerConn) handshake() {
 	var header tls.RecordHeaderError
 	if errors.As(err, &header) && header.Conn != nil && looksLikeHTTP(header.RecordHeader) {
 		err = errors.New("the caller speaks HTTP without TLS")
-		p := problem(codeMalformedRequest, "", "this port speaks HTTPS, the request came without TLS", "use https:// in the address")
-		_, _ = header.Conn.Write(c.api.rawAnswer(p)) // the caller may be gone
+		p := problem(codeMalformedRequest, "", "this port speaks HTTPS; the request came without TLS", "use https:// in the address")
+		_, _ = header.Conn.Write(c.api.rawAnswer(p)) // the caller may have disconnected
 		_ = header.Conn.Close()
 	}
 	c.api.errors.tlsFailed(c.RemoteAddr(), err)
@@ -111,8 +111,8 @@ func (c *answerConn) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// ownAnswer returns the problem for an answer of net/http's own, nil when b is
-// part of an answer of this package.
+// ownAnswer returns the problem for an answer by net/http, nil when b is part
+// of an answer of this package.
 func (a *API) ownAnswer(b []byte) *Problem {
 	if !bytes.HasPrefix(b, []byte("HTTP/1.")) {
 		return nil
@@ -162,8 +162,8 @@ func httpProblem(status int, text string) *Problem {
 	return p
 }
 
-// rawAnswer is a problem as bytes for a connection that is then closed, for a
-// request that no handler has seen. It is counted like any other.
+// rawAnswer is the bytes of a problem for a request that no handler has seen;
+// the connection is then closed. It is counted like any other.
 func (a *API) rawAnswer(p *Problem) []byte {
 	rt := unmatched()
 	a.meters.requests.WithLabelValues(rt.pattern, methodLabel(""), strconv.Itoa(p.Status)).Inc()

@@ -61,7 +61,7 @@ var refused = []struct {
 	{"no HTTP", "\x16\x03\x01 hello\r\n\r\n", 400, codeMalformedRequest},
 	{"no host", "GET /v1/health HTTP/1.1\r\n\r\n", 400, codeMalformedRequest},
 	{"two hosts", "GET /v1/health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, codeMalformedRequest},
-	{"a host that is none", "GET /v1/health HTTP/1.1\r\nHost: a b\r\n\r\n", 400, codeMalformedRequest},
+	{"an invalid host", "GET /v1/health HTTP/1.1\r\nHost: a b\r\n\r\n", 400, codeMalformedRequest},
 	{"a header name with a space", "GET /v1/health HTTP/1.1\r\nHost: x\r\nX Y: z\r\n\r\n", 400, codeMalformedRequest},
 	{"a header value with a zero byte", "GET /v1/health HTTP/1.1\r\nHost: x\r\nX: \x00\r\n\r\n", 400, codeMalformedRequest},
 	{"a negative length", "POST /v1/assert HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400, codeMalformedRequest},
@@ -122,7 +122,7 @@ func TestOptionsForTheServer(t *testing.T) {
 	}
 }
 
-// Targets that are no path of this server are answered, with a problem.
+// Targets that are not a path of this server are answered with a problem.
 func TestTargetsThatAreNoPath(t *testing.T) {
 	l := listen(t, newWorld(t, nil), nil)
 	for target, status := range map[string]int{
@@ -154,7 +154,7 @@ func TestPlainRequestToATLSPort(t *testing.T) {
 	require.Eventually(t, func() bool { return w.figure(`stemedb_http_server_errors_total{kind="tls_handshake"}`) == 14 }, 10*time.Second, 10*time.Millisecond)
 }
 
-// Answers of handlers pass unchanged, whatever they contain.
+// Answers of handlers pass unchanged, with any content.
 func TestAnswersOfHandlersPass(t *testing.T) {
 	w := newWorld(t, nil)
 	l := listen(t, w, nil)
@@ -220,7 +220,7 @@ func TestHeadersThatCountOnceComeOnce(t *testing.T) {
 	}
 }
 
-// Each line of net/http is counted by its kind; of those that repeat few are
+// Each line of net/http is counted by its kind; repeated lines are mostly not
 // logged.
 func TestLinesOfTheHTTPServerAreCounted(t *testing.T) {
 	var out bytes.Buffer

@@ -23,10 +23,10 @@ const (
 	maxPage     = 1000
 	// pageBytes ends a page early when its claims, or its winners, are large.
 	pageBytes = 4 << 20
-	// pageScan ends a page early when the filter lets little through, so that
-	// no page of a hot subject takes for ever.
+	// pageScan ends a page early when the filter passes few claims, so that no
+	// page of a hot subject takes unbounded time.
 	pageScan = 20_000
-	// maxAnswers bounds how many predicates of a subject a lens is asked about
+	// maxAnswers bounds the number of a subject's predicates that a lens answers
 	// on one page.
 	maxAnswers = 100
 )
@@ -106,10 +106,10 @@ type queryBody struct {
 	Cursor      string            `json:"cursor,omitempty"`
 }
 
-// answerBody is what a lens says about one predicate.
+// answerBody is a lens's answer for one predicate.
 type answerBody struct {
 	Predicate string          `json:"predicate"`
-	Winner    json.RawMessage `json:"winner"` // a claimBody; null when nothing has support
+	Winner    json.RawMessage `json:"winner"` // a claimBody; null when no value has support
 	Why       lens.Why        `json:"why"`
 }
 
@@ -175,11 +175,11 @@ func (c *call) list(q *claimQuery, body *queryBody) error {
 	return nil
 }
 
-// answers asks the lens about each predicate in turn.
+// answers runs the lens on each predicate in turn.
 func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
 	l, known := lens.Get(name)
 	if !known {
-		return problem(record.CodeInvalidValue, "lens", strconv.Quote(clip(name))+" is not a lens", "use one of "+strings.Join(lens.Names(), ", ")+"; skeptic and layered have routes of their own")
+		return problem(record.CodeInvalidValue, "lens", strconv.Quote(clip(name))+" is not a lens", "use one of "+strings.Join(lens.Names(), ", ")+"; skeptic and layered are separate routes")
 	}
 	limit, err := c.intParam("limit", maxAnswers, 1, maxAnswers)
 	if err != nil {
@@ -224,9 +224,10 @@ func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
 	return nil
 }
 
-// byPredicate yields the claims behind after in one sequence for each predicate.
-// Claims that a consumer leaves unread are not read: the source is asked again
-// for those behind them. An error is given to the sequence in which it comes up.
+// byPredicate yields the claims after the given place in one sequence for each
+// predicate. Claims that a consumer leaves unread are not read: the source is
+// queried again for the claims after them. An error is passed to the sequence
+// in which it occurs.
 func byPredicate(claims cluster.ClaimSource, after *store.ClaimCursor) iter.Seq2[string, iter.Seq2[*store.Claim, error]] {
 	return func(yield func(string, iter.Seq2[*store.Claim, error]) bool) {
 		for {
@@ -237,8 +238,8 @@ func byPredicate(claims cluster.ClaimSource, after *store.ClaimCursor) iter.Seq2
 	}
 }
 
-// eachPredicate yields sequences until the consumer has enough (nil), or has
-// left one unread: then it returns the end of that.
+// eachPredicate yields sequences until the consumer stops (nil), or has left
+// one unread: then it returns the end of that one.
 func eachPredicate(claims iter.Seq2[*store.Claim, error], yield func(string, iter.Seq2[*store.Claim, error]) bool) (left *store.ClaimCursor) {
 	next, stop := iter.Pull2(claims)
 	defer stop()
@@ -267,7 +268,7 @@ func eachPredicate(claims iter.Seq2[*store.Claim, error], yield func(string, ite
 	return nil
 }
 
-// endOf is a place behind the oldest claim that there can be of a predicate.
+// endOf is a place after the oldest possible claim of a predicate.
 func endOf(predicate string) *store.ClaimCursor { return &store.ClaimCursor{Predicate: predicate} }
 
 // A claim's place in a cursor: timestamp u64 | id 32 | predicate.
@@ -283,7 +284,7 @@ func (c *call) claimCursor() (*store.ClaimCursor, error) {
 		return nil, err
 	}
 	if len(place) < 8+32 {
-		return nil, problem(codeInvalidCursor, "cursor", "the text is not a cursor", "leave it out to begin anew")
+		return nil, problem(codeInvalidCursor, "cursor", "the text is not a cursor", "leave it out to start over")
 	}
 	return &store.ClaimCursor{
 		Timestamp: binary.BigEndian.Uint64(place), ID: record.Hash(place[8:40]), Predicate: string(place[40:]),
@@ -297,7 +298,7 @@ type subjectsBody struct {
 	Cursor      string   `json:"cursor,omitempty"`
 }
 
-// subjects lists what is known below a path.
+// subjects lists the subjects below a path.
 func (c *call) subjects() error {
 	began := time.Now()
 	prefix, err := c.nameParam("prefix", record.MaxSubject, false)

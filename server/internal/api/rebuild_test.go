@@ -24,6 +24,6 @@ func TestStartupWhileTheIndexIsRebuilt(t *testing.T) {
 	w := ask("/v1/health/startup")
 	require.Equal(t, http.StatusOK, w.Code)
 	require.JSONEq(t, `{"status":"rebuilding","progress":{"phase":"rebuilding the index","rebuild":true,"done":1,"total":2}}`, w.Body.String())
-	require.Equal(t, http.StatusServiceUnavailable, ask("/v1/health/ready").Code, "a node without its index serves nobody")
+	require.Equal(t, http.StatusServiceUnavailable, ask("/v1/health/ready").Code, "a node without its index is not ready")
 	require.Equal(t, http.StatusOK, ask("/v1/health/live").Code)
 }

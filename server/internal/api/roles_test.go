@@ -16,8 +16,8 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Every role meets every route, with a request that is right otherwise: it is
-// refused with 403 exactly where the matrix says so.
+// Every role calls every route with an otherwise valid request: it is refused
+// with 403 exactly where the matrix says so.
 func TestRoleMatrix(t *testing.T) {
 	for _, rt := range routes() {
 		for _, role := range keys.Roles() {
@@ -87,7 +87,8 @@ func TestAuthOffMeansDefaultProjectAndEveryRole(t *testing.T) {
 	require.Equal(t, whoamiBody{Project: "default", Role: "admin"}, who)
 }
 
-// What a project writes another one does not see; what is shared all see.
+// A project's records are invisible to other projects; shared records are
+// visible to all.
 func TestProjectsAreApart(t *testing.T) {
 	w := newWorld(t, nil)
 	beta := w.key("beta", keys.WriteAgent, nil)
@@ -114,7 +115,7 @@ func TestProjectsAreApart(t *testing.T) {
 	require.Equal(t, keys.SharedProject, one.Claims[0].Project)
 }
 
-// queryAnswer is what a client reads out of a query.
+// queryAnswer is the part of a query's answer that a client reads.
 type queryAnswer struct {
 	Claims []struct {
 		Hash, Project string
@@ -133,8 +134,8 @@ type queryAnswer struct {
 	Cursor string
 }
 
-// The leader is asked once about a key that this node's copy lacks; a key that
-// nobody knows costs it one question, not one a request.
+// The leader is asked once about a key that this node's copy lacks. An unknown
+// key costs it one question, not one per request.
 func TestUnknownKeyIsAskedOfTheLeaderOnce(t *testing.T) {
 	w := newWorld(t, nil)
 	raw, err := keys.Generate(keys.Live, nil)

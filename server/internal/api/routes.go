@@ -8,21 +8,21 @@ import (
 // route is one row of the table of routes.
 type route struct {
 	method  string
-	pattern string // httprouter's; also the label of metrics
+	pattern string // httprouter's syntax; also the label of metrics
 	class   keys.Class
 	handle  func(*call) error
 
 	// params are the query parameters that the route knows.
 	params []string
-	// media are the types that its body may have; none: no body is read.
+	// media are the accepted media types of the body; none: no body is read.
 	media []string
 	limit int64 // of the body, in bytes
-	// retry tells whether the gateway may send the request to another node
-	// after one that may have done it already; nil: it may.
+	// retry reports whether the gateway may send the request to another node after
+	// one that may already have executed it; nil: it may.
 	retry func(*call) bool
 	// here: the gateway answers for its own node only.
 	here bool
-	// early: served before records and keys are there.
+	// early: served before records and keys are available.
 	early bool
 }
 
@@ -32,13 +32,13 @@ const (
 	maxAdminBody = 16 << 10
 )
 
-// never is the retry rule of what must not be done twice: its answer holds a
-// key that is shown once.
+// never is the retry rule of requests that must not be repeated, because the
+// answer holds a key that is shown once.
 func never(*call) bool { return false }
 
-// routes is every route that the server has. docs/api-keys.md shows who may use
-// which, docs/api.md what each takes and answers, openapi.yaml both for
-// machines; tests hold them together.
+// routes is every route that the server has. docs/api-keys.md shows the rights
+// for each, docs/api.md the inputs and answers, openapi.yaml both in
+// machine-readable form; tests keep them in step.
 func routes() []route {
 	oneRecord := []string{record.MediaJSON, record.MediaCBOR}
 	batch := []string{record.MediaJSON, record.MediaNDJSON, record.MediaCBOR, record.MediaCBORSeq}
@@ -80,7 +80,7 @@ func routes() []route {
 	}
 }
 
-// unmatched stands for requests that no route takes, in metrics and in calls.
+// unmatched represents requests without a route, in metrics and in calls.
 func unmatched() *route {
 	return &route{pattern: "unmatched", class: keys.Public, early: true, here: true}
 }

@@ -26,11 +26,11 @@ type Serving struct {
 }
 
 // Serve starts to answer on the listeners; either may be nil. With certificates
-// HTTPS is spoken, here and to other members' APIs. Only HTTP/1.1 is: what the
-// API promises about slow bodies and about closing is per connection, and the
-// proxies in front of it speak it.
+// it speaks HTTPS, here and to other members' APIs. It speaks only HTTP/1.1:
+// the API's promises about slow bodies and about closing are per connection,
+// and the proxies in front of it use HTTP/1.1.
 //
-// The caller ends it with Shutdown; Failed tells of a listener that broke.
+// The caller ends it with Shutdown; Failed reports a broken listener.
 func (a *API) Serve(api, gateway net.Listener, certs *Certificates) *Serving {
 	a.certs.Store(certs)
 	s := &Serving{failed: make(chan error, 2)}
@@ -68,7 +68,7 @@ func (a *API) httpServer(h http.Handler) *http.Server {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderServer,
 		ErrorLog:          log.New(a.errors, "", 0),
-		// "OPTIONS *" is answered like the OPTIONS of a route.
+		// "OPTIONS *" is answered like OPTIONS for a route.
 		DisableGeneralOptionsHandler: true,
 	}
 }
@@ -76,9 +76,9 @@ func (a *API) httpServer(h http.Handler) *http.Server {
 // Failed receives an error when a listener breaks.
 func (s *Serving) Failed() <-chan error { return s.failed }
 
-// Shutdown accepts no more connections, closes idle ones and waits for the
-// requests that are under way; when ctx ends it cuts them off. Call API.Drain
-// first, and wait for as long as callers may still choose this node.
+// Shutdown stops accepting connections, closes idle ones and waits for the
+// requests in progress; when ctx ends it aborts them. Call API.Drain first, and
+// wait for as long as callers may still choose this node.
 func (s *Serving) Shutdown(ctx context.Context) error {
 	var errs []error
 	var wait sync.WaitGroup

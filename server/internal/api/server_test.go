@@ -94,7 +94,7 @@ func TestSlowBodyIsAnsweredAndClosed(t *testing.T) {
 	}
 }
 
-// A header that does not end only costs its connection.
+// A header that does not end costs only its connection.
 func TestSlowHeaderIsClosed(t *testing.T) {
 	w := newWorld(t, func(o *Options) { o.ReadTimeout = 300 * time.Millisecond })
 	l := listen(t, w, nil)
@@ -108,8 +108,8 @@ func TestSlowHeaderIsClosed(t *testing.T) {
 	require.NoError(t, err, "the server closes the connection")
 }
 
-// Bodies that break off, lie about their length or are too large are answered,
-// and the next connection is served.
+// Bodies that break off, have a wrong length or are too large are answered, and
+// the next connection is served.
 func TestBrokenBodies(t *testing.T) {
 	w := newWorld(t, nil)
 	l := listen(t, w, nil)
@@ -149,7 +149,8 @@ func TestBrokenBodies(t *testing.T) {
 	require.Equal(t, 200, ok.StatusCode)
 }
 
-// Large bodies share a budget; who does not fit into it is asked to come back.
+// Large bodies share a budget; a caller whose body does not fit is asked to
+// retry.
 func TestBodiesShareABudget(t *testing.T) {
 	w := newWorld(t, func(o *Options) { o.BodyBudget = 256 << 10 })
 	big := request{
@@ -158,7 +159,7 @@ func TestBodiesShareABudget(t *testing.T) {
 	}
 	require.Equal(t, cluster.CodeOverloaded, problemOf(t, w.do(big)).Code)
 	big.body = bytes.Repeat([]byte(" "), 200<<10)
-	for range 5 { // what is taken is given back
+	for range 5 { // the budget is given back
 		require.Equal(t, record.CodeMalformed, problemOf(t, w.do(big)).Code)
 	}
 }
@@ -248,7 +249,7 @@ func TestMetrics(t *testing.T) {
 	} {
 		require.Contains(t, text, line+"\n")
 	}
-	require.NotContains(t, text, unknownHash, "no label carries what callers send")
+	require.NotContains(t, text, unknownHash, "no label contains callers' text")
 }
 
 func TestReducedStatus(t *testing.T) {
@@ -268,8 +269,8 @@ func TestReducedStatus(t *testing.T) {
 }
 
 // While a node shuts down no caller sees a failed request: callers on kept
-// connections are asked to leave with a good answer, callers on fresh ones are
-// served until nobody chooses the node any more.
+// connections are asked to leave with a good answer; callers on new ones are
+// served until no caller chooses the node any more.
 func TestShutdownFailsNoRequest(t *testing.T) {
 	w := newWorld(t, nil)
 	nodes := []*listening{listen(t, w, nil), listen(t, newWorld(t, nil), nil)}
@@ -332,7 +333,7 @@ func TestShutdownFailsNoRequest(t *testing.T) {
 	resp, _, closed := raw(t, nodes[0].api, "GET /v1/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
 	require.Equal(t, 200, resp.StatusCode)
 	require.True(t, closed, "every answer asks the caller to leave")
-	time.Sleep(200 * time.Millisecond) // endpoints are removed a while later
+	time.Sleep(200 * time.Millisecond) // endpoints are removed later
 	ready[0].Store(false)
 	time.Sleep(200 * time.Millisecond)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -347,7 +348,7 @@ func TestShutdownFailsNoRequest(t *testing.T) {
 	}
 }
 
-// A request that is under way when the server stops is answered.
+// A request in progress when the server stops is answered.
 func TestShutdownWaitsForRequests(t *testing.T) {
 	w := newWorld(t, nil)
 	l := listen(t, w, nil)
@@ -404,7 +405,7 @@ func TestTLSReload(t *testing.T) {
 
 	require.NoError(t, os.WriteFile(certs.keyPath, []byte("half written"), 0o600))
 	certs.Reload()
-	require.EqualValues(t, 5, serial(), "what does not fit changes nothing")
+	require.EqualValues(t, 5, serial(), "a pair that does not match changes nothing")
 	pair(t, dir, "db.example", 7)
 	certs.Reload()
 	require.EqualValues(t, 7, serial())
@@ -434,8 +435,8 @@ func loadPair(t testing.TB, dir, name string, serial int64) (*Certificates, erro
 	return LoadCertificates(certPath, keyPath, clock.Wall(), nil)
 }
 
-// A node that lost records which nobody can give back answers from the rest, and
-// says so with every read until an operator has accepted the loss.
+// A node that lost records that no other member can restore answers from the
+// rest, and says so with every read until an operator has accepted the loss.
 func TestAnswersOfAnIncompleteNodeSaySo(t *testing.T) {
 	w := newWorld(t, nil)
 	w.backend.incomplete = "records are lost"
@@ -450,7 +451,7 @@ func TestAnswersOfAnIncompleteNodeSaySo(t *testing.T) {
 	require.Empty(t, w.as(keys.ReadOnly, "GET", "/v1/subjects", "").Header().Get("X-Stemedb-Incomplete"))
 }
 
-// A change is cancelled by its number, so that another one is left alone.
+// A change is cancelled by its number, so that no other change is affected.
 func TestChangeIsCancelledByItsNumber(t *testing.T) {
 	w := newWorld(t, nil)
 	w.backend.change = 7

@@ -13,9 +13,9 @@ import (
 	"github.com/stemedb/stemedb/server/internal/logs"
 )
 
-// serverErrors takes the lines that net/http writes to its ErrorLog: each is
-// counted by its kind and logged, one line of a kind in each interval, since
-// callers can cause as many as they like.
+// serverErrors receives the lines that net/http writes to its ErrorLog. Each is
+// counted by its kind; at most one line of a kind is logged in each interval,
+// since callers can cause any number of them.
 type serverErrors struct {
 	log   *logs.Seldom
 	count *prometheus.CounterVec
@@ -31,7 +31,7 @@ type errorKind struct {
 	message string
 }
 
-// The kinds, the last of which takes all lines.
+// The kinds. The last one matches every line.
 const (
 	kindAccept = iota
 	kindTLS
@@ -43,7 +43,7 @@ const (
 // errorKinds are the kinds by their number.
 func errorKinds() [kindOther + 1]errorKind {
 	return [...]errorKind{
-		// Package node logs it for every listener.
+		// Package node logs this for every listener.
 		kindAccept: {"accept", "http: Accept error: ", slog.LevelDebug, "the HTTP server cannot accept connections"},
 		kindTLS:    {"tls_handshake", "http: TLS handshake error ", slog.LevelWarn, "a TLS handshake with a caller of the HTTP server failed"},
 		kindPanic:  {"panic", "http: panic serving ", slog.LevelError, "a request made the HTTP server panic"},
@@ -84,8 +84,8 @@ func (s *serverErrors) note(k *errorKind, args ...any) {
 	s.log.Log(k.level, k.name, k.message, args...)
 }
 
-// tlsFailed notes a failed handshake. A connection that is closed before it sent
-// anything is a port probe, and not counted.
+// tlsFailed records a failed handshake. A connection that is closed before it
+// sends anything is a port probe and is not counted.
 func (s *serverErrors) tlsFailed(from net.Addr, err error) {
 	if errors.Is(err, io.EOF) {
 		return

@@ -9,13 +9,13 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// A check of a key shows that the key held at some moment of the last 30 s. The
-// time from the check to its effect comes on top: a body takes up to
-// Options.ReadTimeout, a turn up to MaxRequestTimeout. So the key is checked again
-// behind each such wait, and the time after the last check is bounded together
-// with the age of the copy:
+// A check of a key shows that the key was valid at some moment of the last 30
+// s. The time from the check to the request's effect is added to that: a body
+// takes up to Options.ReadTimeout, a turn up to MaxRequestTimeout. So the key
+// is checked again after each such wait, and the time after the last check is
+// bounded together with the age of the copy:
 //
-//	header   checked, so that nobody without a key sends a body
+//	header   checked, so that no caller without a key sends a body
 //	body     checked, once the body of a request that changes something has arrived
 //	turn     a write is checked by its cluster.Permit, right before it is handed
 //	         to the logs, and only if the copy is trusted until the write is
@@ -25,12 +25,13 @@ import (
 //	answer   a read is checked when its answer is complete; each page is a
 //	         request with its own checks
 //
-// A node that gets a request from a gateway does all of this with its own copy.
+// A node that receives a request from a gateway makes all these checks with its
+// own copy.
 //
-// Two things are outside: a record that was handed over in time and then held up
-// by a disk or by the network for longer than WriteWait, before any member had it
-// durable; and a proposal that the leader logged right before it lost its
-// majority, which takes effect with the next majority or never.
+// Two cases are not covered: a record that was handed over in time and then
+// delayed by a disk or by the network for longer than WriteWait, before it was
+// durable on any member; and a proposal that the leader logged just before it
+// lost its majority, which takes effect with the next majority or never.
 
 // changeTime bounds the work after the last proposal of a change of keys: one call
 // to the leader (3 s), and the lease of a leader that has lost its majority (1 s).
@@ -64,8 +65,8 @@ func (c *call) authorizeAnswer() error {
 	return c.authorize(time.Now())
 }
 
-// permitted is the context for a write: it makes the cluster check the key again
-// once the write has its turn, and leaves in refused why it may not be made.
+// permitted is the context for a write: the cluster uses it to check the key
+// again once the write has its turn. A refusal is stored in refused.
 func (c *call) permitted() context.Context {
 	if !c.api.opts.Auth {
 		return c.ctx

@@ -19,7 +19,7 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// sent is one request with a body that takes its time, and when it was answered.
+// sent is one request with a slow body, and the time of its answer.
 type sent struct {
 	path   string
 	status int
@@ -27,8 +27,8 @@ type sent struct {
 	at     time.Time
 }
 
-// sendSlowly sends a body whose last part comes after the pause, with the longest
-// time that a caller may ask for.
+// sendSlowly sends a body whose last part comes after the pause, with the
+// longest timeout that a caller may set.
 func (c *three) sendSlowly(addr, path, key string, body any, pause time.Duration) sent {
 	text, err := json.Marshal(body)
 	require.NoError(c.t, err)
@@ -81,7 +81,7 @@ func (c *three) revoke(leader, hash string) time.Time {
 	return time.Now()
 }
 
-// held tells which nodes hold an assertion.
+// held returns the nodes that hold an assertion.
 func (c *three) held(id record.Hash) (names []string) {
 	for i, n := range c.nodes {
 		if _, err := n.Store().Assertion("beta", id); err == nil {
@@ -91,9 +91,10 @@ func (c *three) held(id record.Hash) (names []string) {
 	return names
 }
 
-// A body that takes as long as it may, begun while the key still held or while a
-// node that is cut off could not know better, makes nothing durable 30 s after
-// the revocation: not through the API, not through a gateway, on no route.
+// A body that takes the longest allowed time, begun while the key was still
+// valid or on a cut-off node that could not know of the revocation, makes
+// nothing durable 30 s after the revocation: not through the API, not through a
+// gateway, on no route.
 func TestRevokedKeyInASlowBody(t *testing.T) {
 	for _, cut := range []bool{false, true} {
 		t.Run(fmt.Sprint("cut from the leader ", cut), func(t *testing.T) {
@@ -177,7 +178,7 @@ func TestRevokedKeyWaitsForItsTurn(t *testing.T) {
 		wait.Go(func() { second <- c.sendSlowly(other+":18180", "/v1/assert", key, numbered(2), 0) })
 		time.Sleep(100 * time.Millisecond)
 		c.revoke(leader, hash)
-		time.Sleep(100 * time.Millisecond) // the revocation comes to the others
+		time.Sleep(100 * time.Millisecond) // the revocation reaches the others
 		wait.Wait()
 		require.Equal(t, 201, (<-first).status)
 		require.Equal(t, "key_revoked", (<-second).code)

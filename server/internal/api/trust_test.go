@@ -26,7 +26,7 @@ func (w *world) revoke(raw string) {
 	w.change(raw, func(k *keys.Key) { *k = k.RevokedNow(time.Now().Unix()) })
 }
 
-// slowBody gives its bytes, having run meanwhile when all but the last are read.
+// slowBody returns its bytes and calls meanwhile before the last one.
 type slowBody struct {
 	rest      []byte
 	meanwhile func()
@@ -65,7 +65,8 @@ func changing(t testing.TB) []request {
 
 var hexHash = regexp.MustCompile("[0-9a-f]{64}")
 
-// A key that is taken away while a body arrives changes nothing, on any route.
+// A request whose key is revoked while its body arrives changes nothing, on any
+// route.
 func TestKeyIsCheckedAgainWhenTheBodyIsThere(t *testing.T) {
 	seen := map[string]bool{}
 	for _, row := range changing(t) {
@@ -112,10 +113,10 @@ func TestKeyIsCheckedAgainWhenAWriteHasItsTurn(t *testing.T) {
 				w.backend.left = make(chan time.Duration)
 				done := make(chan *httptest.ResponseRecorder)
 				go func() { done <- w.do(row) }()
-				<-w.backend.left // it waits
+				<-w.backend.left // the write waits
 				if code == codeKeyRevoked {
 					w.revoke(row.key)
-				} else { // five seconds are less than a write may take
+				} else { // five seconds are less than the limit of a write
 					w.table.stale.Store(int64(26 * time.Second))
 				}
 				require.Equal(t, code, problemOf(t, <-done).Code)
@@ -127,14 +128,14 @@ func TestKeyIsCheckedAgainWhenAWriteHasItsTurn(t *testing.T) {
 	}
 }
 
-// A change of keys is given up before the trust in the copy of the keys ends.
+// A change of keys is aborted before the trust in the copy of the keys ends.
 func TestChangeOfKeysEndsWithTheTrustInTheCopy(t *testing.T) {
 	for _, row := range []struct {
 		stale time.Duration
-		left  time.Duration // for the proposal, of the minute that is asked for
+		left  time.Duration // for the proposal, out of the requested minute
 	}{{0, 25 * time.Second}, {20 * time.Second, 5 * time.Second}, {25 * time.Second, 0}, {29 * time.Second, 0}} {
 		synctest.Test(t, func(t *testing.T) {
-			t.Cleanup(func() { time.Sleep(time.Minute) }) // the last goroutine of goleveldb ends a while later
+			t.Cleanup(func() { time.Sleep(time.Minute) }) // the last goroutine of goleveldb ends later
 			w := newWorld(t, nil)
 			target := keys.HashOf(w.key("beta", keys.ReadOnly, nil)).String()
 			w.table.stale.Store(int64(row.stale))
@@ -155,7 +156,7 @@ func TestChangeOfKeysEndsWithTheTrustInTheCopy(t *testing.T) {
 	}
 }
 
-// A read whose key is taken away while it works, or waits, shows nothing.
+// A read whose key is revoked while it works or waits shows nothing.
 func TestKeyIsCheckedAgainBeforeAnAnswerIsLetGo(t *testing.T) {
 	for _, path := range append(weighing, "/v1/query"+hotSubject, "/v1/query"+hotSubject+"&lens=recency&limit=1") {
 		w := newWorld(t, nil)

@@ -26,7 +26,7 @@ func (c *call) assert() error {
 	}
 	results := c.svc.backend.Assert(c.permitted(), c.caller.project, []*record.Assertion{a})
 	if len(results) != 1 {
-		return errors.New("the cluster answered one assertion with another number of results")
+		return errors.New("the cluster returned the wrong number of results for one assertion")
 	}
 	if results[0].Err == nil {
 		c.api.meters.ingested.Inc()
@@ -64,8 +64,8 @@ func (c *call) needBody() error {
 	return problem(record.CodeEmpty, "", "the body is empty", "send a record as "+strings.Join(c.route.media, " or "))
 }
 
-// written answers for one record. The answer is put together by hand: this is
-// the hottest path there is.
+// written answers for one record. The answer is built by hand, because this is
+// the hottest path.
 func (c *call) written(r cluster.WriteResult) error {
 	if r.Err != nil {
 		return r.Err
@@ -83,7 +83,7 @@ func (c *call) written(r cluster.WriteResult) error {
 	return nil
 }
 
-// itemResult is what became of one record of a batch.
+// itemResult is the result of one record of a batch.
 type itemResult struct {
 	Index  int          `json:"index"`
 	Hash   string       `json:"hash,omitempty"`
@@ -99,8 +99,8 @@ type batchBody struct {
 }
 
 // assertBatch makes up to 1,000 assertions durable. Each gets its own result;
-// one bad item does not spoil the others. A body that cannot be taken apart is
-// refused as a whole, before anything of it is written.
+// one bad item does not affect the others. A body that cannot be split into
+// items is refused as a whole, before any item is written.
 func (c *call) assertBatch() error {
 	if err := c.needBody(); err != nil {
 		return err
@@ -130,7 +130,7 @@ func (c *call) assertBatch() error {
 			return c.refused
 		}
 		if len(results) != len(good) {
-			return errors.New("the cluster answered a batch with another number of results")
+			return errors.New("the cluster returned the wrong number of results for a batch")
 		}
 	}
 	if p := noneTried(results); p != nil {
@@ -139,8 +139,8 @@ func (c *call) assertBatch() error {
 	return c.json(http.StatusOK, c.batchAnswer(total, results, places, problems))
 }
 
-// batchProblem is why a batch could not be taken apart. Its size is the body's
-// fault, not a field's.
+// batchProblem is the problem of a batch that could not be split into items.
+// Its size is a fault of the body, not of a field.
 func batchProblem(err error) error {
 	p := asProblem(err)
 	if p.Code == record.CodeTooMany && p.Field == "" {
@@ -149,10 +149,9 @@ func batchProblem(err error) error {
 	return p
 }
 
-// noneTried is the common problem of a batch in which everything that could be
-// written met a node that cannot write now: it answers like a single record, so
-// that callers and gateway know without looking inside that it is to be sent
-// again.
+// noneTried is the common problem of a batch when the node could write none of
+// its valid items now. The batch is then answered like a single record, so that
+// callers and the gateway know from the status that they should retry it.
 func noneTried(results []cluster.WriteResult) *Problem {
 	var first *Problem
 	for _, r := range results {

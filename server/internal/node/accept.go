@@ -12,8 +12,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/logs"
 )
 
-// acceptErrors counts and logs failed accepts of the node's listeners. Without it
-// they would be invisible: callers only notice that nobody answers.
+// acceptErrors counts and logs failed accepts of the node's listeners.
+// Otherwise they would be invisible: callers only see that no node answers.
 type acceptErrors struct {
 	names map[string]string // of listeners, by address
 	count *prometheus.CounterVec

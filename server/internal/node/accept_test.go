@@ -63,8 +63,8 @@ func (l *lines) count(text string) int {
 	return strings.Count(l.out.String(), text)
 }
 
-// A node that runs out of file descriptors says so, not too often, counts it for
-// each listener, and serves again when there are some.
+// A node that runs out of file descriptors logs it at a limited rate, counts it
+// for each listener, and serves again when descriptors are free.
 func TestOutOfFileDescriptors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAlone(t)
@@ -95,7 +95,7 @@ func TestOutOfFileDescriptors(t *testing.T) {
 		require.Equal(t, 200, status)
 
 		net.now.Store(true)
-		// Each listener accepts one more: it waits for it already.
+		// Each listener accepts one more connection: its Accept is already waiting.
 		for _, addr := range []string{"alone:18180", "alone:18181", "alone:18182", "alone:18183"} {
 			conn, err := net.Dial(t.Context(), addr)
 			require.NoError(t, err)

@@ -19,8 +19,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/gossip"
 )
 
-// backend is the cluster as the API sees it: with the peers that a gateway may
-// choose from, and with liveness.
+// backend is the API's view of the cluster, with liveness and with the peers
+// that a gateway may choose from.
 type backend struct {
 	*cluster.Cluster
 	node   *Node
@@ -29,15 +29,16 @@ type backend struct {
 
 func (b *backend) setGossip(g *gossip.Gossip) { b.gossip.Store(g) }
 
-// Alive tells whether a member answers. Before gossip runs everybody may.
+// Alive reports whether a member may answer. Before gossip runs, every member
+// may.
 func (b *backend) Alive(name string) bool {
 	g := b.gossip.Load()
 	return g == nil || g.Alive(name)
 }
 
-// Ready says why the node cannot serve: a reason of the cluster's, or that the
-// root key is not registered yet, for whoever waits for a node to be ready goes
-// on to use that key.
+// Ready says why the node cannot serve: a reason of the cluster, or that the
+// root key is not registered yet, because a caller that waits for a ready node
+// then uses that key.
 func (b *backend) Ready() error {
 	if err := b.Cluster.Ready(); err != nil {
 		return err
@@ -52,7 +53,7 @@ func (b *backend) Ready() error {
 	}
 }
 
-// AcceptLoss and CancelChange are the control table's.
+// AcceptLoss and CancelChange call the control table.
 func (b *backend) AcceptLoss(ctx context.Context, member string) error {
 	return b.node.parts.control.AcceptLoss(ctx, member)
 }
@@ -61,7 +62,7 @@ func (b *backend) CancelChange(ctx context.Context, change uint64) error {
 	return b.node.parts.control.CancelChange(ctx, change)
 }
 
-// Status is the cluster's, with the readiness of the whole node.
+// Status is the cluster's status with the readiness of the whole node.
 func (b *backend) Status() cluster.Status {
 	s := b.Cluster.Status()
 	if err := b.Ready(); err != nil {
@@ -81,8 +82,8 @@ func (b *backend) Peers() []api.Peer {
 	var peers []api.Peer
 	for _, m := range b.node.parts.control.State().Current() {
 		if m.Name != b.node.cfg.NodeName {
-			// A first member's address is in the control table only once that
-			// member has told it; gossip knows it earlier.
+			// A first member's address is in the control table only after that member
+			// has announced it; gossip knows it earlier.
 			h := heard[m.Name]
 			peers = append(peers, api.Peer{
 				Name: m.Name, APIAddr: cmp.Or(m.APIAddr, h.APIAddr), PeerAddr: m.PeerAddr,
@@ -120,7 +121,7 @@ func newRegistry() *prometheus.Registry {
 	return r
 }
 
-// debugServer shows profiles. It is off unless asked for.
+// debugServer serves profiles. It is off by default.
 func debugServer() *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/debug/pprof/", pprof.Index)

@@ -20,8 +20,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// boot puts the parts together. What it made before an error is released by
-// the node's end.
+// boot assembles the parts. Parts made before an error are released when the
+// node ends.
 func (n *Node) boot() error {
 	for _, step := range []struct {
 		name string
@@ -89,7 +89,8 @@ func (n *Node) openPeers() (err error) {
 	return err
 }
 
-// secrets are the cluster's; a node alone makes one up, for nobody shares it.
+// secrets are the cluster's secrets. A single node draws a random one, because
+// it is not shared.
 func (n *Node) secrets() ([]string, error) {
 	if len(n.cfg.ClusterSecrets) == 0 {
 		var random [32]byte
@@ -179,7 +180,7 @@ func (n *Node) startCluster() error {
 	return nil
 }
 
-// advertise is the address under which others reach a listener of this node.
+// advertise is the address at which others reach a listener of this node.
 func (n *Node) advertise(listen string) string {
 	_, port, err := net.SplitHostPort(listen)
 	if err != nil {
@@ -193,19 +194,19 @@ func (n *Node) join() []string {
 	return withPort(n.cfg.ClusterJoin, n.cfg.ReplicationAddr)
 }
 
-// members is how many members the cluster has as far as the configuration tells.
+// members is the number of members according to the configuration.
 func (n *Node) members() int {
 	return control.Expected(n.join(), n.cfg.NodeName, n.advertise(n.cfg.ReplicationAddr))
 }
 
-// gossipPeers is who may be there: the first members and whoever is one now.
+// gossipPeers lists possible peers: the first members and the current ones.
 func (n *Node) gossipPeers() []string {
 	var hosts []string
 	for _, addr := range n.cfg.ClusterJoin {
 		hosts = append(hosts, hostOf(addr))
 	}
 	for _, m := range n.parts.control.State().Everyone() {
-		// Members on one host have different ports and say so in their hello.
+		// Members on one host have different ports and announce them in their hello.
 		addr, told := n.parts.control.GossipAddr(m.ID())
 		if !told {
 			addr = hostOf(m.PeerAddr)
@@ -215,19 +216,19 @@ func (n *Node) gossipPeers() []string {
 	return withPort(unique(hosts), n.cfg.GossipAddr)
 }
 
-// watchStore ends the node when its index fails: a start makes it anew.
+// watchStore ends the node when its index fails, because a restart rebuilds it.
 func (n *Node) watchStore() {
 	select {
 	case <-n.ctx.Done():
 	case <-n.parts.store.Failed():
-		n.stop(fmt.Errorf("the index failed, and a start of the process mends it: %w", n.parts.store.Health().Err))
+		n.stop(fmt.Errorf("the index failed; a restart of the process rebuilds it: %w", n.parts.store.Health().Err))
 	}
 }
 
-// bindVolumes writes the cluster's id to the volumes as soon as there is one,
-// so that they are never taken for another cluster's, and that it has other
-// members as soon as it has, so that a node which lost its WAL volume founds no
-// second cluster on them.
+// bindVolumes writes the cluster's id to the volumes as soon as it exists, so
+// that they are never taken for another cluster's. It also records as soon as
+// the cluster has other members, so that a node that lost its WAL volume does
+// not found a second cluster on them.
 func (n *Node) bindVolumes() {
 	for {
 		changed := n.parts.control.Watch()
@@ -253,11 +254,12 @@ func (n *Node) bindVolumes() {
 	}
 }
 
-// readinessEvery is how often the others are told whether this node can serve.
+// readinessEvery is the interval at which this node announces whether it can
+// serve.
 const readinessEvery = 250 * time.Millisecond
 
 // tellReadiness gossips whether this node can serve, so that other gateways
-// choose it or leave it alone.
+// choose it or avoid it.
 func (n *Node) tellReadiness() {
 	tick := time.NewTicker(readinessEvery)
 	defer tick.Stop()
@@ -284,15 +286,15 @@ func (n *Node) tellReadiness() {
 	}
 }
 
-// seedRootKey registers the root key once the cluster has formed. A key that
-// was revoked, or that is registered as something else, is no reason to stop:
-// the other keys work.
+// seedRootKey registers the root key once the cluster has formed. A root key
+// that was revoked, or is registered with other fields, is not a reason to
+// stop: the other keys work.
 func (n *Node) seedRootKey() {
 	for n.ctx.Err() == nil {
 		revoked, err := n.parts.control.EnsureRootKey(n.ctx, keys.HashOf(n.cfg.RootAPIKey.Reveal()))
 		switch {
 		case err == nil && revoked:
-			n.log.Error("the root key was revoked and stays so; give another one in " + config.Prefix + "ROOT_API_KEY")
+			n.log.Error("the root key was revoked and stays revoked; give another one in " + config.Prefix + "ROOT_API_KEY")
 			return
 		case err == nil:
 			n.log.Info("the root key is registered")

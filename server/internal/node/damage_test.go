@@ -16,7 +16,8 @@ import (
 )
 
 // A node whose control table cannot be read ends with the advice for a cluster
-// of its size; where no snapshot tells the size the configuration does.
+// of its size. The size comes from a snapshot or, without one, from the
+// configuration.
 func TestDamagedControlTableEndsTheStart(t *testing.T) {
 	for _, row := range []struct {
 		join     []string
@@ -43,7 +44,7 @@ func TestDamagedControlTableEndsTheStart(t *testing.T) {
 			require.ErrorContains(t, n.Err(), "/wal/control/control.db")
 			require.ErrorContains(t, n.Err(), row.says)
 			n.Kill()
-			time.Sleep(time.Minute) // the last goroutine of goleveldb ends a while later
+			time.Sleep(time.Minute) // the last goroutine of goleveldb ends later
 		})
 	}
 }

@@ -2,5 +2,5 @@ package node
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// Registry holds what GET /metrics shows.
+// Registry is the source of GET /metrics.
 func (n *Node) Registry() *prometheus.Registry { return n.registry }

@@ -33,8 +33,8 @@ var update = flag.Bool("update", false, "write docs/metrics.md anew instead of c
 
 const metricsPage = "../../../docs/metrics.md"
 
-// docs/metrics.md lists what the registry of a running member holds, so it
-// cannot drift: names, types, labels and help are the code's.
+// docs/metrics.md lists the registry of a running member, so it cannot drift:
+// names, types, labels and help come from the code.
 func TestTheMetricsPageIsTheRegistrys(t *testing.T) {
 	var rows []string
 	synctest.Test(t, func(t *testing.T) { rows = metricRows(t) })
@@ -79,7 +79,7 @@ func metricRows(t *testing.T) (rows []string) {
 			continue // Go's and the process's own
 		}
 		kind := kinds[name]
-		if kind == "" { // it has labels and nothing was counted yet
+		if kind == "" { // it has labels and no series yet
 			require.True(t, strings.HasSuffix(name, "_total"), "%s: let the pair of this test have a series of it, so that its type is known", name)
 			kind = "counter"
 		}
@@ -92,7 +92,7 @@ func metricRows(t *testing.T) (rows []string) {
 	return rows
 }
 
-// pair is a cluster of two in virtual time that has taken a write and a query,
+// pair is a cluster of two in virtual time that has served a write and a query,
 // so that metrics about peers have series.
 type pair struct {
 	t     *testing.T

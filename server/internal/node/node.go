@@ -1,13 +1,13 @@
-// Package node assembles one server out of its parts: the store on two
-// volumes, the control table, liveness, replication, the API and the gateway.
+// Package node assembles one server from its parts: the store on two volumes,
+// the control table, liveness, replication, the API and the gateway.
 //
-// A node takes its files, its network, its clock and its Raft storage from
-// outside (see Environment) and nothing else, and keeps no package state: so several of them
-// run in one process, and whole clusters under virtual time (package sim).
+// A node takes only its files, its network, its clock and its Raft storage from
+// outside (see Environment) and keeps no package state, so that several nodes
+// can run in one process, and whole clusters under virtual time (package sim).
 //
 // The order of a start is visible from outside: the API answers from the first
-// moment on, its startup path tells how far the replay of the log has come, and
-// everything else says "starting" until the node has its parts.
+// moment on, its startup path shows the progress of the log's replay, and every
+// other route answers "starting" until the node has its parts.
 package node
 
 import (
@@ -53,7 +53,7 @@ type Environment struct {
 }
 
 // Tuning holds sizes and intervals that have good defaults and that tests
-// shorten. Zero values mean the defaults of the packages.
+// reduce. Zero values mean the defaults of the packages.
 type Tuning struct {
 	SegmentSize    int64
 	MarkerInterval time.Duration
@@ -99,7 +99,7 @@ type Node struct {
 	serving  *api.Serving
 	certs    *api.Certificates
 
-	// ctx ends when the node is to stop at once; workers are all goroutines
+	// ctx ends when the node must stop immediately; workers are all goroutines
 	// that the node owns.
 	ctx     context.Context
 	stop    context.CancelCauseFunc
@@ -109,13 +109,13 @@ type Node struct {
 	stopReplicate context.CancelFunc
 	replicating   sync.WaitGroup
 
-	booted chan struct{} // closed when the start is over, well or not
-	// rootKey is closed once the root key works, or never will.
+	booted chan struct{} // closed when the start is over, successful or not
+	// rootKey is closed once the root key works or is known never to work.
 	rootKey chan struct{}
 	parts   parts // set before booted is closed
 }
 
-// parts is what a start puts together, in this order.
+// parts are made by a start, in this order.
 type parts struct {
 	store    *store.Store
 	peers    *peertls.Transport
@@ -129,12 +129,12 @@ type parts struct {
 	attached bool
 }
 
-// ErrStopped is the cause of a node's end that was asked for.
+// ErrStopped is the cause of a node's end after a request to stop.
 var ErrStopped = errors.New("the node was stopped")
 
-// Start opens the listeners and begins to start the node. It returns as soon
-// as the API answers; Started and Done tell how it goes on. An error means that
-// nothing was left open.
+// Start opens the listeners and begins to start the node. It returns as soon as
+// the API answers; Started and Done report the rest. After an error nothing is
+// left open.
 func Start(ctx context.Context, cfg *config.Config, env Environment) (_ *Node, err error) {
 	env = env.withDefaults()
 	n := &Node{cfg: cfg, env: env, log: env.Logger.With("node", cfg.NodeName), registry: newRegistry(), booted: make(chan struct{}), rootKey: make(chan struct{})}
@@ -178,7 +178,7 @@ func (n *Node) listen(ctx context.Context) (err error) {
 	for _, addr := range []string{n.cfg.BindAddr, n.cfg.GatewayAddr} {
 		l, err := n.env.Network.Listen(ctx, addr)
 		if err != nil {
-			return fmt.Errorf("listen on %s: %w (choose another address or end what holds it)", addr, err)
+			return fmt.Errorf("listen on %s: %w (choose another address or end the process that holds it)", addr, err)
 		}
 		open = append(open, l)
 	}
@@ -208,8 +208,8 @@ func (n *Node) listen(ctx context.Context) (err error) {
 	return nil
 }
 
-// Started is closed when the start is over: the node then has all its parts,
-// or Err says why not. It may still be forming, joining or catching up.
+// Started is closed when the start is over: the node then has all its parts, or
+// Err says why it has not. It may still be forming, joining or catching up.
 func (n *Node) Started() <-chan struct{} { return n.booted }
 
 // Done is closed when the node stops or has to stop; Err then says why.
@@ -232,7 +232,7 @@ func (n *Node) Cluster() *cluster.Cluster { return n.parts.cluster }
 func (n *Node) Store() *store.Store       { return n.parts.store }
 func (n *Node) Control() *control.Control { return n.parts.control }
 
-// Ready tells why the node cannot serve, nil when it can.
+// Ready returns why the node cannot serve, nil when it can.
 func (n *Node) Ready() error {
 	select {
 	case <-n.booted:

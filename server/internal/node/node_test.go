@@ -25,7 +25,7 @@ import (
 
 const rootKey = "steme_test_0123456789abcdef0123456789abcdef0123456789abcdef"
 
-// alone is one machine of its own, in virtual time.
+// alone is a single machine in virtual time.
 type alone struct {
 	t    *testing.T
 	net  *memnet.Net
@@ -60,7 +60,7 @@ func (a *alone) start() {
 	began := time.Now()
 	for range 60_000 {
 		if err = n.Ready(); err == nil {
-			// It waits for nobody: there is nobody.
+			// It does not wait: there are no other members.
 			require.Less(a.t, time.Since(began), time.Second)
 			return
 		}
@@ -85,7 +85,7 @@ func (a *alone) call(method, path, key string, body []byte) (int, []byte) {
 	return resp.StatusCode, out
 }
 
-// TestSingleNode: a node of its own starts, takes the root key, mints a key,
+// TestSingleNode: a single node starts, registers the root key, mints a key,
 // keeps a claim over a graceful stop and over a loss of power, and leaves no
 // goroutine behind (the bubble would not end).
 func TestSingleNode(t *testing.T) {
@@ -125,7 +125,7 @@ func TestSingleNode(t *testing.T) {
 		a.start()
 		held()
 
-		a.net.Host("alone").Start() // the old process is gone
+		a.net.Host("alone").Start() // ends the old process
 		a.disk.Crash(memfs.LoseAll)
 		a.node.Kill()
 		a.start()

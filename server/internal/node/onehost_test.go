@@ -18,8 +18,8 @@ import (
 )
 
 // freePorts returns ports of this machine that are free for TCP and UDP. They
-// are below the range that the kernel takes the ports of connections from, so
-// that none of them is taken before it is listened on.
+// are below the range from which the kernel takes the ports of connections, so
+// that none of them is taken before a listener uses it.
 func freePorts(t *testing.T, count int) (ports []int) {
 	for port := 20_000 + rand.IntN(8_000); port < 32_000 && len(ports) < count; port++ {
 		tcp, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
@@ -38,8 +38,8 @@ func freePorts(t *testing.T, count int) (ports []int) {
 	return ports
 }
 
-// Members on one host have to have different ports, for gossip too: they find
-// each other all the same, also when all of them are started again.
+// Members on one host need different ports, for gossip too. They still find
+// each other, also after all of them are restarted.
 func TestMembersOnOneHostWithDifferentPortsSeeEachOtherAlive(t *testing.T) {
 	dir := t.TempDir()
 	ports := freePorts(t, 12)

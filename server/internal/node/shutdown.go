@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// Shutdown ends the node so that no caller notices: it turns unready, goes on
-// serving for the configured grace (until nobody chooses it any more), finishes
-// what is under way, flushes its streams, hands leadership over and closes the
-// store. When ctx ends the rest is done at once.
+// Shutdown ends the node without a failed request: the node turns unready, goes
+// on serving for the configured grace (until no caller chooses it any more),
+// finishes requests in progress, flushes its streams, hands over leadership and
+// closes the store. When ctx ends, the remaining steps do not wait.
 func (n *Node) Shutdown(ctx context.Context) error {
 	n.log.Info("shutting down", "grace", n.cfg.ShutdownGrace)
 	n.api.Drain()
@@ -21,7 +21,7 @@ func (n *Node) Shutdown(ctx context.Context) error {
 		}
 		wait(ctx, n.ctx, n.cfg.ShutdownGrace)
 	default:
-		// A node that has not started serves nobody.
+		// A node that has not started has no callers.
 	}
 	err := n.end(ctx)
 	if errors.Is(err, ErrStopped) {
@@ -31,8 +31,9 @@ func (n *Node) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// Kill ends the node at once, as a SIGKILL would but with the goroutines gone
-// when it returns. It is for tests, whose network and disk are dead by then.
+// Kill ends the node immediately, like SIGKILL, except that its goroutines have
+// ended when it returns. It is for tests, whose network and disk are dead by
+// then.
 func (n *Node) Kill() {
 	gone, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -42,9 +43,9 @@ func (n *Node) Kill() {
 // end stops the parts in the reverse order of their start.
 func (n *Node) end(ctx context.Context) error {
 	var errs []error
-	note := func(what string, err error) {
+	note := func(step string, err error) {
 		if err != nil && ctx.Err() == nil {
-			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+			errs = append(errs, fmt.Errorf("%s: %w", step, err))
 		}
 	}
 	bounded := func(do func(context.Context) error) error {
@@ -56,7 +57,7 @@ func (n *Node) end(ctx context.Context) error {
 	select {
 	case <-n.booted:
 	default:
-		n.stop(ErrStopped) // a replay under way gives up
+		n.stop(ErrStopped) // a replay in progress is aborted
 		<-n.booted
 	}
 	p := &n.parts

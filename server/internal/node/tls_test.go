@@ -102,7 +102,7 @@ func TestGatewayOverTLS(t *testing.T) {
 		require.Equal(t, http.StatusCreated, assert("a:18181", 4), "the gateway finds another one")
 
 		for _, n := range nodes {
-			_ = n.Shutdown(t.Context()) // the failed log is said to be failed
+			_ = n.Shutdown(t.Context()) // returns the log's failure
 		}
 		client.CloseIdleConnections()
 		time.Sleep(40 * time.Second) // memberlist's probes, goleveldb's pool
