@@ -10,7 +10,7 @@ import (
 
 // batchRecord is one record of a batch on its way.
 type batchRecord struct {
-	index int // in what the caller gave
+	index int // in the caller's slice
 	id    record.Hash
 	body  []byte
 }
@@ -24,13 +24,13 @@ type batchAnswer struct {
 }
 
 // AssertBatch sends many assertions and returns one result for each, in order.
-// It makes as many requests as the server's limits ask for (1,000 records,
-// 8 MiB); records that the server could not take for the moment are sent
-// again like a failed request. An assertion without signatures is signed with
-// the client's agent key, in place.
+// It makes as many requests as the server's limits require (1,000 records, 8
+// MiB). Records that the server could not accept at the moment are retried like
+// a failed request. An assertion without signatures is signed with the client's
+// agent key, in place.
 //
-// The error is that of the first request that failed as a whole; the results
-// then say which records were written (those without Err), and the rest carry
+// The error is that of the first request that failed as a whole. The results
+// then show which records were written (those without Err); the others carry
 // this error.
 func (c *Client) AssertBatch(ctx context.Context, as []*record.Assertion) ([]BatchResult, error) {
 	results := make([]BatchResult, len(as))
@@ -57,7 +57,7 @@ func (c *Client) AssertBatch(ctx context.Context, as []*record.Assertion) ([]Bat
 	return results, nil
 }
 
-// batchPrefix is how many of the records fit into one request.
+// batchPrefix is the number of records that fit into one request.
 func batchPrefix(records []batchRecord) int {
 	size := 0
 	for i, r := range records {
@@ -99,21 +99,21 @@ func (c *Client) sendBatch(ctx context.Context, records []batchRecord, results [
 		return nil
 	})
 	if answered {
-		// What is left has its own error in results.
+		// The remaining records have their own errors in results.
 		return nil
 	}
 	return err
 }
 
-// noteResults enters the server's answers and returns the records that it
-// could not take for the moment, with the error of the first of them.
+// noteResults records the server's answers and returns the records that the
+// server could not accept at the moment, with the error of the first of them.
 func noteResults(sent []batchRecord, raw []byte, results []BatchResult) (left []batchRecord, again *Error, err error) {
 	var answer batchAnswer
 	if err := decode(raw, &answer); err != nil {
 		return nil, nil, err
 	}
 	if len(answer.Results) != len(sent) {
-		return nil, nil, fmt.Errorf("the server answers %d results for %d records", len(answer.Results), len(sent))
+		return nil, nil, fmt.Errorf("the server returned %d results for %d records", len(answer.Results), len(sent))
 	}
 	for i := range answer.Results {
 		got := &answer.Results[i]

@@ -126,8 +126,8 @@ func TestTheClaimsPageGivesTheCodesLimits(t *testing.T) {
 }
 
 // The examples are one valid claim and one valid vote, whose signatures verify;
-// each row's example is what stands there, of the row's type, and a field is
-// required exactly when the row says so.
+// each row's example is the value in the claim and of the row's type, and a
+// field is required exactly when the row says so.
 func TestTheClaimsPageShowsARealClaim(t *testing.T) {
 	claim, vote, _, examples := claimsPage(t)
 	a, err := record.ParseAssertionJSON([]byte(examples[0]))

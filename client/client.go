@@ -1,12 +1,12 @@
-// Package client talks to a StemeDB server: it signs assertions and votes,
-// sends them, and asks questions.
+// Package client is a client of StemeDB servers: it signs and sends assertions
+// and votes, and runs queries.
 //
-// Everything it sends may be sent twice without harm, since records are named
-// by their content. So it sends again, after 2, 4 and 8 seconds (jittered, and
-// never before a Retry-After has passed), when the connection fails or the
-// answer is 429, 502 or 503. What the server refuses comes back as an *Error,
-// what this package refuses before it is sent as a *record.FieldError;
-// IsTemporary tells what may be sent again later.
+// All its writes are idempotent, since records are identified by their content.
+// So it retries after 2, 4 and 8 seconds (jittered, and never before a
+// Retry-After has passed) when the connection fails or the answer is 429, 502
+// or 503. A refusal by the server is an *Error; a refusal by this package,
+// before anything is sent, is a *record.FieldError. IsTemporary reports whether
+// a retry later may succeed.
 //
 // A Client is safe for concurrent use and keeps its connections open.
 package client
@@ -30,18 +30,18 @@ type Client struct {
 	base      *url.URL
 	key       string
 	http      *http.Client
-	agent     ed25519.PrivateKey // nil: what is sent must be signed already
+	agent     ed25519.PrivateKey // nil: the caller must sign
 	userAgent string
 	timeout   time.Duration // of one attempt
 	delays    []time.Duration
-	maxWait   time.Duration // a Retry-After above it ends the attempts
+	maxWait   time.Duration // a longer Retry-After ends the attempts
 	sleep     func(context.Context, time.Duration) error
 	now       func() time.Time
 	jitter    func() float64 // 0..1
 	onRetry   func(Retry)
 }
 
-// Retry describes an attempt that failed and will be made again.
+// Retry describes a failed attempt that will be retried.
 type Retry struct {
 	Method, Path string
 	Attempt      int           // of the attempt that failed, from 1
@@ -49,14 +49,14 @@ type Retry struct {
 	Err          error
 }
 
-// Option changes how a Client works.
+// Option configures a Client.
 type Option func(*Client)
 
-// WithAgentKey makes the client sign what has no signature yet.
+// WithAgentKey makes the client sign records that have no signature yet.
 func WithAgentKey(key ed25519.PrivateKey) Option { return func(c *Client) { c.agent = key } }
 
-// WithHTTPClient replaces the HTTP client. Its CheckRedirect is left as it is:
-// a client that follows redirects sends the API key along.
+// WithHTTPClient replaces the HTTP client. Its CheckRedirect is not changed: a
+// client that follows redirects also sends the API key to the new address.
 func WithHTTPClient(h *http.Client) Option { return func(c *Client) { c.http = h } }
 
 // WithTLS sets the TLS configuration of the default HTTP client, for example
@@ -72,7 +72,7 @@ func WithTLS(config *tls.Config) Option {
 // WithUserAgent sets the User-Agent header.
 func WithUserAgent(s string) Option { return func(c *Client) { c.userAgent = s } }
 
-// WithTimeout bounds one attempt, its answer included. The default is 30 s;
+// WithTimeout bounds one attempt, including its answer. The default is 30 s;
 // the context bounds all attempts together.
 func WithTimeout(d time.Duration) Option { return func(c *Client) { c.timeout = d } }
 
@@ -88,22 +88,22 @@ func WithSleep(sleep func(context.Context, time.Duration) error) Option {
 // WithClock replaces the clock that a Retry-After date is compared with.
 func WithClock(now func() time.Time) Option { return func(c *Client) { c.now = now } }
 
-// WithOnRetry is called before each wait, to show it.
+// WithOnRetry sets a function that is called before each wait.
 func WithOnRetry(f func(Retry)) Option { return func(c *Client) { c.onRetry = f } }
 
-// maxRetryAfter is how long a server may ask this client to wait.
+// maxRetryAfter is the longest Retry-After that this client respects.
 const maxRetryAfter = 2 * time.Minute
 
 // New makes a client for the server at baseURL, such as
-// https://stemedb.example.org. apiKey may be empty where the server asks for
-// none. It opens no connection.
+// https://stemedb.example.org. apiKey may be empty when the server requires
+// none. New opens no connection.
 func New(baseURL, apiKey string, opts ...Option) (*Client, error) {
 	base, err := parseBase(baseURL)
 	if err != nil {
 		return nil, err
 	}
 	if i := strings.IndexFunc(apiKey, func(r rune) bool { return r <= ' ' || r > '~' }); i >= 0 {
-		return nil, fmt.Errorf("the API key has a space, line break or other character that no key has at position %d; copy it anew", i+1)
+		return nil, fmt.Errorf("the API key has a space, a line break or another invalid character at position %d; copy it again", i+1)
 	}
 	c := &Client{
 		base:      base,
@@ -141,14 +141,14 @@ func parseBase(raw string) (*url.URL, error) {
 	case base.Host == "":
 		return nil, fmt.Errorf("the server's URL %q names no host", raw)
 	case base.RawQuery != "" || base.Fragment != "" || base.User != nil:
-		return nil, errors.New("the server's URL must have no user, query or fragment; the API key goes into its own setting")
+		return nil, errors.New("the server's URL must have no user, query or fragment; the API key has its own setting")
 	}
 	base.Path = strings.TrimRight(base.Path, "/")
 	return base, nil
 }
 
-// defaultHTTPClient follows no redirect: the API key would go along to another
-// host, and a POST would become a GET.
+// defaultHTTPClient follows no redirects, which would send the API key to
+// another host and turn a POST into a GET.
 func defaultHTTPClient() *http.Client {
 	dialer := &net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}
 	return &http.Client{

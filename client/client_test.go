@@ -33,7 +33,7 @@ func content(subject string) *record.Assertion {
 	}}
 }
 
-// waits notes what the client would have slept.
+// waits records the client's waits.
 type waits struct {
 	mu  sync.Mutex
 	all []time.Duration
@@ -73,7 +73,7 @@ func problem(w http.ResponseWriter, status int, code string) {
 	fmt.Fprintf(w, `{"type":"about:blank","title":"no","status":%d,"code":%q,"detail":"d","field":"subject","remedy":"r","request_id":"q1","more":1}`, status, code)
 }
 
-// takeOne answers /v1/assert as the server does.
+// takeOne answers /v1/assert like the server.
 func takeOne(t *testing.T, w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -234,8 +234,8 @@ func TestErrorsAreTyped(t *testing.T) {
 	require.ErrorContains(t, err, "403: nothing here")
 }
 
-// A caller with a queue keeps what failed for now, also where this client does
-// not try again by itself.
+// A caller with a queue keeps temporary failures, also those that this client
+// does not retry itself.
 func TestTemporaryIsWhatIsAboutNow(t *testing.T) {
 	for status, want := range map[int]bool{
 		429: true, 502: true, 503: true, 504: true, 507: true, 522: true,
@@ -356,8 +356,8 @@ func TestConnectionsAreReused(t *testing.T) {
 	c.CloseIdleConnections()
 }
 
-// batchServer answers batches; fate says what becomes of a record at its nth
-// sight: 0 for success or the status of a problem.
+// batchServer answers batches; fate is the result for a record when it is
+// received for the nth time: 0 for success or the status of a problem.
 type batchServer struct {
 	t        *testing.T
 	mu       sync.Mutex
@@ -451,7 +451,7 @@ func TestAssertBatchGivesUpOnOne(t *testing.T) {
 	require.Len(t, w.all, 3)
 }
 
-// A full disk says so for each record; waiting seconds does not empty it.
+// A full disk is reported for each record; waiting for seconds does not help.
 func TestAssertBatchDoesNotWaitForSpace(t *testing.T) {
 	s := &batchServer{t: t, seen: map[record.Hash]int{}, fate: func(*record.Assertion, int) int { return 507 }}
 	c, w := newClient(t, s.ServeHTTP)

@@ -16,15 +16,15 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// Error is an answer of the server that is not a success: a problem of RFC
-// 9457. Code is stable and is what programs compare.
+// Error is an unsuccessful answer of the server: a problem of RFC 9457.
+// Programs compare Code, which is stable.
 type Error struct {
 	Type      string `json:"type"`
 	Title     string `json:"title"`
 	Status    int    `json:"status"`
 	Detail    string `json:"detail"`
-	Code      string `json:"code"`  // "" when something else than StemeDB answered
-	Field     string `json:"field"` // the offending field, if one is
+	Code      string `json:"code"`  // "" when the answer is not from StemeDB
+	Field     string `json:"field"` // the offending field, if there is one
 	Remedy    string `json:"remedy"`
 	RequestID string `json:"request_id"`
 
@@ -32,7 +32,7 @@ type Error struct {
 	RetryAfter time.Duration `json:"-"`
 }
 
-// Error gives one line with everything that helps.
+// Error returns one line with all details.
 func (e *Error) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d", e.Status)
@@ -57,10 +57,9 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Temporary reports whether the same request may succeed later: it speaks of
-// the moment, and neither of the request nor of a fault in the server. Seconds
-// are not always enough (a full disk), so this client itself tries again only
-// what passesSoon.
+// Temporary reports whether the same request may succeed later: the cause is
+// neither the request nor a fault of the server. Seconds are not always enough
+// (a full disk), so this client itself retries only when passesSoon.
 func (e *Error) Temporary() bool {
 	switch e.Status {
 	case http.StatusTooManyRequests:
@@ -72,7 +71,7 @@ func (e *Error) Temporary() bool {
 	}
 }
 
-// passesSoon reports whether another attempt within seconds makes sense.
+// passesSoon reports whether a retry within seconds makes sense.
 func (e *Error) passesSoon() bool {
 	switch e.Status {
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable:
@@ -88,16 +87,16 @@ func IsNotFound(err error) bool {
 	return errors.As(err, &e) && e.Status == http.StatusNotFound
 }
 
-// IsTemporary reports whether err is of the kind that may pass: the server
-// could not be reached, or could not do it now. It tells a caller that has its
-// own way of waiting (a queue) what to keep, and what must be corrected. The end
-// of the caller's own context is final, whatever the last attempt met.
+// IsTemporary reports whether err is temporary: the server could not be
+// reached, or could not serve the request now. A caller with a queue keeps such
+// requests; others must be corrected. The end of the caller's context is final,
+// whatever the last attempt's error.
 func IsTemporary(err error) bool { return may(err, (*Error).Temporary) }
 
-// worthRetry reports whether err is one to try again after, here and now.
+// worthRetry reports whether this client retries after err.
 func worthRetry(err error) bool { return may(err, (*Error).passesSoon) }
 
-// may judges an answer by the given rule, and the lack of one by its cause.
+// may judges an answer by the given rule and a missing answer by its cause.
 func may(err error, rule func(*Error) bool) bool {
 	var end *endedError
 	if errors.As(err, &end) {
@@ -128,7 +127,7 @@ type endedError struct {
 func ended(end, last error) error {
 	var c *connError
 	if errors.Is(last, end) && !errors.As(last, &c) {
-		return last // the attempt itself met it, and did not just take too long
+		return last // the context itself ended the attempt, not its timeout
 	}
 	return &endedError{end, last}
 }
@@ -136,8 +135,9 @@ func ended(end, last error) error {
 func (e *endedError) Error() string   { return e.end.Error() + "; the last attempt: " + e.last.Error() }
 func (e *endedError) Unwrap() []error { return []error{e.end, e.last} }
 
-// connectionError sorts a failure of the transport. A certificate that does not
-// verify does not get better by waiting, and the caller's own end is final.
+// connectionError sorts a failure of the transport. Waiting does not help with
+// a certificate that does not verify, and the end of the caller's context is
+// final.
 func connectionError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -152,15 +152,15 @@ func connectionError(ctx context.Context, err error) error {
 	return &connError{err: err, retry: !final}
 }
 
-// maxDetail bounds what is shown of an answer that is no problem document.
+// maxDetail bounds the text shown of an answer that is not a problem document.
 const maxDetail = 300
 
-// answerError reads an answer that is not a success.
+// answerError reads an unsuccessful answer.
 func (c *Client) answerError(resp *http.Response, body []byte) *Error {
 	e := &Error{}
 	media, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if err == nil && (media == "application/problem+json" || media == "application/json") {
-		// What cannot be read as a problem is shown as text below.
+		// An answer that cannot be read as a problem is shown as text below.
 		if json.Unmarshal(body, e) != nil {
 			e = &Error{}
 		}
@@ -183,7 +183,7 @@ func (c *Client) answerError(resp *http.Response, body []byte) *Error {
 	return e
 }
 
-// retryAfter reads seconds or a date; 0 is none.
+// retryAfter reads seconds or a date; 0 means none.
 func (c *Client) retryAfter(value string) time.Duration {
 	if value == "" {
 		return 0

@@ -12,8 +12,8 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// A project asserts what it saw, signed with its own key, and asks what others
-// say.
+// A project asserts an observation, signed with its own key, and queries the
+// claims of others.
 func Example() {
 	seed, err := hex.DecodeString(os.Getenv("STEME_PRIVATE_KEY"))
 	if err != nil || len(seed) != ed25519.SeedSize {

@@ -9,18 +9,18 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Lens is a rule by which one answer is drawn from many claims.
+// Lens is a rule that draws one answer from many claims.
 type Lens string
 
-// The lenses. Where claims are asked for without a lens, all are listed.
+// The lenses. Without a lens all claims are listed.
 const (
 	Recency    Lens = "recency"    // the newest
-	Consensus  Lens = "consensus"  // the value of most agents
+	Consensus  Lens = "consensus"  // the value with the most support
 	Confidence Lens = "confidence" // the most confident
 	Authority  Lens = "authority"  // the best source, then decayed confidence
 )
 
-// Scope names whose claims are looked at.
+// Scope selects the projects whose claims are read.
 type Scope string
 
 // The scopes.
@@ -30,19 +30,19 @@ const (
 	OwnAndShared Scope = "own,shared"
 )
 
-// Query says which claims are asked for. Only Subject is required; what is
-// zero is left to the server's default.
+// Query selects claims. Only Subject is required; for zero fields the server's
+// defaults apply.
 type Query struct {
 	Subject       string
 	Predicate     string               // "" is all of them
 	Lifecycles    []record.Lifecycle   // default: approved and proposed
 	SourceClasses []record.SourceClass // default: all
 	MinConfidence float64
-	AsOf          uint64 // unix seconds: nothing signed later
+	AsOf          uint64 // unix seconds: excludes claims signed later
 	Scope         Scope
 	Consistency   Consistency
 	Limit         int
-	Cursor        string // of the page before
+	Cursor        string // of the previous page
 }
 
 func (q *Query) values() url.Values {
@@ -78,13 +78,13 @@ func joined[T interface{ String() string }](values []T) string {
 	return strings.Join(names, ",")
 }
 
-// Claim is an assertion with what is known about it now.
+// Claim is an assertion with its current state.
 type Claim struct {
 	Hash    record.Hash `json:"hash"`
 	Project string      `json:"project"`
 	record.Content
-	// EffectiveLifecycle is that of the newest successor by parent_hash, the
-	// claim's own when there is none.
+	// EffectiveLifecycle is that of the newest successor by parent_hash, or the
+	// claim's own when there is no successor.
 	EffectiveLifecycle record.Lifecycle `json:"effective_lifecycle"`
 	ReplacedBy         *record.Hash     `json:"replaced_by"`
 	Agents             []record.AgentID `json:"agents"` // who signed it
@@ -112,14 +112,14 @@ type AnswerPage struct {
 	Cursor  string   `json:"cursor"`
 }
 
-// Answer is what a lens says about one predicate.
+// Answer is a lens's answer for one predicate.
 type Answer struct {
 	Predicate string `json:"predicate"`
-	Winner    *Claim `json:"winner"` // nil when nothing has support
+	Winner    *Claim `json:"winner"` // nil when no value has support
 	Why       Why    `json:"why"`
 }
 
-// Why says why the winner won.
+// Why explains why the winner won.
 type Why struct {
 	Rule     string  `json:"rule"`
 	Because  string  `json:"because"`
@@ -129,7 +129,8 @@ type Why struct {
 		Hash  record.Hash `json:"hash"`
 		Score float64     `json:"score"`
 	} `json:"runner_up"`
-	// PartialClaims were counted in part: too many agents signed them or voted.
+	// PartialClaims were only partly counted: too many agents signed them or voted
+	// on them.
 	PartialClaims []record.Hash `json:"partial_claims"`
 }
 
@@ -142,8 +143,8 @@ func (c *Client) Claims(ctx context.Context, q Query) (*ClaimPage, error) {
 	return &out, nil
 }
 
-// Query draws answers with a lens, one for each predicate of the subject, or
-// for the one predicate that q names.
+// Query draws answers with a lens: one for each predicate of the subject, or
+// one for the predicate that q names.
 func (c *Client) Query(ctx context.Context, q Query, lens Lens) (*AnswerPage, error) {
 	v := q.values()
 	v.Set("lens", string(lens))
@@ -154,7 +155,7 @@ func (c *Client) Query(ctx context.Context, q Query, lens Lens) (*AnswerPage, er
 	return &out, nil
 }
 
-// Dispute is how much claims about one subject and predicate disagree.
+// Dispute shows how much claims about one subject and predicate disagree.
 type Dispute struct {
 	Subject   string  `json:"subject"`
 	Predicate string  `json:"predicate"`
@@ -167,7 +168,7 @@ type Dispute struct {
 	PartialClaims []record.Hash `json:"partial_claims"`
 }
 
-// Value is one of the values that claims stand for.
+// Value is one of the values that claims support.
 type Value struct {
 	Object     record.Object `json:"object"`
 	Support    float64       `json:"support"`
@@ -177,7 +178,7 @@ type Value struct {
 	Claims     []Supporter   `json:"claims"` // the newest
 }
 
-// Supporter is one claim that stands for a value.
+// Supporter is one claim that supports a value.
 type Supporter struct {
 	Hash               record.Hash        `json:"hash"`
 	Timestamp          uint64             `json:"timestamp"`
@@ -190,7 +191,7 @@ type Supporter struct {
 }
 
 // Skeptic shows disagreement instead of an answer. q must name a predicate and
-// has no cursor.
+// must not have a cursor.
 func (c *Client) Skeptic(ctx context.Context, q Query) (*Dispute, error) {
 	var out Dispute
 	if err := c.get(ctx, "/v1/skeptic", q.values(), &out); err != nil {

@@ -10,32 +10,33 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Record is an assertion as the server holds it: with every signature, and the
+// Record is an assertion as the server holds it, with all signatures and the
 // newest vote of each agent.
 type Record struct {
 	Hash    record.Hash `json:"hash"`
 	Project string      `json:"project"`
 	record.Assertion
-	// EffectiveLifecycle is that of the newest successor by parent_hash, the
-	// assertion's own when there is none.
+	// EffectiveLifecycle is that of the newest successor by parent_hash, or the
+	// assertion's own when there is no successor.
 	EffectiveLifecycle record.Lifecycle `json:"effective_lifecycle"`
 	Votes              []record.Vote    `json:"votes"`
-	// Partial: there are more signatures, or votes, than the server shows.
+	// Partial: there are more signatures or votes than the server shows.
 	Partial     bool        `json:"partial"`
 	Consistency Consistency `json:"consistency"`
 }
 
-// Consistency says which members a read asks.
+// Consistency selects the members that a read asks.
 type Consistency string
 
 // The consistencies. A quorum read sees every acknowledged write; a local one
-// is what one node holds.
+// sees only one node's records.
 const (
 	Quorum Consistency = "quorum"
 	Local  Consistency = "local"
 )
 
-// Get reads one assertion. IsNotFound tells an unknown id from other errors.
+// Get reads one assertion. IsNotFound distinguishes an unknown id from other
+// errors.
 func (c *Client) Get(ctx context.Context, id record.Hash) (*Record, error) {
 	return c.GetWith(ctx, id, Quorum)
 }
@@ -67,7 +68,7 @@ type SubjectPage struct {
 	Cursor   string   `json:"cursor"` // of the next page; "" on the last one
 }
 
-// Subjects lists what is known below a prefix, at most limit at once (0 is the
+// Subjects lists the subjects below a prefix, at most limit per page (0 is the
 // server's default). cursor is "" for the first page.
 func (c *Client) Subjects(ctx context.Context, prefix, cursor string, limit int) (*SubjectPage, error) {
 	query := url.Values{"prefix": {prefix}}
@@ -84,9 +85,9 @@ func (c *Client) Subjects(ctx context.Context, prefix, cursor string, limit int)
 	return &out, nil
 }
 
-// Identity is what the server knows of the caller's key.
+// Identity is the server's record of the caller's key.
 type Identity struct {
-	Auth       bool   `json:"auth"` // false: the server asks for no keys
+	Auth       bool   `json:"auth"` // false: the server requires no keys
 	Project    string `json:"project"`
 	Role       string `json:"role"` // read_only, write_agent, backup or admin
 	Label      string `json:"label"`
@@ -95,7 +96,7 @@ type Identity struct {
 	GraceUntil int64  `json:"grace_until"` // unix seconds; 0 unless it was rotated
 }
 
-// WhoAmI asks what the client's key is good for.
+// WhoAmI returns the project and the role of the client's key.
 func (c *Client) WhoAmI(ctx context.Context) (*Identity, error) {
 	var out Identity
 	if err := c.get(ctx, "/v1/whoami", nil, &out); err != nil {
@@ -105,7 +106,7 @@ func (c *Client) WhoAmI(ctx context.Context) (*Identity, error) {
 }
 
 // ClusterStatus is the cluster as the answering node sees it. Without a key
-// that may know more, Detail is "reduced" and only the counts are given.
+// that may see more, Detail is "reduced" and only the counts are set.
 type ClusterStatus struct {
 	Detail      string   `json:"detail"` // full or reduced
 	Because     string   `json:"because"`
@@ -136,17 +137,17 @@ type Member struct {
 	Alive       bool      `json:"alive"`
 	Whole       bool      `json:"whole"`
 	Connected   bool      `json:"connected"`
-	LagBytes    int64     `json:"lag_bytes"` // -1: not heard of
+	LagBytes    int64     `json:"lag_bytes"` // -1: unknown
 	LastHeard   time.Time `json:"last_heard"`
-	// ClockSkew is the member's clock less the cluster's time, in seconds; nil:
-	// not known.
+	// ClockSkew is the member's clock minus the cluster's time, in seconds; nil:
+	// unknown.
 	ClockSkew *float64 `json:"clock_skew_seconds"`
 	PeerAddr  string   `json:"peer_addr"`
 	APIAddr   string   `json:"api_addr"`
 }
 
-// ClusterStatus asks a node how it sees the cluster. The counts are filled in
-// also when the members are listed.
+// ClusterStatus returns a node's view of the cluster. The counts are also set
+// when the members are listed.
 func (c *Client) ClusterStatus(ctx context.Context) (*ClusterStatus, error) {
 	var out ClusterStatus
 	if err := c.get(ctx, "/v1/cluster/status", nil, &out); err != nil {

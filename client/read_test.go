@@ -11,7 +11,7 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// serve answers one route with a text and notes the query.
+// serve answers one route with a text and records the query.
 func serve(t *testing.T, path, body string) (*Client, *string) {
 	t.Helper()
 	var query string

@@ -13,10 +13,10 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// maxAnswer bounds what is read of an answer.
+// maxAnswer bounds the bytes read of an answer.
 const maxAnswer = 64 << 20
 
-// request is what is sent, as often as it takes.
+// request is sent once per attempt.
 type request struct {
 	method    string
 	path      string
@@ -25,8 +25,8 @@ type request struct {
 	body      []byte
 }
 
-// call sends r until it succeeds, is refused or there are no attempts left,
-// and decodes the answer into out. It returns the status of the success.
+// call sends r until it succeeds, is refused or no attempts are left, and
+// decodes the answer into out. It returns the status of the success.
 func (c *Client) call(ctx context.Context, r request, out any) (int, error) {
 	var status int
 	err := c.retry(ctx, r.method, r.path, func(ctx context.Context) (err error) {
@@ -68,13 +68,13 @@ func (c *Client) retry(ctx context.Context, method, path string, attempt func(co
 	}
 }
 
-// wait says how long to wait after attempt n (from 0) failed with err.
+// wait returns the wait after attempt n (from 0) failed with err.
 func (c *Client) wait(err error, n int) (time.Duration, bool) {
 	if n >= len(c.delays) || !worthRetry(err) {
 		return 0, false
 	}
-	// Clients that failed together should not come back together: 80 to 120
-	// percent of the nominal wait.
+	// Clients that failed together should not retry together, so each waits 80 to
+	// 120 percent of the nominal time.
 	wait := time.Duration(float64(c.delays[n]) * (0.8 + 0.4*c.jitter()))
 	var e *Error
 	if errors.As(err, &e) {
@@ -116,7 +116,7 @@ func (c *Client) once(ctx context.Context, r request) (int, []byte, error) {
 	if err != nil {
 		return 0, nil, connectionError(ctx, err)
 	}
-	// Read to its end, so that the connection can be used again.
+	// Read to its end, so that the connection can be reused.
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {

@@ -9,26 +9,26 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Result is what became of a record. Created and exists both mean that it is
-// durable on a majority now.
+// Result is the result of writing a record. Whether it was created or existed,
+// it is now durable on a majority.
 type Result struct {
 	ID      record.Hash
-	Created bool // false: it was there before, with these signatures
+	Created bool // false: it existed before, with these signatures
 }
 
-// BatchResult is what became of one record of a batch.
+// BatchResult is the result of one record of a batch.
 type BatchResult struct {
 	Result
 	Err error // *record.FieldError or *Error; nil is success
 }
 
-// ErrNoAgentKey is returned for what has no signature when the client has no
-// key to sign with.
+// ErrNoAgentKey is returned for an unsigned record when the client has no key
+// to sign with.
 var ErrNoAgentKey = errors.New("the assertion has no signature and the client has no agent key; use WithAgentKey or sign it")
 
-// ErrOtherID is returned when the server computed another id than the client:
-// one of them does not follow the published vectors.
-var ErrOtherID = errors.New("the server names the record by another id; client and server disagree on the canonical bytes")
+// ErrOtherID is returned when the server computed a different id than the
+// client: one of them does not follow the published vectors.
+var ErrOtherID = errors.New("the server computed a different id for the record; client and server disagree on the canonical bytes")
 
 type writeAnswer struct {
 	Hash   record.Hash `json:"hash"`
@@ -40,7 +40,7 @@ func (w *writeAnswer) result(want record.Hash) (Result, error) {
 		return Result{}, fmt.Errorf("%w: %s instead of %s", ErrOtherID, w.Hash, want)
 	}
 	if w.Status != "created" && w.Status != "exists" {
-		return Result{}, fmt.Errorf("the server answers status %q, which this client does not know; update it", w.Status)
+		return Result{}, fmt.Errorf("the server returned the unknown status %q; update this client", w.Status)
 	}
 	return Result{ID: w.Hash, Created: w.Status == "created"}, nil
 }
@@ -86,13 +86,13 @@ func (c *Client) Vote(ctx context.Context, v *record.Vote) (Result, error) {
 	return answer.result(v.ID())
 }
 
-// prepare signs and checks what will be sent.
+// prepare signs and checks a record before it is sent.
 func (c *Client) prepare(a *record.Assertion) error {
 	if len(a.Signatures) == 0 {
 		if c.agent == nil {
 			return ErrNoAgentKey
 		}
-		// Signing gives an id to what may not have one, so check first.
+		// Signing computes an id, which only a valid record has, so check first.
 		if err := a.Content.Validate(); err != nil {
 			return err
 		}

@@ -1,6 +1,6 @@
 // Package agentkey keeps an agent's Ed25519 key in a file or a variable, as 64
-// hex digits: the seed. It promises that a key file is readable by its owner
-// alone, that no key is ever replaced, and that no error shows one.
+// hex digits: the seed. It promises that only its owner can read a key file,
+// that no key is ever replaced, and that no error contains a key.
 package agentkey
 
 import (
@@ -13,12 +13,12 @@ import (
 	"strings"
 )
 
-// Variable is the environment variable that holds a key where there is no
-// file, as in CI.
+// Variable is the environment variable that holds a key when there is no file,
+// as in CI.
 const Variable = "STEME_PRIVATE_KEY"
 
-// Parse reads 64 hex digits. Its error is worded to follow the name of what
-// holds them.
+// Parse reads 64 hex digits. Its error is worded to follow the name of the file
+// or variable.
 func Parse(s string) (ed25519.PrivateKey, error) {
 	seed, err := hex.DecodeString(s)
 	if err != nil || len(seed) != ed25519.SeedSize {
@@ -66,7 +66,7 @@ func Create(file string) (ed25519.PrivateKey, error) {
 		err = cerr
 	}
 	if err != nil {
-		// A key that is not complete must not be found by the next run.
+		// The next run must not find an incomplete key.
 		return nil, errors.Join(fmt.Errorf("write the agent key: %w", err), os.Remove(file))
 	}
 	return key, nil

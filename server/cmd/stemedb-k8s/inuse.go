@@ -11,7 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// These are the chart's: the annotation of the StatefulSet that names the
+// The chart defines these: the annotation of the StatefulSet that names the
 // source, the volume of the Secret, and the two files in it.
 const (
 	sourceAnnotation  = "stemedb.io/secrets-source"
@@ -20,7 +20,7 @@ const (
 	clusterSecretFile = "cluster-secret"
 )
 
-// managedLabel marks what External Secrets writes.
+// managedLabel marks Secrets written by External Secrets.
 const managedLabel = "reconcile.external-secrets.io/managed"
 
 // inUse is the Secret that the members' StatefulSet mounts now.
@@ -28,7 +28,7 @@ type inUse struct {
 	source   source
 	name     string
 	fields   map[string]string // file in the pod to field of the Secret
-	secret   *corev1.Secret    // nil when it is lost
+	secret   *corev1.Secret    // nil when it no longer exists
 	selector string            // of the members' pods
 	serving  bool              // at least one member is ready, with the values in its memory
 }
@@ -70,7 +70,7 @@ func mountedSecret(set *appsv1.StatefulSet) (string, map[string]string) {
 	return "", nil
 }
 
-// guessSource serves releases of charts that did not note the source yet.
+// guessSource is for releases of older charts, which did not record the source.
 func guessSource(used *inUse, spec secretSpec) source {
 	if used.name != spec.statefulSet+"-secrets" {
 		return existing
@@ -86,7 +86,7 @@ func ownedByExternalSecret(secret *corev1.Secret) bool {
 	return owner != nil && owner.Kind == "ExternalSecret" && strings.HasPrefix(owner.APIVersion, "external-secrets.io/")
 }
 
-// value returns what the members read from that file, empty when it is lost.
+// value returns the members' value from that file, empty when it is lost.
 func (u *inUse) value(file string) string {
 	if u == nil || u.secret == nil {
 		return ""

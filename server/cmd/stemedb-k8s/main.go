@@ -1,6 +1,6 @@
-// Command stemedb-k8s is what in StemeDB's image talks to the Kubernetes API,
-// so that the server itself links no client of it and needs no rights. The
-// chart's Jobs run it inside the cluster.
+// Command stemedb-k8s is the only part of StemeDB's image that calls the
+// Kubernetes API, so that the server links no Kubernetes client and needs no
+// rights. The chart's Jobs run it inside the cluster.
 package main
 
 import (
@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// namespaceFile is where Kubernetes tells a pod its namespace.
+// namespaceFile is where a pod finds its namespace.
 const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 // version is set by the linker: -ldflags "-X main.version=v1.2.3".
@@ -37,7 +37,7 @@ func main() {
 	}
 }
 
-// Exit codes. The chart's Job tries again after exitFailed and ends at once
+// Exit codes. The chart's Job retries after exitFailed and ends immediately
 // after exitRefused.
 const (
 	exitFailed  = 1 // another attempt may succeed
@@ -57,14 +57,14 @@ type cluster struct {
 	statefulSets appsv1client.StatefulSetsGetter
 }
 
-// connector opens the Kubernetes API; tests bring their own.
+// connector opens the Kubernetes API; tests replace it.
 type connector func() (cluster, error)
 
 // connect uses the pod's service account.
 func connect() (cluster, error) {
 	config, err := rest.InClusterConfig()
 	if err != nil {
-		return cluster{}, fmt.Errorf("find the Kubernetes API: %w; this command runs in a pod whose service account token is mounted", err)
+		return cluster{}, fmt.Errorf("find the Kubernetes API: %w; run this command in a pod whose service account token is mounted", err)
 	}
 	config.Timeout = 10 * time.Second
 	config.UserAgent = "stemedb-k8s"
@@ -86,7 +86,7 @@ func newCluster(config *rest.Config) (cluster, error) {
 func newCommand(logger *slog.Logger, connect connector) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "stemedb-k8s",
-		Short:         "Do for StemeDB what needs the Kubernetes API",
+		Short:         "Run StemeDB's tasks that need the Kubernetes API",
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -103,13 +103,13 @@ func newEnsureSecretCommand(logger *slog.Logger, connect connector) *cobra.Comma
 	cmd := &cobra.Command{
 		Use:   "ensure-secret",
 		Short: "Make sure that the members start with the secrets that their cluster uses",
-		Long: `With --source=generated, makes a Secret with a fresh root API key and a fresh
-cluster secret. When the Secret exists, only a field that it lacks is added; the
-values in it are never changed, so the command is idempotent. When members
-already run with another Secret, its values are copied.
+		Long: `With --source=generated, makes a Secret with a new root API key and a new
+cluster secret. When the Secret exists, only missing fields are added; existing
+values are never changed, so the command is idempotent. When members already run
+with another Secret, its values are copied.
 
 With every source, the values that the members will start with are compared
-with the ones that they use now. Different or lost values are refused, because
+with their current values. Different or lost values are refused, because
 a member that restarts with another cluster secret cannot join the others.
 Values are never printed.`,
 		Args: cobra.NoArgs,
@@ -139,8 +139,8 @@ Values are never printed.`,
 	flags.StringVar(&spec.name, "name", "", "name of the Secret that the members will mount (required)")
 	flags.StringVar(&spec.statefulSet, "statefulset", "", "name of the members' StatefulSet (required)")
 	flags.StringVar(&spec.staged, "staged-name", "", "name of the Secret that External Secrets fills before a switch to externalSecret")
-	flags.BoolVar(&spec.acceptNew, "accept-new-values", false, "accept values other than the ones that the members use; all members must then be restarted at once")
-	flags.StringVar(&spec.namespace, "namespace", "", "namespace of the Secret (default: the pod's own)")
+	flags.BoolVar(&spec.acceptNew, "accept-new-values", false, "accept values that differ from those in use; all members must then be restarted together")
+	flags.StringVar(&spec.namespace, "namespace", "", "namespace of the Secret (default: the pod's)")
 	flags.StringVar(&spec.rootKeyField, "root-key-field", "root-api-key", "field for the root API key")
 	flags.StringVar(&spec.clusterSecretField, "cluster-secret-field", "cluster-secret", "field for the cluster secret")
 	flags.DurationVar(&timeout, "timeout", timeout, "give up after this long")
@@ -155,7 +155,7 @@ func podNamespace() string {
 	return strings.TrimSpace(string(raw))
 }
 
-// check refuses what cannot work, with the flag to change.
+// check refuses invalid flags and names the flag to change.
 func (s secretSpec) check() error {
 	switch {
 	case s.name == "":
@@ -167,13 +167,13 @@ func (s secretSpec) check() error {
 	case s.source == external && s.staged == "":
 		return errors.New("--staged-name is empty; name the Secret that External Secrets fills before a switch")
 	case s.namespace == "":
-		return errors.New("--namespace is empty and this is no pod; name the Secret's namespace")
+		return errors.New("--namespace is empty and this is not a pod; name the Secret's namespace")
 	case s.rootKeyField == "":
 		return errors.New("--root-key-field is empty; name the field for the root API key")
 	case s.clusterSecretField == "":
 		return errors.New("--cluster-secret-field is empty; name the field for the cluster secret")
 	case s.rootKeyField == s.clusterSecretField:
-		return fmt.Errorf("--root-key-field and --cluster-secret-field are both %q; give each secret a field of its own", s.rootKeyField)
+		return fmt.Errorf("--root-key-field and --cluster-secret-field are both %q; give each secret its own field", s.rootKeyField)
 	}
 	return nil
 }

@@ -16,7 +16,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// source says who makes the Secret; the words are those of the chart's values.
+// source is the creator of the Secret; the names are those of the chart's
+// values.
 type source string
 
 const (
@@ -38,7 +39,7 @@ type secretSpec struct {
 	acceptNew          bool
 }
 
-// result says what ensureSecret did.
+// result is the outcome of ensureSecret.
 type result string
 
 const (
@@ -49,11 +50,12 @@ const (
 
 const (
 	attempts   = 6
-	firstPause = 500 * time.Millisecond // doubled after each attempt: 15.5 s in all
+	firstPause = 500 * time.Millisecond // doubled after each attempt: 15.5 s in total
 )
 
-// ensureSecret makes or checks the Secret, as spec.source says. Attempts that
-// meet another writer or a fault that may pass are repeated, a few times.
+// ensureSecret makes or checks the Secret, depending on spec.source. Attempts
+// that conflict with another writer or fail temporarily are retried a few
+// times.
 func ensureSecret(ctx context.Context, k cluster, spec secretSpec, logger *slog.Logger) (result, error) {
 	pause := firstPause
 	for attempt := 1; ; attempt++ {
@@ -109,9 +111,8 @@ func getSecret(ctx context.Context, k cluster, namespace, name string) (*corev1.
 	return found, nil
 }
 
-// newSecret has no instance label on purpose: some GitOps tools take whatever
-// carries the label of a release, and is not in its manifests, for a left-over
-// and delete it.
+// newSecret sets no instance label on purpose: some GitOps tools delete objects
+// that carry the label of a release and are not in its manifests.
 func newSecret(spec secretSpec, values map[string][]byte) *corev1.Secret {
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
@@ -144,10 +145,10 @@ func randomHex(bytes int) string {
 
 var rootKeyForm = regexp.MustCompile(`^steme_(live|test)_[0-9a-f]{48}$`)
 
-// errUnusable is a Secret that the server could not start with.
+// errUnusable means that the server cannot start with the Secret.
 var errUnusable = errors.New("the Secret cannot be used as it is")
 
-// checkForm fails when a value is not one that the server takes.
+// checkForm fails when the server would refuse a value.
 func (s secretSpec) checkForm(secret *corev1.Secret) error {
 	where := func(field string) string {
 		return fmt.Sprintf("field %q of Secret %s/%s", field, s.namespace, secret.Name)
@@ -161,25 +162,25 @@ func (s secretSpec) checkForm(secret *corev1.Secret) error {
 	return nil
 }
 
-// fieldOf reads a field as the server does: without space around it.
+// fieldOf reads a field like the server: without surrounding space.
 func fieldOf(secret *corev1.Secret, field string) string {
 	return strings.TrimSpace(string(secret.Data[field]))
 }
 
-// passing says whether the same attempt may succeed a little later.
+// passing reports whether the same attempt may succeed later.
 func passing(err error) bool {
 	if errors.Is(err, errUnusable) || errors.Is(err, context.Canceled) {
 		return false
 	}
 	var status apierrors.APIStatus
 	if !errors.As(err, &status) {
-		return true // no answer at all: the connection failed
+		return true // no answer: the connection failed
 	}
 	switch {
 	case apierrors.IsAlreadyExists(err), apierrors.IsConflict(err):
-		return true // another writer was faster; the next attempt reads what it wrote
+		return true // another writer was faster; the next attempt reads its values
 	case apierrors.IsForbidden(err):
-		return true // a Role that was made a moment ago may not be known everywhere yet
+		return true // a new Role may not have reached all API servers yet
 	case apierrors.IsNotFound(err):
 		return true // deleted between our read and our write
 	}
@@ -187,7 +188,7 @@ func passing(err error) bool {
 	return code == 429 || code >= 500
 }
 
-// explain adds the remedy where the API's own words do not hold one.
+// explain adds the remedy to errors of the API that lack one.
 func explain(err error, spec secretSpec) error {
 	switch {
 	case apierrors.IsForbidden(err):

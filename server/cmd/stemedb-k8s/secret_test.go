@@ -163,7 +163,8 @@ func TestPassingFaultsAreRepeated(t *testing.T) {
 	}
 }
 
-// A writer between our read and our update wins; the next attempt sees it.
+// A writer between our read and our update wins; the next attempt sees its
+// values.
 func TestConflictReadsAgain(t *testing.T) {
 	client := fake.NewClientset(secretWith(map[string]string{"root": goodRoot}))
 	var raced atomic.Bool
@@ -210,11 +211,11 @@ func TestTimeoutEndsThePauses(t *testing.T) {
 		defer cancel()
 		_, err := ensureSecret(ctx, clusterOf(client), spec, slog.New(slog.DiscardHandler))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.True(t, apierrors.IsServiceUnavailable(err), "the fault behind it is told too: %v", err)
+		require.True(t, apierrors.IsServiceUnavailable(err), "the cause is reported too: %v", err)
 	})
 }
 
-// Over real HTTP: the paths and bodies that the API would see.
+// Over real HTTP: the paths and bodies that the API receives.
 func TestOverHTTP(t *testing.T) {
 	var made corev1.Secret
 	mux := http.NewServeMux()
@@ -279,5 +280,5 @@ func TestBadFlagsNameThemselves(t *testing.T) {
 func TestOutsideAClusterSaysSo(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	_, err := connect()
-	require.ErrorContains(t, err, "this command runs in a pod")
+	require.ErrorContains(t, err, "run this command in a pod")
 }

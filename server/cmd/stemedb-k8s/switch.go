@@ -10,8 +10,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// step is one attempt: what is asked for, what the members use now (nil before
-// an install), and the Secret that they will mount (nil when there is none).
+// step is one attempt: the spec, the Secret that the members use now (nil
+// before an install), and the Secret that they will mount (nil when there is
+// none).
 type step struct {
 	spec   secretSpec
 	used   *inUse
@@ -26,8 +27,8 @@ func (s step) fields() []field {
 	return []field{{s.spec.rootKeyField, rootKeyFile}, {s.spec.clusterSecretField, clusterSecretFile}}
 }
 
-// makeGenerated makes the Secret, or adds a field that it lacks. The members'
-// own values come first; fresh ones are for clusters that have none yet.
+// makeGenerated makes the Secret or adds missing fields. The members' current
+// values take precedence; new values are only for clusters that have none yet.
 func (s step) makeGenerated(ctx context.Context, k cluster) (result, error) {
 	if err := s.refuseOwned(); err != nil {
 		return "", err
@@ -74,7 +75,8 @@ func (s step) wanted(f field) ([]byte, error) {
 }
 
 // write makes the Secret or adds the fields. An update carries the version that
-// was read: a writer in between makes it a conflict, so no value is overwritten.
+// was read: another writer in between causes a conflict, so no value is
+// overwritten.
 func (s step) write(ctx context.Context, k cluster, missing map[string][]byte) (result, error) {
 	secrets, where := k.secrets.Secrets(s.spec.namespace), s.spec.namespace+"/"+s.spec.name
 	switch {
@@ -101,7 +103,7 @@ func (s step) write(ctx context.Context, k cluster, missing map[string][]byte) (
 	return completed, nil
 }
 
-// checkExisting wants a usable Secret with the values that the members use.
+// checkExisting requires a usable Secret with the values that the members use.
 func (s step) checkExisting() error {
 	if err := s.refuseOwned(); err != nil {
 		return err
@@ -120,8 +122,8 @@ func (s step) checkExisting() error {
 	return s.compare(s.found, s.howToFill(false))
 }
 
-// checkExternal wants a switch to have been staged: External Secrets overwrites
-// the members' Secret at once, so the store's values must be known before.
+// checkExternal requires a staged switch: External Secrets overwrites the
+// members' Secret immediately, so the store's values must be known before.
 func (s step) checkExternal(ctx context.Context, k cluster) error {
 	if s.used == nil || (s.used.source == external && s.used.name == s.spec.name) {
 		return nil
@@ -148,12 +150,12 @@ func (s step) checkExternal(ctx context.Context, k cluster) error {
 	return s.compare(staged, s.howToStage())
 }
 
-// compare refuses a Secret that holds other values than the members use.
+// compare refuses a Secret whose values differ from those that the members use.
 func (s step) compare(next *corev1.Secret, remedy string) error {
 	for _, f := range s.fields() {
 		value := fieldOf(next, f.name)
 		if s.used == nil || value == "" || (s.used.name == next.Name && s.used.fields[f.file] == f.name) {
-			continue // nothing runs yet, nothing to compare, or it is the very field in use
+			continue // no members yet, nothing to compare, or it is the field in use
 		}
 		inUse := s.used.value(f.file)
 		if inUse == value || (inUse == "" && !s.used.serving) {
@@ -184,19 +186,19 @@ func (s step) refuseOwned() error {
 
 func (s step) lost(f field) error {
 	return fmt.Errorf("%w: the members run with a value of field %q that Secret %s/%s no longer holds. Put the Secret back from your copy, or accept new values: "+
-		"set secrets.acceptNewValues=true for one upgrade and then restart all members at once, which is an outage of seconds: %s",
+		"set secrets.acceptNewValues=true for one upgrade and then restart all members together, which is an outage of seconds: %s",
 		errUnusable, s.used.fields[f.file], s.spec.namespace, s.used.name, s.restartAll())
 }
 
 func (s step) warnNew() {
-	s.logger.Warn("the members get other values than they use: restart all of them at once", "command", s.restartAll())
+	s.logger.Warn("the members' new values differ from those in use: restart all members together", "command", s.restartAll())
 }
 
 func (s step) restartAll() string {
 	return fmt.Sprintf("kubectl -n %s delete pod --selector=%s", s.spec.namespace, s.used.selector)
 }
 
-// howToFill names the commands that copy the values in use, still in base64.
+// howToFill returns the commands that copy the values in use, still in base64.
 func (s step) howToFill(create bool) string {
 	if s.used == nil {
 		return fmt.Sprintf("make it with the fields %q and %q", s.spec.rootKeyField, s.spec.clusterSecretField)

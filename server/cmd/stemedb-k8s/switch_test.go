@@ -29,7 +29,7 @@ func secretNamed(name, root, cluster string) *corev1.Secret {
 	}
 }
 
-// members are three that run with a Secret of that source and name.
+// members are three members that run with a Secret of that source and name.
 func members(from source, secret string, ready int32) *appsv1.StatefulSet {
 	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "r", Annotations: map[string]string{}}}
 	if from != "" {
@@ -54,8 +54,8 @@ func specFor(to source) secretSpec {
 	return s
 }
 
-// Each of the six changes of secrets.source keeps the values when it can, and
-// is refused with the steps when it cannot. No Secret that is there is changed.
+// Each of the six changes of secrets.source keeps the values when it can and is
+// otherwise refused with the steps to take. No existing Secret is changed.
 func TestSixChangesOfTheSource(t *testing.T) {
 	held := func(name string) *corev1.Secret { return secretNamed(name, goodRoot, goodSecret) }
 	differs := func(name string) *corev1.Secret { return secretNamed(name, goodRoot, otherCluster) }
@@ -109,7 +109,7 @@ func TestSixChangesOfTheSource(t *testing.T) {
 	}
 }
 
-// The same Secret by another source's name is not a change of values.
+// The same Secret under another source's name is not a change of values.
 func TestTakingOverTheSecretByNameKeepsIt(t *testing.T) {
 	for _, from := range []source{generated, external} {
 		s := specFor(existing)
@@ -119,7 +119,8 @@ func TestTakingOverTheSecretByNameKeepsIt(t *testing.T) {
 	}
 }
 
-// A Secret that its ExternalSecret owns goes with it, whoever needs it then.
+// A Secret that its ExternalSecret owns is deleted with it, even when it is
+// still in use.
 func TestAnOwnedSecretIsNotTakenOver(t *testing.T) {
 	controls := true
 	owned := secretNamed(ownName, goodRoot, goodSecret)
@@ -134,7 +135,7 @@ func TestAnOwnedSecretIsNotTakenOver(t *testing.T) {
 	require.NoError(t, err, "the release of a chart that did not note the source")
 }
 
-// Charts before this one did not note the source.
+// Older charts did not record the source.
 func TestTheSourceIsGuessedWhereNoneIsNoted(t *testing.T) {
 	_, _, _, err := ensureAs(t, fake.NewClientset(members("", ownName, 3), secretNamed(ownName, goodRoot, goodSecret)), specFor(external))
 	require.ErrorContains(t, err, "secrets.source=generated and secrets.externalSecret.staged=true")
@@ -146,8 +147,8 @@ func TestTheSourceIsGuessedWhereNoneIsNoted(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// Fresh values in place of lost ones split a running cluster: the members hold
-// the old ones, and one that restarts cannot join them.
+// New values in place of lost ones split a running cluster: the members hold
+// the old ones, and a member that restarts cannot join them.
 func TestALostSecretIsNotReplacedUnderRunningMembers(t *testing.T) {
 	half := secretNamed(ownName, goodRoot, "")
 	renamed := specFor(generated)
@@ -170,14 +171,14 @@ func TestALostSecretIsNotReplacedUnderRunningMembers(t *testing.T) {
 			c.spec.acceptNew = true
 			_, stored, log, err := ensureAs(t, client, c.spec)
 			require.NoError(t, err)
-			require.Contains(t, log, "restart all of them at once")
+			require.Contains(t, log, "restart all members together")
 			require.NotEmpty(t, stored.Data["cluster"])
 
 			_, _, _, err = ensureAs(t, fake.NewClientset(append(c.held, members(generated, ownName, 0))...), c.spec)
-			require.NoError(t, err, "nobody runs with the old values")
+			require.NoError(t, err, "no member runs with the old values")
 		})
 	}
-	// A renamed key is no loss: the value in use moves with it.
+	// A renamed key is not a loss: the value in use moves with it.
 	client := fake.NewClientset(members(generated, ownName, 3), secretNamed(ownName, goodRoot, goodSecret))
 	done, stored, _, err := ensureAs(t, client, renamed)
 	require.NoError(t, err)
@@ -185,7 +186,8 @@ func TestALostSecretIsNotReplacedUnderRunningMembers(t *testing.T) {
 	require.Equal(t, goodSecret, string(stored.Data["renamed"]))
 }
 
-// What the Job may not read is named, with the value that lets it.
+// A Secret that the Job may not read is named, with the chart value that grants
+// it access.
 func TestASecretOfAnotherNameMustBeNamedToBeRead(t *testing.T) {
 	client := fake.NewClientset(members(existing, otherName, 3))
 	client.PrependReactor("get", "secrets", func(action clienttesting.Action) (bool, runtime.Object, error) {
@@ -200,7 +202,7 @@ func TestASecretOfAnotherNameMustBeNamedToBeRead(t *testing.T) {
 	require.Nil(t, stored)
 }
 
-// The commands in the refusals are whole.
+// The commands in the refusals are complete.
 func TestStepsCanBePasted(t *testing.T) {
 	s := step{spec: specFor(existing), used: &inUse{name: "a", fields: map[string]string{rootKeyFile: "root.key", clusterSecretFile: "c"}}}
 	steps := s.howToFill(true)

@@ -29,8 +29,8 @@ func claimCommand() *cobra.Command {
 A claim is signed by an agent: an Ed25519 key on this machine. The agent key is read from
 the file that --agent-key-file names, else from STEME_PRIVATE_KEY (64 hex digits), else from
 a file in the user's configuration folder. That last file is made when it is first needed;
-only its owner can read it. An agent key is not an API key: the agent key says who made a
-claim, the API key which project it belongs to.
+only its owner can read it. An agent key is not an API key: the agent key identifies the
+author of a claim, the API key the project that it belongs to.
 
 The server is the one that --url or STEMEDB_URL names. With auth on, STEMEDB_API_KEY or
 STEMEDB_API_KEY_FILE gives the API key.`,
@@ -42,7 +42,7 @@ STEMEDB_API_KEY_FILE gives the API key.`,
 	return cmd
 }
 
-// session is what a claim command that talks to a server needs.
+// session holds the server and the timeout of a claim command.
 type session struct {
 	target  target
 	timeout time.Duration
@@ -50,11 +50,10 @@ type session struct {
 
 func (s *session) flags(fs *pflag.FlagSet) {
 	s.target.flags(fs, "http://localhost:18181", true)
-	fs.DurationVar(&s.timeout, "timeout", time.Minute, "how long to try, all attempts together")
+	fs.DurationVar(&s.timeout, "timeout", time.Minute, "time limit of all attempts together")
 }
 
-// with runs do with a client, and says on standard error what the client waits
-// for.
+// with runs do with a client and reports retries on standard error.
 func (s *session) with(cmd *cobra.Command, do func(context.Context, *stemedb.Client) error) error {
 	apiKey, err := s.target.apiKey()
 	if err != nil {
@@ -66,7 +65,7 @@ func (s *session) with(cmd *cobra.Command, do func(context.Context, *stemedb.Cli
 	}
 	c, err := stemedb.New(s.target.url, apiKey, stemedb.WithTLS(tls), stemedb.WithUserAgent("stemedb/"+versionString()),
 		stemedb.WithOnRetry(func(r stemedb.Retry) {
-			fmt.Fprintf(cmd.ErrOrStderr(), "attempt %d failed, the next one follows in %s: %v\n", r.Attempt, r.Wait.Round(time.Second/10), r.Err)
+			fmt.Fprintf(cmd.ErrOrStderr(), "attempt %d failed; next attempt in %s: %v\n", r.Attempt, r.Wait.Round(time.Second/10), r.Err)
 		}))
 	if err != nil {
 		return fail(exitUsage, "%w", err)
@@ -77,7 +76,7 @@ func (s *session) with(cmd *cobra.Command, do func(context.Context, *stemedb.Cli
 	return sorted(do(ctx, c))
 }
 
-// sorted gives an error of the client its exit code.
+// sorted sets the exit code of a client error.
 func sorted(err error) error {
 	var wrong *record.FieldError
 	var refused *stemedb.Error
@@ -100,8 +99,8 @@ func (s *signer) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&s.file, "agent-key-file", "", "file with the agent key (default: stemedb/agent.key in the user's configuration folder)")
 }
 
-// key reads the agent key. The default file is made when it is missing; a file
-// that was named is not, since a mistyped name would make another agent.
+// key reads the agent key. The default file is made when it is missing; a named
+// file is not, since a mistyped name would create another agent.
 func (s *signer) key(cmd *cobra.Command) (ed25519.PrivateKey, error) {
 	if v := os.Getenv(agentkey.Variable); v != "" && s.file == "" {
 		key, err := agentkey.Parse(v)
@@ -136,7 +135,7 @@ func (s *signer) key(cmd *cobra.Command) (ed25519.PrivateKey, error) {
 	return key, nil
 }
 
-// usage gives an error, if there is one, the exit code of a wrong command line.
+// usage gives a non-nil error the exit code of an invalid command line.
 func usage(err error) error {
 	if err == nil {
 		return nil
@@ -144,7 +143,7 @@ func usage(err error) error {
 	return fail(exitUsage, "%w", err)
 }
 
-// outputFlag is how a command shows its result.
+// outputFlag is the format of a command's result.
 type outputFlag string
 
 func (o *outputFlag) flags(fs *pflag.FlagSet) {
@@ -153,7 +152,7 @@ func (o *outputFlag) flags(fs *pflag.FlagSet) {
 
 func (o *outputFlag) check() error {
 	if *o != "text" && *o != "json" {
-		return fail(exitUsage, "--output: %q is not an output; use text or json", string(*o))
+		return fail(exitUsage, "--output: %q is not an output format; use text or json", string(*o))
 	}
 	return nil
 }

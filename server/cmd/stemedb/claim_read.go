@@ -18,12 +18,12 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// reach says where a read looks and whom it asks.
+// reach is the scope and the consistency of a read.
 type reach struct{ scope, consistency string }
 
 func (r *reach) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&r.scope, "scope", string(stemedb.Own), "whose claims: own, shared, or own,shared")
-	fs.StringVar(&r.consistency, "consistency", string(stemedb.Quorum), "quorum (everything acknowledged is seen) or local (what one node holds)")
+	fs.StringVar(&r.consistency, "consistency", string(stemedb.Quorum), "quorum (sees everything acknowledged) or local (only one node's records)")
 }
 
 func claimGetCommand() *cobra.Command {
@@ -112,7 +112,7 @@ func claimQueryCommand() *cobra.Command {
 		Use:   "query SUBJECT",
 		Short: "List the claims about a subject, or draw one answer for each predicate",
 		Long: `List the claims about a subject, the newest first. With --lens, draw one answer for each
-predicate from them and say why it won.`,
+predicate from them and explain why it won.`,
 		Example: `  stemedb claim query code://go/example.com/app/tls
   stemedb claim query code://go/example.com/app/tls --lens authority --scope own,shared`,
 		Args: cobra.ExactArgs(1),
@@ -148,9 +148,9 @@ predicate from them and say why it won.`,
 	cmd.Flags().StringSliceVar(&lifecycles, "lifecycle", nil, "only these (default: approved,proposed)")
 	cmd.Flags().StringSliceVar(&classes, "source-class", nil, "only these (default: all)")
 	cmd.Flags().Float64Var(&q.MinConfidence, "min-confidence", 0, "only claims of at least this confidence")
-	cmd.Flags().Uint64Var(&q.AsOf, "as-of", 0, "only what was signed up to this time, in unix seconds")
-	cmd.Flags().IntVar(&q.Limit, "limit", 0, "how many at once (default: the server's)")
-	cmd.Flags().StringVar(&q.Cursor, "cursor", "", "where the page before ended")
+	cmd.Flags().Uint64Var(&q.AsOf, "as-of", 0, "only claims signed up to this time, in unix seconds")
+	cmd.Flags().IntVar(&q.Limit, "limit", 0, "page size (default: the server's)")
+	cmd.Flags().StringVar(&q.Cursor, "cursor", "", "cursor printed after the previous page")
 	r.flags(cmd.Flags())
 	on.flags(cmd.Flags())
 	output.flags(cmd.Flags())
@@ -169,7 +169,7 @@ func parsed[T any](flag string, names []string, parse func(string) (T, error)) (
 	return out, nil
 }
 
-// showPage prints a page and says on standard error how to go on.
+// showPage prints a page and, on standard error, the cursor of the next one.
 func showPage(cmd *cobra.Command, output outputFlag, page any, cursor string, text func(io.Writer) error) error {
 	if output == "json" {
 		return printJSON(cmd, page)
@@ -216,7 +216,7 @@ func flushed(w *tabwriter.Writer) error {
 }
 
 // lifecycle shows the signed stage and, when a successor changed it, the
-// present one.
+// current one.
 func lifecycle(signed, now record.Lifecycle) string {
 	if signed == now {
 		return signed.String()
@@ -228,8 +228,8 @@ func when(timestamp uint64) string {
 	return time.Unix(int64(min(timestamp, record.MaxTimestamp)), 0).UTC().Format(time.RFC3339)
 }
 
-// plain shows text that others wrote: what could move the cursor, begin
-// another line or hide is escaped.
+// plain shows untrusted text: characters that could move the cursor, begin
+// another line or be invisible are escaped.
 func plain(s string) string {
 	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
 		return s

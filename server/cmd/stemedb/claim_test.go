@@ -79,7 +79,7 @@ func TestAClaimIsSignedSentVotedOnAndReadByHand(t *testing.T) {
 	require.Contains(t, out, second)
 }
 
-// What is printed by sign is what the API takes, and what assert takes as a file.
+// The API accepts the output of sign, and assert accepts it as a file.
 func TestASignedClaimCanBeSentByOthers(t *testing.T) {
 	atHome(t)
 	url := running(t, nil)
@@ -211,7 +211,7 @@ func TestClaimCommandsSortWhatTheServerAnswers(t *testing.T) {
 	require.Equal(t, exitFailed, code, errOut)
 }
 
-// A claim's text is somebody else's: it must not write into the terminal.
+// A claim's text is untrusted: it must not control the terminal.
 func TestClaimsAreShownWithoutControlCharacters(t *testing.T) {
 	atHome(t)
 	t.Setenv("STEMEDB_URL", running(t, nil))

@@ -38,16 +38,16 @@ var objectFlags = []string{"text", "number", "boolean", "reference"}
 func (f *claimFlags) flags(fs *pflag.FlagSet) {
 	f.set = fs
 	fs.StringVarP(&f.file, "file", "f", "", "file with the claim as JSON, - for standard input; replaces the flags of the claim's fields")
-	fs.StringVar(&f.content.Subject, "subject", "", "what the claim is about")
-	fs.StringVar(&f.content.Predicate, "predicate", "", "which of its properties")
+	fs.StringVar(&f.content.Subject, "subject", "", "subject of the claim")
+	fs.StringVar(&f.content.Predicate, "predicate", "", "property of the subject")
 	fs.StringVar(&f.text, "text", "", "the value, as text")
 	fs.Float64Var(&f.number, "number", 0, "the value, as a number")
 	fs.StringVar(&f.boolean, "boolean", "", "the value, as true or false")
 	fs.StringVar(&f.reference, "reference", "", "the value, as the name of another subject")
-	fs.Float64Var(&f.content.Confidence, "confidence", 1, "how sure the agent is, from 0 to 1")
-	fs.StringVar(&f.sourceClass, "source-class", "", "what the claim rests on: "+names(record.SourceClasses()))
+	fs.Float64Var(&f.content.Confidence, "confidence", 1, "confidence of the agent, from 0 to 1")
+	fs.StringVar(&f.sourceClass, "source-class", "", "source of the claim: "+names(record.SourceClasses()))
 	fs.StringVar(&f.lifecycle, "lifecycle", record.Proposed.String(), names(record.Lifecycles()))
-	fs.Uint64Var(&f.content.Timestamp, "timestamp", 0, "when, in unix seconds (default: now)")
+	fs.Uint64Var(&f.content.Timestamp, "timestamp", 0, "time in unix seconds (default: now)")
 	f.hashes = map[string]*string{
 		"parent-hash": fs.String("parent-hash", "", "hash of the claim that this one replaces"),
 		"source-hash": fs.String("source-hash", "", "hash of the source, 64 hex digits"),
@@ -56,7 +56,7 @@ func (f *claimFlags) flags(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.metadata, "source-metadata", nil, "key=value that describes the source; may be repeated")
 }
 
-// claim reads the claim. It has no signatures unless a file brought some.
+// claim reads the claim. It has no signatures unless the file contains some.
 func (f *claimFlags) claim(in io.Reader) (*record.Assertion, error) {
 	if f.file != "" {
 		return f.fromFile(in)
@@ -82,7 +82,7 @@ func (f *claimFlags) claim(in io.Reader) (*record.Assertion, error) {
 		a.SourceMetadata[key] = value
 	}
 	if err := a.Content.Validate(); err != nil {
-		return nil, fail(exitUsage, "the claim is not valid: %w", err)
+		return nil, fail(exitUsage, "the claim is invalid: %w", err)
 	}
 	return a, nil
 }
@@ -174,7 +174,7 @@ func claimSignCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sign",
 		Short: "Sign a claim and print it as JSON; nothing is sent",
-		Long: `Sign a claim and print it as one line of JSON, as POST /v1/assert takes it. Nothing is
+		Long: `Sign a claim and print it as one line of JSON, in the form that POST /v1/assert takes. Nothing is
 sent. A claim from --file that is signed already gets one more signature.`,
 		Example: `  stemedb claim sign --subject code://go/example.com/app/tls --predicate cert_verification \
     --text off --source-class expert > claim.json
@@ -294,7 +294,7 @@ counts.`,
 		},
 	}
 	cmd.Flags().Float64Var(&v.Weight, "weight", 0, "from -1 (against) to 1 (for)")
-	cmd.Flags().Uint64Var(&v.Timestamp, "timestamp", 0, "when, in unix seconds (default: now)")
+	cmd.Flags().Uint64Var(&v.Timestamp, "timestamp", 0, "time in unix seconds (default: now)")
 	cmd.Flags().BoolVar(&show, "print", false, "print the signed vote as JSON and do not send it")
 	s.flags(cmd.Flags())
 	on.flags(cmd.Flags())
@@ -302,7 +302,7 @@ counts.`,
 	return cmd
 }
 
-// printResult says what became of a record.
+// printResult prints the result of a write.
 func printResult(cmd *cobra.Command, output outputFlag, r stemedb.Result) error {
 	status := "exists"
 	if r.Created {
@@ -317,7 +317,7 @@ func printResult(cmd *cobra.Command, output outputFlag, r stemedb.Result) error 
 	return nil
 }
 
-// names lists values as they are written.
+// names lists values by their wire names.
 func names[T fmt.Stringer](values []T) string {
 	out := make([]string, len(values))
 	for i, v := range values {

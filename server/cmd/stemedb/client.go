@@ -34,13 +34,13 @@ func (t *target) flags(fs *pflag.FlagSet, preset string, withKey bool) {
 	}
 	fs.StringVar(&t.url, "url", preset, "the server's URL (STEMEDB_URL)")
 	fs.StringVar(&t.caFile, "ca-file", "", "certificates (PEM) to trust besides the system's")
-	fs.BoolVar(&t.insecure, "insecure-skip-verify", false, "do not check the server's certificate; for a probe of this very machine")
+	fs.BoolVar(&t.insecure, "insecure-skip-verify", false, "do not check the server's certificate; for a probe on the same machine")
 	if withKey {
 		fs.StringVar(&t.keyFile, "api-key-file", "", "file with the API key (STEMEDB_API_KEY, STEMEDB_API_KEY_FILE)")
 	}
 }
 
-// client speaks to one server.
+// client calls one server.
 type client struct {
 	base string
 	key  string
@@ -64,7 +64,7 @@ func (t *target) client() (*client, error) {
 	return &client{base: strings.TrimSuffix(t.url, "/"), key: key, http: &http.Client{Transport: transport}}, nil
 }
 
-// tlsConfig says which certificates of the server are accepted.
+// tlsConfig determines the accepted certificates of the server.
 func (t *target) tlsConfig() (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: t.insecure} //nolint:gosec // asked for by name
 	if t.caFile != "" {
@@ -101,13 +101,13 @@ func (t *target) apiKey() (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-// answer is what the server said.
+// answer is the server's answer.
 type answer struct {
 	status int
 	body   []byte
 }
 
-// refusal is an answer that is not the one hoped for.
+// refusal is an unexpected answer.
 type refusal struct {
 	status               int
 	Code, Detail, Remedy string
@@ -160,10 +160,10 @@ func (c *client) do(ctx context.Context, method, path string, body any) (*answer
 	return &answer{resp.StatusCode, text}, nil
 }
 
-// refused turns an answer into an error that shows what the server said.
+// refused turns an answer into an error that shows the server's problem.
 func (a *answer) refused() error {
 	r := &refusal{}
-	_ = json.Unmarshal(a.body, r) // an answer of something else is shown by its status
+	_ = json.Unmarshal(a.body, r) // an answer by another server is shown by its status
 	r.status = a.status
 	return r
 }
@@ -183,8 +183,8 @@ func (c *client) get(ctx context.Context, path string, into any) error {
 	return nil
 }
 
-// until repeats a step until it succeeds or ctx ends. Wrong keys and wrong
-// requests do not get better with time.
+// until repeats a step until it succeeds or ctx ends. Invalid keys and invalid
+// requests are not retried.
 func until(ctx context.Context, step func(context.Context) error) error {
 	for {
 		err := step(ctx)

@@ -15,8 +15,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// clusterStatus is what GET /v1/cluster/status answers: with a key the members,
-// without one their number.
+// clusterStatus is the answer of GET /v1/cluster/status: with a key the
+// members, without one their number.
 type clusterStatus struct {
 	Detail      string   `json:"detail"`
 	Because     string   `json:"because"`
@@ -44,7 +44,8 @@ type clusterStatus struct {
 	WholeCount  int `json:"whole_count"`
 }
 
-// counts returns members, alive ones and whole ones in either form of status.
+// counts returns the numbers of members, alive and whole, from either form of
+// status.
 func (s *clusterStatus) counts() (members, alive, whole int) {
 	if s.Detail != "full" {
 		return s.MemberCount, s.AliveCount, s.WholeCount
@@ -60,7 +61,7 @@ func (s *clusterStatus) counts() (members, alive, whole int) {
 	return len(s.Members), alive, whole
 }
 
-// trouble says what keeps the cluster from being healthy, or nothing.
+// trouble lists why the cluster is not healthy, or returns nothing.
 func (s *clusterStatus) trouble() string {
 	members, alive, whole := s.counts()
 	var parts []string
@@ -89,7 +90,7 @@ func (s *clusterStatus) trouble() string {
 }
 
 func clusterCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "cluster", Short: "Look at a cluster, and decide about its members"}
+	cmd := &cobra.Command{Use: "cluster", Short: "Show a cluster and decide about its members"}
 	cmd.AddCommand(clusterStatusCommand(), acceptLossCommand(), cancelChangeCommand())
 	return cmd
 }
@@ -98,11 +99,11 @@ func acceptLossCommand() *cobra.Command {
 	return decision("accept-loss NAME", cobra.ExactArgs(1), "Give up the records that a member lost",
 		`Give up the records that a member lost and that no whole member holds. The member
 counts as whole afterwards: reads no longer wait for those records, and nothing
-says that they were there. Use it when no copy is left: a cluster of one, or so
-many members that lost records that the others cannot refill them. It is refused
-while they can. For a member that holds everything it does nothing. Needs an API
-key with the role admin, and --yes.`,
-		"the records that the member lost are given up for good",
+shows that they existed. Use it when no copy is left: in a cluster of one, or when
+so many members lost records that the others cannot refill them. It is refused
+while they can. It has no effect on a whole member. Needs an API key with the role
+admin, and --yes.`,
+		"the records that the member lost are given up permanently",
 		func(args []string) (method, path string) {
 			return http.MethodPost, "/v1/admin/members/" + url.PathEscape(args[0]) + "/accept-loss"
 		})
@@ -110,11 +111,12 @@ key with the role admin, and --yes.`,
 
 func cancelChangeCommand() *cobra.Command {
 	return decision("cancel-change [ID]", cobra.MaximumNArgs(1), "Cancel the open change of members",
-		`Cancel the open change of members, as if it had not been opened: a join whose node
-never comes back keeps writes waiting for one member more. Nothing acknowledged is
-lost. The node asks again after 5 minutes, or when it is started again. With ID (change_id of the status)
-another change is left alone. Needs an API key with the role admin, and --yes.`,
-		"the open change of members is given up",
+		`Cancel the open change of members. Until then, a join whose node never comes back
+makes writes wait for one more member. Nothing acknowledged is lost. The node asks
+to join again after 5 minutes, or when it is restarted. With ID (change_id of the
+status) no other change is cancelled. Needs an API key with the role admin, and
+--yes.`,
+		"the open change of members is cancelled",
 		func(args []string) (method, path string) {
 			path = "/v1/admin/change"
 			if len(args) > 0 {
@@ -124,9 +126,8 @@ another change is left alone. Needs an API key with the role admin, and --yes.`,
 		})
 }
 
-// decision is a command that asks the server for something that --yes has to
-// confirm.
-func decision(use string, args cobra.PositionalArgs, short, long, what string, request func(args []string) (method, path string)) *cobra.Command {
+// decision is a command that --yes must confirm.
+func decision(use string, args cobra.PositionalArgs, short, long, effect string, request func(args []string) (method, path string)) *cobra.Command {
 	var t target
 	var yes bool
 	var timeout time.Duration
@@ -134,7 +135,7 @@ func decision(use string, args cobra.PositionalArgs, short, long, what string, r
 		Use: use, Short: short, Long: long, Args: args,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !yes {
-				return fail(exitUsage, "--yes is missing: %s", what)
+				return fail(exitUsage, "--yes is missing: %s", effect)
 			}
 			c, err := t.client()
 			if err != nil {
@@ -155,7 +156,7 @@ func decision(use string, args cobra.PositionalArgs, short, long, what string, r
 		},
 	}
 	t.flags(cmd.Flags(), "http://localhost:18181", true)
-	cmd.Flags().BoolVar(&yes, "yes", false, "confirm it")
+	cmd.Flags().BoolVar(&yes, "yes", false, "confirm the decision")
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for the answer")
 	return cmd
 }
@@ -166,9 +167,10 @@ func clusterStatusCommand() *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show the members of a cluster, who is alive and who is whole",
-		Long: `Show the members of a cluster, who is alive and who is whole. With an API key
-(STEMEDB_API_KEY or STEMEDB_API_KEY_FILE) members are listed, without one counted.
+		Short: "Show the members of a cluster and whether each is alive and whole",
+		Long: `Show the members of a cluster and whether each is alive and whole. With an API key
+(STEMEDB_API_KEY or STEMEDB_API_KEY_FILE) members are listed, without one they are
+only counted.
 
 Exits with 3 unless every member is alive and whole, a majority of the members'
 clocks agree and no change is open.`,
@@ -197,7 +199,7 @@ clocks agree and no change is open.`,
 			case "text":
 				err = printStatus(cmd.OutOrStdout(), &s)
 			default:
-				return fail(exitUsage, "--output: %q is not an output; use text or json", output)
+				return fail(exitUsage, "--output: %q is not an output format; use text or json", output)
 			}
 			if err != nil {
 				return fail(exitFailed, "print: %w", err)

@@ -19,7 +19,7 @@ func healthcheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "healthcheck",
 		Short: "Ask a server whether it is live, ready or started",
-		Long:  "Ask a server whether it is live, ready or started. Exits with 0 when it is, with 3\nwhen it says no, with 2 when it does not answer.",
+		Long:  "Ask a server whether it is live, ready or started. Exits with 0 when it is, with 3\nwhen it is not, with 2 when it does not answer.",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !slices.Contains(checks, check) {

@@ -37,8 +37,8 @@ func keysGenerateCommand() *cobra.Command {
 			return printKey(cmd, output, raw)
 		},
 	}
-	cmd.Flags().StringVar(&environment, "environment", keys.Live, "live or test: where the key is meant to be used")
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text, json, key (the key alone) or hash (the hash alone)")
+	cmd.Flags().StringVar(&environment, "environment", keys.Live, "live or test: the intended use of the key")
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text, json, key (only the key) or hash (only the hash)")
 	return cmd
 }
 
@@ -47,7 +47,7 @@ func keysHashCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "hash",
 		Short:   "Print the hash of the API key on standard input",
-		Long:    "Print the BLAKE3-256 of the API key on standard input: what names the key in the\nAPI. The key is not an argument, because other processes can read those.",
+		Long:    "Print the BLAKE3-256 of the API key on standard input. The API identifies keys by\nthis hash. The key is not an argument, because other processes can read arguments.",
 		Example: `  stemedb keys hash < root-api-key`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -79,7 +79,7 @@ func printKey(cmd *cobra.Command, output, raw string) error {
 	case "hash":
 		_, err = fmt.Fprintln(cmd.OutOrStdout(), hash)
 	default:
-		return fail(exitUsage, "--output: %q is not an output; use text, json, key or hash", output)
+		return fail(exitUsage, "--output: %q is not an output format; use text, json, key or hash", output)
 	}
 	if err != nil {
 		return fail(exitFailed, "print: %w", err)

@@ -1,5 +1,5 @@
-// Command stemedb is the server and the tools that go with it in one static
-// binary. "stemedb help" lists the commands.
+// Command stemedb is the server and its tools in one static binary. "stemedb
+// help" lists the commands.
 package main
 
 import (
@@ -15,8 +15,8 @@ import (
 const (
 	exitOK      = 0
 	exitUsage   = 1 // configuration or command line; nothing was started
-	exitFailed  = 2 // something broke, or could not be reached
-	exitNo      = 3 // the answer is no: not ready, not healthy, a check failed, refused
+	exitFailed  = 2 // a failure, or the server could not be reached
+	exitNo      = 3 // a negative answer: not ready, not healthy, a check failed, refused
 	exitStopped = 130
 )
 
@@ -37,7 +37,7 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// run is the whole program but for the process: it returns the exit code.
+// run is the whole program except for the process. It returns the exit code.
 func run(args []string, in io.Reader, out, errOut io.Writer) int {
 	root := rootCommand()
 	root.SetArgs(args)
@@ -60,14 +60,14 @@ func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "stemedb",
 		Short: "A store of signed claims, replicated on a cluster",
-		Long: `StemeDB stores signed claims about code and shows who says what.
+		Long: `StemeDB stores signed claims about code and shows which agents support them.
 
 Exit codes:
   0    done
-  1    the command line or the configuration is wrong; nothing was started
-  2    something broke, or could not be reached
-  3    the answer is no: not ready, not healthy, a check failed, or the server refused
-  130  stopped at once by a second signal`,
+  1    the command line or the configuration is invalid; nothing was started
+  2    a failure, or the server could not be reached
+  3    a negative answer: not ready, not healthy, a failed check, or a refusal by the server
+  130  stopped immediately by a second signal`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true

@@ -157,8 +157,8 @@ func TestNobodyAnswers(t *testing.T) {
 	require.Equal(t, exitNo, code)
 }
 
-// The real binary: what the guard refuses opens no port, SIGTERM ends it well,
-// a second signal at once.
+// The real binary: a configuration that the guard refuses opens no port,
+// SIGTERM stops the server gracefully, a second signal immediately.
 func TestProcess(t *testing.T) {
 	program, err := binary()
 	require.NoError(t, err)

@@ -57,7 +57,7 @@ type process struct {
 	peers  string
 	gossip string
 	always []string // arguments of every start
-	secret string   // the cluster's; none: a single node
+	secret string   // of the cluster; "": a single node
 	root   string   // the root API key
 
 	command *exec.Cmd
@@ -88,8 +88,8 @@ func newProcesses(t *testing.T, count int) (ps []*process) {
 }
 
 // freePorts returns addresses that are free for TCP and UDP. They are below the
-// range that the kernel takes the ports of connections from, so that none of them
-// is taken before it is listened on.
+// range from which the kernel takes the ports of connections, so that none of
+// them is taken before a listener uses it.
 func freePorts(t *testing.T, count int) (addrs []string) {
 	for port := 10_000 + rand.IntN(9_000); port < 20_000 && len(addrs) < count; port++ {
 		addr := fmt.Sprint("127.0.0.1:", port)
@@ -109,7 +109,7 @@ func freePorts(t *testing.T, count int) (addrs []string) {
 	return addrs
 }
 
-// start runs the server with at most so many open files (0: as many as the test).
+// start runs the server with that limit of open files (0: the test's limit).
 func (p *process) start(files string, more ...string) {
 	args := append([]string{
 		"serve", "--node-name", p.name, "--wal-dir", p.dir + "/wal", "--db-dir", p.dir + "/db", "--bind-addr", p.api,
@@ -149,13 +149,13 @@ func (p *process) wait() error {
 	return p.err
 }
 
-// stop ends the server well.
+// stop ends the server gracefully.
 func (p *process) stop() {
 	require.NoError(p.t, p.command.Process.Signal(syscall.SIGTERM))
 	require.NoError(p.t, p.wait(), "%s", p.log())
 }
 
-// kill ends the server as a crash does.
+// kill ends the server like a crash.
 func (p *process) kill() {
 	require.NoError(p.t, p.command.Process.Kill())
 	require.Error(p.t, p.wait())
@@ -167,8 +167,8 @@ func (p *process) log() string {
 	return string(text)
 }
 
-// call asks the server over a connection that is then closed; status 0 is an error
-// of the connection.
+// call sends a request over a connection that is then closed; status 0 is an
+// error of the connection.
 func (p *process) call(method, path, key string, body []byte) (status int, header http.Header, text string) {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
 	req, err := http.NewRequestWithContext(p.t.Context(), method, "http://"+p.api+path, bytes.NewReader(body))
@@ -219,7 +219,7 @@ func (l lastOf) String() string {
 	return text[max(0, len(text)-4000):]
 }
 
-// health is what /v1/health says: its status, and the reasons by code.
+// health is the answer of /v1/health: the status, and the reasons by code.
 func (p *process) health() (status string, reasons map[string]healthReason) {
 	_, text := p.get("/v1/health")
 	var body struct {
@@ -239,8 +239,8 @@ var reasonIsGiven = regexp.MustCompile(`(?m)^stemedb_health_reason{reason="(\w+)
 
 type healthReason struct{ Code, Detail, Remedy, Volume string }
 
-// requireReasons waits until the summary gives exactly these reasons, and looks
-// for the same in the metrics.
+// requireReasons waits until the summary has exactly these reasons, and
+// requires the same ones in the metrics.
 func (p *process) requireReasons(codes ...string) map[string]healthReason {
 	p.t.Helper()
 	var status string
@@ -266,7 +266,7 @@ func (p *process) requireReasons(codes ...string) map[string]healthReason {
 	return reasons
 }
 
-// claim is signed, with a text of so many bytes.
+// claim returns a signed claim with a text of that many bytes.
 func claim(subject string, number, size int) *record.Assertion {
 	text := fmt.Sprintf("%s number %06d ", subject, number)
 	a := &record.Assertion{Content: record.Content{
@@ -295,7 +295,7 @@ func (p *process) write(subject string, count, size int) (ids []string) {
 	return ids
 }
 
-// read asks for a record, as far as this node knows it or by a quorum.
+// read requests a record from this node alone or by a quorum.
 func (p *process) read(id, consistency string) (status int, header http.Header, body string) {
 	return p.call(http.MethodGet, "/v1/assertions/"+id+"?consistency="+consistency, p.root, nil)
 }

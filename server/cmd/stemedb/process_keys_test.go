@@ -21,7 +21,7 @@ func (p *process) withAuth() {
 	p.root = raw
 }
 
-// register makes keys of the project known by their hashes.
+// register registers keys of the project by their hashes.
 func (p *process) register(raws []string) {
 	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
 	defer client.CloseIdleConnections()
@@ -64,8 +64,8 @@ func (p *process) registerOne(client *http.Client, raw string) error {
 	return err
 }
 
-// A member that was killed with 10,000 keys in its log says that it is ready when
-// the keys can be checked, and not before: the last one works at once.
+// A member that was killed with 10,000 keys in its log becomes ready only when
+// the keys can be checked: the last one works immediately.
 func TestProcessThatIsReadyKnowsItsKeys(t *testing.T) {
 	const count = 10_000
 	p := newProcess(t)
@@ -97,8 +97,8 @@ func TestProcessThatIsReadyKnowsItsKeys(t *testing.T) {
 	p.stop()
 }
 
-// A lone node that starts for the first time waits for nobody, and mints a key as
-// soon as it is ready.
+// A single node that starts for the first time does not wait for others, and
+// mints a key as soon as it is ready.
 func TestProcessMintsAKeyAsSoonAsItIsReady(t *testing.T) {
 	p := newProcess(t)
 	p.withAuth()

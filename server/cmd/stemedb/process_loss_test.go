@@ -12,9 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A member's WAL folder is put back to an older copy while its DB folder stays.
-// What it had acknowledged together with one other member is never answered with
-// 404, and the member is not whole before it was refilled.
+// A member's WAL folder is replaced by an older copy while its DB folder stays.
+// A record that it acknowledged together with one other member is never
+// answered with 404, and the member is not whole before it is refilled.
 func TestProcessWhoseWALFolderWasPutBackIsRefilled(t *testing.T) {
 	ps := newProcesses(t, 3)
 	n0, n1, n2 := ps[0], ps[1], ps[2]
@@ -102,8 +102,9 @@ func (p *process) flip(pattern, text string) {
 	require.True(p.t, found, "no file %s holds %s", pattern, text)
 }
 
-// One bit of a single node's log flips, in a sealed segment or in the open one: the
-// node serves everything else and says what it lost, until an operator accepts it.
+// One bit of a single node's log flips, in a sealed segment or in the open one:
+// the node serves everything else and reports the loss until an operator
+// accepts it.
 func TestProcessThatLostAByteServesTheRest(t *testing.T) {
 	for name, row := range map[string]struct {
 		files string // below the process's folder
@@ -126,7 +127,7 @@ func TestProcessThatLostAByteServesTheRest(t *testing.T) {
 			p.start("")
 			p.awaitReady()
 			bad := ids[7]
-			p.eventually(func() bool { // the read finds what the start did not look at
+			p.eventually(func() bool { // the read finds damage that the start did not check for
 				status, _, _ := p.read(bad, "quorum")
 				require.NotEqual(t, http.StatusOK, status)
 				_, header, _ := p.read(ids[8], "quorum")
@@ -154,7 +155,7 @@ func TestProcessThatLostAByteServesTheRest(t *testing.T) {
 			_, header, _ := p.read(ids[8], "quorum")
 			require.Empty(t, header.Get("X-Stemedb-Incomplete"))
 			p.stop()
-			p.start("") // and it stays so
+			p.start("") // and it stays accepted
 			p.awaitReady()
 			p.requireReasons()
 			p.stop()
@@ -162,8 +163,8 @@ func TestProcessThatLostAByteServesTheRest(t *testing.T) {
 	}
 }
 
-// The segment that was prepared and holds nothing but its header is deleted: that
-// is no loss.
+// The prepared segment, which holds only its header, is deleted: that is not a
+// loss.
 func TestProcessWithoutItsPreparedSegmentLostNothing(t *testing.T) {
 	p := newProcess(t)
 	p.start("")

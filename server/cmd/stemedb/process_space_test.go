@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// smallVolume mounts a volume of so many bytes.
+// smallVolume mounts a volume of that many bytes.
 func smallVolume(t *testing.T, dir, size string) {
 	if os.Geteuid() != 0 {
 		t.Skip("a small volume can be mounted by root only")
@@ -28,7 +28,7 @@ func smallVolume(t *testing.T, dir, size string) {
 	})
 }
 
-// fill makes a file that leaves so many bytes of its volume.
+// fill makes a file that leaves that many bytes free on its volume.
 func fill(t *testing.T, name string, leave uint64) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY, 0o600)
 	require.NoError(t, err)
@@ -45,11 +45,12 @@ func fill(t *testing.T, name string, leave uint64) {
 		}
 		// The server has taken some of it since.
 	}
-	t.Fatal("the server takes what is free as fast as it is counted")
+	t.Fatal("the server takes the free space as fast as it is counted")
 }
 
-// A DB volume that becomes nearly full, and then full to the last byte, is named.
-// Writes get 507, reads and restarts work, and with room all goes on by itself.
+// A DB volume that becomes nearly full, and then completely full, is named.
+// Writes get 507, reads and restarts work, and everything resumes by itself
+// when there is space.
 func TestProcessOnAFullDBVolume(t *testing.T) {
 	p := newProcess(t)
 	smallVolume(t, p.dir+"/db", "448m")
@@ -57,7 +58,7 @@ func TestProcessOnAFullDBVolume(t *testing.T) {
 	p.start("")
 	p.awaitReady()
 	id := p.write("before", 20, 0)[7]
-	p.eventually(func() bool { // what the next start needs is set aside
+	p.eventually(func() bool { // the next start's reserve is set aside
 		info, err := os.Stat(p.dir + "/db/ballast")
 		return err == nil && info.Size() == 64<<20
 	})

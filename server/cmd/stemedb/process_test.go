@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A server that has no file descriptors left says so in log and metrics, and
+// A server that has no file descriptors left reports it in log and metrics, and
 // serves again once connections are closed.
 func TestProcessWithoutFileDescriptors(t *testing.T) {
 	p := newProcess(t)
@@ -33,8 +33,8 @@ func TestProcessWithoutFileDescriptors(t *testing.T) {
 	p.stop()
 }
 
-// A server whose control table is damaged, or whose volumes are one folder, ends
-// with the file's or the setting's name and the remedy.
+// A server whose control table is damaged, or whose volumes are the same
+// folder, ends with the name of the file or the setting and the remedy.
 func TestProcessThatCannotStartSaysWhy(t *testing.T) {
 	p := newProcess(t)
 	p.start("")

@@ -19,21 +19,21 @@ func serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run a server",
-		Long: `Run a server: one member of a cluster, or a cluster of its own.
+		Long: `Run a server: a member of a cluster, or a single node.
 
 Every setting is a flag and an environment variable; the flag wins. Where [_FILE] is
-shown, the variable with that ending names a file that holds the value; secrets have
-no flag but the one that names such a file, since command lines are public. A variable
-that begins with STEMEDB_ and is not known is an error.
+shown, the variable with that ending names a file that holds the value; the only
+flag of a secret names such a file, since command lines are public. An unknown variable
+that begins with STEMEDB_ is an error.
 
-SIGTERM or SIGINT ends the server gracefully: it turns unready, goes on serving for the
-shutdown grace, finishes what is under way and stops. A second signal ends it at once.`,
+SIGTERM or SIGINT ends the server gracefully: it becomes unready, goes on serving for the
+shutdown grace, finishes requests in progress and stops. A second signal ends it immediately.`,
 		Example: `  stemedb serve --wal-dir /tmp/stemedb/wal --db-dir /tmp/stemedb/db`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Load(cmd.Flags(), config.Source{})
 			if err != nil {
-				return fail(exitUsage, "the configuration is wrong; nothing was started\n%w", err)
+				return fail(exitUsage, "the configuration is invalid; nothing was started\n%w", err)
 			}
 			return serve(cmd.Context(), cfg, cmd.ErrOrStderr())
 		},
@@ -43,7 +43,7 @@ shutdown grace, finishes what is under way and stops. A second signal ends it at
 	return cmd
 }
 
-// serve runs a node until it is told to stop or breaks.
+// serve runs a node until a signal stops it or it fails.
 func serve(ctx context.Context, cfg *config.Config, logs io.Writer) error {
 	log := logger(cfg, logs)
 	slog.SetDefault(log)
@@ -60,7 +60,7 @@ func serve(ctx context.Context, cfg *config.Config, logs io.Writer) error {
 	var cause error
 	select {
 	case s := <-signals:
-		log.Info("asked to stop; another signal stops at once", "signal", s.String())
+		log.Info("asked to stop; another signal stops immediately", "signal", s.String())
 	case <-n.Done():
 		cause = n.Err()
 	}
@@ -72,7 +72,7 @@ func serve(ctx context.Context, cfg *config.Config, logs io.Writer) error {
 	select {
 	case err = <-stopped:
 	case s := <-signals:
-		return &exitError{exitStopped, fmt.Errorf("stopped at once by a second signal (%s)", s)}
+		return &exitError{exitStopped, fmt.Errorf("stopped immediately by a second signal (%s)", s)}
 	}
 	if cause != nil {
 		err = cause
@@ -91,10 +91,10 @@ func logger(cfg *config.Config, out io.Writer) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(out, options))
 }
 
-// warn tells of settings that are allowed and dangerous.
+// warn logs settings that are allowed but dangerous.
 func warn(log *slog.Logger, cfg *config.Config) {
 	if !cfg.AuthEnabled {
-		log.Warn("auth is off: whoever reaches this server may do everything", "setting", config.Prefix+"AUTH_ENABLED")
+		log.Warn("auth is off: every client that reaches this server may do everything", "setting", config.Prefix+"AUTH_ENABLED")
 	}
 	if cfg.UnsafeSkipSignatures {
 		log.Warn("signatures are not checked: records prove nothing", "setting", config.Prefix+"UNSAFE_SKIP_SIGNATURES")

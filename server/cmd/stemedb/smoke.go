@@ -19,18 +19,18 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// smokeProject is where a smoke test with an administrator's key writes: an
-// administrator's own project may be the one that all others read.
+// smokeProject is the project for smoke tests with an administrator's key: an
+// administrator's own project may be the shared one, which all others read.
 const smokeProject = "smoke"
 
 const (
-	// lentFor is how much longer than the test itself its key would live.
+	// lentFor is how much longer than the test its key would remain valid.
 	lentFor = 5 * time.Minute
-	// revokeWithin bounds the end of a test whose time is over.
+	// revokeWithin bounds the revocation after a test has timed out.
 	revokeWithin = 10 * time.Second
 )
 
-// smoke writes through a gateway, reads back and looks at the cluster.
+// smoke writes through a gateway, reads back and checks the cluster.
 type smoke struct {
 	client  *client
 	out     io.Writer
@@ -45,13 +45,13 @@ func smokeCommand() *cobra.Command {
 		Use:   "smoke",
 		Short: "Write one signed claim, read it back and check the cluster",
 		Long: `Write one signed claim, read it back and check the cluster. The claim is about the
-subject "stemedb://smoke" and is signed by a key that is made for it and forgotten.
+subject "stemedb://smoke" and is signed by a new key that is then discarded.
 
 With auth on, STEMEDB_API_KEY or STEMEDB_API_KEY_FILE gives a key that may write. The
 claim stays in that key's project; with an administrator's key it goes into the project
 "smoke" instead, by an API key that is registered for the test and revoked at its end.
 
-Each step is repeated until it succeeds or the time is over. Exits with 3 when a
+Each step is repeated until it succeeds or the timeout ends. Exits with 3 when a
 check fails.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -64,8 +64,8 @@ check fails.`,
 		},
 	}
 	t.flags(cmd.Flags(), "http://localhost:18181", true)
-	cmd.Flags().IntVar(&s.members, "members", 0, "how many members the cluster must have (0: any number)")
-	cmd.Flags().DurationVar(&s.timeout, "timeout", time.Minute, "how long to try")
+	cmd.Flags().IntVar(&s.members, "members", 0, "required number of members (0: any number)")
+	cmd.Flags().DurationVar(&s.timeout, "timeout", time.Minute, "time limit of the test")
 	return cmd
 }
 
@@ -98,7 +98,7 @@ func (s *smoke) run(ctx context.Context) error {
 	if lent.taken {
 		ending, cancel := context.WithTimeout(ctx, revokeWithin)
 		defer cancel()
-		// What failed first is the news.
+		// The first failure takes precedence.
 		if revoked := s.step(ending, "that key is revoked", lent.giveBack); err == nil {
 			err = revoked
 		}
@@ -117,14 +117,15 @@ func (s *smoke) step(ctx context.Context, name string, do func(context.Context) 
 	return nil
 }
 
-// loan is the key that a test writes with when it is given an administrator's.
+// loan is the key that a test writes with when it was given an administrator's
+// key.
 type loan struct {
 	smoke   *smoke
 	admin   *client
 	raw     string
 	hash    keys.Hash
-	expires int64 // should nobody come to revoke it
-	taken   bool  // it may be registered
+	expires int64 // in case it is not revoked
+	taken   bool  // it may have been registered
 }
 
 func (s *smoke) newLoan() (*loan, error) {
@@ -138,7 +139,7 @@ func (s *smoke) newLoan() (*loan, error) {
 	}, nil
 }
 
-// take registers the key by its hash, which unlike minting can be repeated, and
+// take registers the key by its hash, which is idempotent unlike minting, and
 // makes the test use it. It does nothing without auth and for other roles.
 func (l *loan) take(ctx context.Context) error {
 	var who struct {
@@ -178,7 +179,7 @@ func (l *loan) giveBack(ctx context.Context) error {
 	return nil
 }
 
-// smokeClaim is a claim that no one made before, signed.
+// smokeClaim is a new, unique, signed claim.
 func smokeClaim() (*record.Assertion, error) {
 	_, private, err := ed25519.GenerateKey(nil)
 	if err != nil {
@@ -222,7 +223,7 @@ func (s *smoke) read(ctx context.Context, a *record.Assertion) error {
 		return err
 	}
 	if got.Subject != a.Subject || got.Object != a.Object || !slices.Contains(got.Signatures, a.Signatures[0]) {
-		return errors.New("what was read is not what was written")
+		return errors.New("the record read differs from the record written")
 	}
 	return nil
 }

@@ -14,7 +14,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// smokeClaims are what a caller sees of smoke tests in its own project.
+// smokeClaims are the claims of smoke tests that a caller sees in its own
+// project.
 func smokeClaims(t *testing.T, c *client) int {
 	t.Helper()
 	var got struct{ Claims []struct{ Hash string } }
@@ -22,8 +23,8 @@ func smokeClaims(t *testing.T, c *client) int {
 	return len(got.Claims)
 }
 
-// What a smoke test writes is nobody else's business: not the shared corpus,
-// which every project reads, and with an administrator's key not its project.
+// The claims of a smoke test stay out of the shared corpus, which every project
+// reads, and, with an administrator's key, out of that key's project.
 func TestSmokeWritesIntoAProjectOfItsOwn(t *testing.T) {
 	raw, err := keys.Generate(keys.Test, nil)
 	require.NoError(t, err)
@@ -66,7 +67,7 @@ func TestSmokeWritesIntoAProjectOfItsOwn(t *testing.T) {
 		require.Equal(t, "revoked", k.Status)
 	}
 
-	// A key that is none of an administrator's is used as it is.
+	// A key that is not an administrator's is used directly.
 	agent, err := keys.Generate(keys.Test, nil)
 	require.NoError(t, err)
 	made, err := admin.do(t.Context(), http.MethodPost, "/v1/admin/api-keys", map[string]string{
