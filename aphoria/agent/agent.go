@@ -1,4 +1,4 @@
-// Package agent holds the key that a project signs its observations with.
+// Package agent holds the key with which a project signs its observations.
 package agent
 
 import (
@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// KeyFile lies in the state directory.
+	// KeyFile is in the state directory.
 	KeyFile = "agent.key"
 	// EnvKey replaces the file, for CI: 64 hex digits, the Ed25519 seed.
 	EnvKey = agentkey.Variable
@@ -22,7 +22,8 @@ const (
 // ErrNoKey is returned when there is neither a file nor a variable.
 var ErrNoKey = errors.New("there is no agent key; run `aphoria init`, or set " + EnvKey + " to 64 hex digits")
 
-// Load gives the key of the environment when it is set, else that of dir.
+// Load returns the key from the environment when it is set, otherwise the key
+// in dir.
 func Load(dir string, getenv func(string) string) (ed25519.PrivateKey, error) {
 	if v := getenv(EnvKey); v != "" {
 		key, err := agentkey.Parse(v)
@@ -43,5 +44,5 @@ func Create(dir string) (ed25519.PrivateKey, error) {
 	return agentkey.Create(filepath.Join(dir, KeyFile))
 }
 
-// ID is the public side of a key.
+// ID is the public part of a key.
 func ID(key ed25519.PrivateKey) record.AgentID { return record.AgentOf(key) }

@@ -15,7 +15,7 @@ func (a *app) checkCommand() *cobra.Command {
 	var url string
 	cmd := &cobra.Command{
 		Use:   "check-remote [PATH]",
-		Short: "Try the configured server and the project's API key",
+		Short: "Check the configured server and the project's API key",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir, err := directory(args)
@@ -71,7 +71,7 @@ func (a *app) checkRemote(ctx context.Context, dir, url string) error {
 		}
 	}
 	if who.Auth && who.Role != "write_agent" && who.Role != "admin" {
-		return failed(fmt.Errorf("the key's role is %s, which may not write; ask for one with write_agent", who.Role))
+		return failed(fmt.Errorf("the key's role is %s, which may not write; ask for a key with the role write_agent", who.Role))
 	}
 	return nil
 }

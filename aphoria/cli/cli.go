@@ -1,7 +1,7 @@
-// Package cli holds aphoria's commands. Results go to standard output, all
-// else to standard error. The exit code is 0 for success, 1 when the scan
-// blocks or claims could not be kept, 2 when the command cannot be carried out
-// as it was given, 128 and the signal's number when a signal stopped it.
+// Package cli holds aphoria's commands. Results go to standard output,
+// everything else to standard error. The exit code is 0 for success, 1 when the
+// scan blocks or claims could not be kept, 2 when the command is invalid, 128
+// plus the signal's number when a signal stopped it.
 package cli
 
 import (
@@ -21,12 +21,12 @@ import (
 	"github.com/stemedb/stemedb/client"
 )
 
-// Env is what the commands take from outside.
+// Env holds the commands' inputs from outside.
 type Env struct {
 	Stdout, Stderr io.Writer
 	Getenv         func(string) string
 	Version        string
-	Now            func() time.Time // nil: the clock
+	Now            func() time.Time // nil: time.Now
 	// ClientOptions are added to those of every client, for tests.
 	ClientOptions []client.Option
 }
@@ -45,7 +45,7 @@ type Stopped struct {
 
 func (s *Stopped) Error() string { return "stopped by a signal: " + s.Signal.String() }
 
-// exitCode follows the shells: 128 and the signal's number.
+// exitCode follows the shells: 128 plus the signal's number.
 func (s *Stopped) exitCode() int { return 128 + int(s.Signal) }
 
 // codedError carries an exit code other than exitUsage.
@@ -66,7 +66,7 @@ type app struct {
 	stateDir   string
 }
 
-// Run carries out one command line and returns the exit code.
+// Run executes one command line and returns the exit code.
 func Run(ctx context.Context, args []string, env Env) int {
 	if env.Now == nil {
 		env.Now = time.Now
@@ -77,7 +77,7 @@ func Run(ctx context.Context, args []string, env Env) int {
 	err := root.ExecuteContext(ctx)
 	var stopped *Stopped
 	if errors.As(context.Cause(ctx), &stopped) {
-		// Whatever was done until then, it is not all that was asked for.
+		// The command did not finish, whatever it did until then.
 		a.say("%v", stopped)
 		return stopped.exitCode()
 	}
@@ -95,14 +95,14 @@ func Run(ctx context.Context, args []string, env Env) int {
 func (a *app) root() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "aphoria",
-		Short: "See what a project's code does, and keep it in StemeDB",
-		Long: `See what a project's code does, and keep it in StemeDB.
+		Short: "Scan a project's code and keep the findings in StemeDB",
+		Long: `Scan a project's code and keep the findings in StemeDB.
 
 Exit codes:
   0  done
-  1  scan --exit-code: something is blocked; --persist: claims were not kept;
-     both: no claim can hold an observation; standard error says which and why
-  2  the command line, the configuration or the agent key is not usable
+  1  scan --exit-code: an observation is blocked; --persist: claims were not kept;
+     both: no claim can hold an observation; standard error has the details
+  2  the command line, the configuration or the agent key is invalid
   130, 143  stopped by SIGINT or SIGTERM`,
 		Version:       a.Version,
 		SilenceUsage:  true,
@@ -127,16 +127,16 @@ func (a *app) versionCommand() *cobra.Command {
 	}
 }
 
-// settings are the configuration and where things lie.
+// settings are the configuration and its locations.
 type settings struct {
 	config.Config
 	file        string // "" when there is none
 	stateDir    string
-	projectRoot string // the directory of .aphoria; "" when it was not looked for or found
+	projectRoot string // the directory of .aphoria; "" when not searched for or not found
 }
 
 // load finds the configuration of the project at dir. Without one the defaults
-// hold.
+// apply.
 func (a *app) load(dir string) (*settings, error) {
 	s := &settings{Config: config.Default(), file: a.configFile, stateDir: a.stateDir}
 	if s.file == "" {
@@ -184,13 +184,13 @@ func (a *app) client(s *settings, url string, opts ...client.Option) (*client.Cl
 	opts = append([]client.Option{
 		client.WithUserAgent("aphoria/" + a.Version),
 		client.WithOnRetry(func(r client.Retry) {
-			a.say("attempt %d failed: %v; next one in %s", r.Attempt, r.Err, r.Wait.Round(100*time.Millisecond))
+			a.say("attempt %d failed: %v; next attempt in %s", r.Attempt, r.Err, r.Wait.Round(100*time.Millisecond))
 		}),
 	}, opts...)
 	return client.New(url, key, append(opts, a.ClientOptions...)...)
 }
 
-// directory gives the command's path argument, "." by default.
+// directory returns the command's path argument, "." by default.
 func directory(args []string) (string, error) {
 	dir := "."
 	if len(args) > 0 {
@@ -201,7 +201,7 @@ func directory(args []string) (string, error) {
 		return "", fmt.Errorf("find the project: %w", err)
 	}
 	if !info.IsDir() {
-		return "", fmt.Errorf("%s is no directory; give the project's root", dir)
+		return "", fmt.Errorf("%s is not a directory; give the project's root", dir)
 	}
 	return dir, nil
 }

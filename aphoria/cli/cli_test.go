@@ -22,8 +22,8 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// fakeServer takes batches as the server does: it checks the key and every
-// signature, and knows what it holds.
+// fakeServer accepts batches like the server: it checks the key and every
+// signature, and records the claims that it holds.
 type fakeServer struct {
 	t      *testing.T
 	mu     sync.Mutex
@@ -259,7 +259,7 @@ func TestPersist(t *testing.T) {
 	out, _ = b.mustRun("scan", b.dir, "--persist")
 	require.Contains(t, out, "persisted: 0 created, 4 exist")
 
-	// A change that no commit holds is dated now.
+	// An uncommitted change is dated now.
 	b.write("client.go", "package app\n\n\nvar c = tls.Config{InsecureSkipVerify: true}\n")
 	out, _ = b.mustRun("scan", b.dir, "--persist")
 	require.Contains(t, out, "persisted: 4 created")
@@ -270,7 +270,7 @@ func TestPersistFromElsewhere(t *testing.T) {
 	state := t.TempDir()
 	file := filepath.Join(state, "conf", "app.toml")
 	b.mustRun("init", b.dir, "--config", file, "--state-dir", state, "--url", b.url, "--name", "my app")
-	require.NoError(t, os.Chmod(b.dir, 0o555)) // as the Go module cache is
+	require.NoError(t, os.Chmod(b.dir, 0o555)) // like the Go module cache
 	t.Cleanup(func() { require.NoError(t, os.Chmod(b.dir, 0o755)) })
 	out, _ := b.mustRun("scan", b.dir, "--persist", "--config", file, "--state-dir", state)
 	require.Contains(t, out, "persisted: 4 created")
@@ -308,7 +308,7 @@ func TestPersistRefuses(t *testing.T) {
 
 	b.env["STEMEDB_API_KEY"] = ""
 	code, _, stderr = b.run("scan", b.dir, "--persist", "--url", b.url)
-	require.Equal(t, 1, code, "a missing key is no outage")
+	require.Equal(t, 1, code, "a missing key is not an outage")
 	require.Contains(t, stderr, "STEMEDB_API_KEY is not set")
 	require.Contains(t, stderr, "401 key_invalid")
 
@@ -347,7 +347,7 @@ func TestOffline(t *testing.T) {
 				require.Zero(t, code)
 				require.Contains(t, out, "4 queued")
 				b.server.status = 0
-				b.now = b.now.Add(time.Minute) // so that this scan's claims are others
+				b.now = b.now.Add(time.Minute) // so that this scan's claims are different
 				out, _ = b.mustRun("scan", b.dir, "--persist")
 				require.Contains(t, out, "persisted: 8 created")
 				queue, err := filepath.Glob(filepath.Join(b.dir, ".aphoria", "queue", "*"))

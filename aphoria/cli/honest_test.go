@@ -40,7 +40,7 @@ func TestAnObservationWithoutAClaimBlocksAllTheSame(t *testing.T) {
 			require.Contains(t, stderr, "1 observations are blocked; 1 observations were not kept")
 			b.env["STEME_PRIVATE_KEY"] = strings.Repeat("01", 32)
 			code, _, stderr = b.run("scan", b.dir, "--persist", "--url", b.url)
-			require.Equal(t, 1, code, "a claim that was not kept is no success")
+			require.Equal(t, 1, code, "a claim that was not kept is not a success")
 			require.Contains(t, stderr, "were not kept")
 			require.Empty(t, b.server.held)
 
@@ -193,10 +193,10 @@ func TestSkippedFilesAreReported(t *testing.T) {
 	b.write("large.py", strings.Repeat("#", 2<<20))
 	out, stderr := b.mustRun("scan", b.dir)
 	require.NotContains(t, stderr, "no file was read")
-	require.Contains(t, stderr, "passed over: 1 too large; --show-skipped names them; scan.max_file_bytes is 1048576")
+	require.Contains(t, stderr, "skipped files: 1 too large; --show-skipped names them; scan.max_file_bytes is 1048576")
 	require.NotContains(t, out, "large.py")
 	out, _ = b.mustRun("scan", b.dir, "--show-skipped")
-	require.Contains(t, out, "passed over: 1 too large\n  too large: large.py\n")
+	require.Contains(t, out, "skipped files: 1 too large\n  too large: large.py\n")
 	out, _ = b.mustRun("scan", b.dir, "--show-skipped", "--format", "json")
 	require.Contains(t, out, `"file": "large.py"`)
 }

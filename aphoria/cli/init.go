@@ -20,12 +20,12 @@ type wishes struct {
 	name, language, url string
 }
 
-// initCommand makes what a project needs and leaves alone what is there.
+// initCommand makes the files that a project needs and keeps existing ones.
 func (a *app) initCommand() *cobra.Command {
 	var w wishes
 	cmd := &cobra.Command{
 		Use:   "init [PATH]",
-		Short: "Make .aphoria with a configuration and an agent key; what is there stays",
+		Short: "Make .aphoria with a configuration and an agent key; existing files stay",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			dir, err := directory(args)
@@ -41,7 +41,8 @@ func (a *app) initCommand() *cobra.Command {
 	return cmd
 }
 
-// check compares with a configuration that is there already: init changes none.
+// check compares the flags with an existing configuration, which init does not
+// change.
 func (w wishes) check(file string) error {
 	c, err := config.Load(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -77,7 +78,7 @@ func (a *app) init(dir string, w wishes) error {
 	}
 	text := config.Template(cmp.Or(w.name, scan.UTF8(filepath.Base(abs))), cmp.Or(w.language, "auto"), w.url)
 	if _, err := config.Parse(text); err != nil {
-		return err // a flag's value is wrong
+		return err // a flag's value is invalid
 	}
 	if err := w.check(file); err != nil {
 		return err
@@ -115,7 +116,7 @@ func (a *app) createKey(state string) error {
 	return a.out("agent id %s", agent.ID(key))
 }
 
-// create writes a file that is not there yet.
+// create writes a file that does not exist yet.
 func (a *app) create(file, text string) error {
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if errors.Is(err, fs.ErrExist) {

@@ -9,11 +9,11 @@ import (
 	"unicode/utf8"
 )
 
-// A scanned tree chooses its names and texts, and a server its answers. Neither
-// may control the terminal or the CI system that reads the output: by control
-// characters, ESC, marks of text direction, or the marks that begin a command of
-// a CI system in the middle of a line. So all output goes through one of the
-// functions here.
+// A scanned tree chooses its names and texts, and a server chooses its answers.
+// Neither may control the terminal or the CI system that reads the output, by
+// control characters, ESC, marks of text direction, or the marks that begin a
+// CI system's command in the middle of a line. So all output goes through one
+// of the functions here.
 
 // printable escapes unsafe characters as \n, \x1b or \u202e.
 func printable(s string) string {
@@ -40,7 +40,7 @@ func printable(s string) string {
 	return b.String()
 }
 
-// line prints one line, whatever its parts hold.
+// line prints exactly one line, whatever its parts contain.
 func line(w io.Writer, format string, args ...any) error {
 	_, err := io.WriteString(w, printable(fmt.Sprintf(format, args...))+"\n")
 	return err
@@ -49,8 +49,7 @@ func line(w io.Writer, format string, args ...any) error {
 // out prints one line of the result.
 func (a *app) out(format string, args ...any) error { return line(a.Stdout, format, args...) }
 
-// say prints one line beside the result. That standard error is gone stops
-// nothing.
+// say prints one line to standard error. A closed standard error stops nothing.
 func (a *app) say(format string, args ...any) {
 	_ = line(a.Stderr, "aphoria: "+format, args...)
 }

@@ -20,12 +20,12 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// report is what a scan shows.
+// report is the output of a scan.
 type report struct {
 	*scan.Result
 	persisted *outbox.Summary // nil without --persist
-	all       bool            // plain facts too
-	skipped   bool            // the files that were passed over, by name
+	all       bool            // also plain facts
+	skipped   bool            // name the skipped files
 	took      time.Duration
 }
 
@@ -46,7 +46,7 @@ type jsonFinding struct {
 	File      string          `json:"file"`
 	Line      int             `json:"line,omitempty"`
 	Message   string          `json:"message,omitempty"`
-	// A finding has either a claim or the reason why it makes none.
+	// A finding has either a claim or the reason why it has none.
 	Hash    *record.Hash    `json:"hash,omitempty"`
 	Claim   *record.Content `json:"claim,omitempty"`
 	NotKept string          `json:"not_kept,omitempty"`
@@ -66,9 +66,9 @@ type jsonSkipped struct {
 	File   string `json:"file"`
 }
 
-// json gives every observation: programs do their own choosing. The document is
-// made before any of it is written, so that it is never cut short by something
-// in it.
+// json contains every observation; programs filter for themselves. The document
+// is complete before any of it is written, so that an encoding error cannot
+// truncate it.
 func (r *report) json(w io.Writer) error {
 	out := jsonReport{
 		Project: r.Project, Revision: r.Revision, Observations: []jsonFinding{}, Persisted: r.persisted, Warnings: r.Warnings,
@@ -93,7 +93,7 @@ func (r *report) json(w io.Writer) error {
 		}
 	}
 	var doc bytes.Buffer
-	// Texts of other origin, such as an error of the system, may hold anything.
+	// Texts of other origin, such as an error of the system, may contain anything.
 	if err := json.MarshalWrite(&doc, out, jsontext.WithIndent("  "), json.Deterministic(true), jsontext.AllowInvalidUTF8(true)); err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (r *report) passedCounts() map[string]int {
 	return counts
 }
 
-// passedNames goes through the skipped files, reason by reason.
+// passedNames yields the skipped files, reason by reason.
 func (r *report) passedNames() func(yield func(reason, name string) bool) {
 	return func(yield func(reason, name string) bool) {
 		for _, reason := range slices.Sorted(maps.Keys(r.Passed)) {
@@ -138,7 +138,7 @@ func (r *report) table(w io.Writer) error {
 	if len(r.Passed) == 0 {
 		return nil
 	}
-	if err := line(w, "passed over: %s", r.passedOver()); err != nil || !r.skipped {
+	if err := line(w, "skipped files: %s", r.skippedCounts()); err != nil || !r.skipped {
 		return err
 	}
 	for reason, name := range r.passedNames() {
@@ -161,11 +161,11 @@ func (r *report) rows(w io.Writer) error {
 		if rows++; rows == 1 {
 			fmt.Fprintln(t, "VERDICT\tWHERE\tWHAT")
 		}
-		what := f.Message
-		if what == "" {
-			what = f.Subject() + " " + f.Predicate + " " + f.Object.String()
+		text := f.Message
+		if text == "" {
+			text = f.Subject() + " " + f.Predicate + " " + f.Object.String()
 		}
-		fmt.Fprintf(t, "%s\t%s:%d\t%s\n", f.Verdict, printable(f.File), f.Line, printable(what))
+		fmt.Fprintf(t, "%s\t%s:%d\t%s\n", f.Verdict, printable(f.File), f.Line, printable(text))
 	}
 	if rows > 0 {
 		fmt.Fprintln(t)
@@ -173,7 +173,7 @@ func (r *report) rows(w io.Writer) error {
 	return t.Flush()
 }
 
-func (r *report) passedOver() string {
+func (r *report) skippedCounts() string {
 	counts := r.passedCounts()
 	var parts []string
 	for _, reason := range slices.Sorted(maps.Keys(counts)) {

@@ -27,7 +27,7 @@ func (a *app) scanCommand() *cobra.Command {
 	var f scanFlags
 	cmd := &cobra.Command{
 		Use:   "scan [PATH]",
-		Short: "Look at the code, and with --persist keep what was seen in StemeDB",
+		Short: "Scan the code and, with --persist, keep the observations in StemeDB",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir, err := directory(args)
@@ -39,9 +39,9 @@ func (a *app) scanCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&f.persist, "persist", false, "sign the observations and send them to the server of [hosted]")
-	flags.BoolVar(&f.exitCode, "exit-code", false, "exit with 1 when an observation is blocked, or no claim can hold it")
-	flags.BoolVar(&f.all, "show-observations", false, "list plain facts too, not only what is flagged or blocked")
-	flags.BoolVar(&f.skipped, "show-skipped", false, "name the files that were passed over")
+	flags.BoolVar(&f.exitCode, "exit-code", false, "exit with 1 when an observation is blocked or no claim can hold it")
+	flags.BoolVar(&f.all, "show-observations", false, "list plain facts too, not only flagged or blocked observations")
+	flags.BoolVar(&f.skipped, "show-skipped", false, "name the skipped files")
 	flags.StringVar(&f.format, "format", "table", "`FORMAT` of the output: table or json")
 	flags.StringVar(&f.url, "url", "", "`URL` of the server, instead of the configured one")
 	return cmd
@@ -57,7 +57,7 @@ func (a *app) scan(ctx context.Context, dir string, f scanFlags) error {
 	}
 	var send *sending
 	if f.persist {
-		// Before the scan: what is wrong here should not take its time to show.
+		// Before the scan, so that a fault here is reported immediately.
 		if send, err = a.sending(s, f.url); err != nil {
 			return err
 		}
@@ -92,9 +92,10 @@ func (a *app) look(ctx context.Context, dir string, s *settings, now time.Time) 
 	return scan.Run(ctx, at, s.stateDir, s.Config, registry, now)
 }
 
-// show prints the result, and sends it when send is not nil. A server may take
-// long, so the findings are printed first; JSON is one document, which must hold
-// the outcome of sending too, so there the table goes to standard error.
+// show prints the result, and sends it when send is not nil. Sending may take
+// long, so the findings are printed first. JSON is one document, which must
+// also hold the outcome of sending, so with JSON the table goes to standard
+// error first.
 func (a *app) show(ctx context.Context, out *report, send *sending, format string) (sendErr, err error) {
 	if format == "table" {
 		err = out.table(a.Stdout)
@@ -117,8 +118,8 @@ func (a *app) show(ctx context.Context, out *report, send *sending, format strin
 	return sendErr, err
 }
 
-// verdict is the exit code. It depends on the observations alone; one that no
-// claim can hold must not vanish behind a green gate.
+// verdict determines the exit code, from the observations alone. An observation
+// that no claim can hold must not be lost behind a green gate.
 func verdict(res *scan.Result, f scanFlags) error {
 	var errs []error
 	if n := res.Count(extract.Block); f.exitCode && n > 0 {
@@ -133,7 +134,8 @@ func verdict(res *scan.Result, f scanFlags) error {
 	return failed(errors.Join(errs...))
 }
 
-// maxNotKept bounds how many observations without a claim are named one by one.
+// maxNotKept bounds the number of observations without a claim that are named
+// individually.
 const maxNotKept = 20
 
 func (a *app) warnings(r *report, s *settings) {
@@ -157,10 +159,10 @@ func (a *app) warnings(r *report, s *settings) {
 		if len(r.Passed[source.TooLarge]) > 0 {
 			remedy = fmt.Sprintf("; scan.max_file_bytes is %d", s.Scan.MaxFileBytes)
 		}
-		a.warn("passed over: %s; --show-skipped names them%s", r.passedOver(), remedy)
+		a.warn("skipped files: %s; --show-skipped names them%s", r.skippedCounts(), remedy)
 	}
 	if r.Files == 0 {
-		a.warn("no file was read: %s has no file of a kind that aphoria scans, or all of them are excluded", r.Root)
+		a.warn("no file was read: %s has no files of the kinds that aphoria scans, or all of them are excluded", r.Root)
 	}
 }
 
@@ -186,7 +188,7 @@ func (s *sending) send(ctx context.Context, findings []scan.Finding) (*outbox.Su
 	return s.box.Send(ctx, as)
 }
 
-// sending prepares it: the agent's key, the client, the queue.
+// sending prepares the agent's key, the client and the queue.
 func (a *app) sending(s *settings, url string) (*sending, error) {
 	key, err := agent.Load(s.stateDir, a.Getenv)
 	if err != nil {
@@ -209,7 +211,7 @@ func (a *app) sending(s *settings, url string) (*sending, error) {
 	return &sending{key: key, box: box, say: a.say, url: c.BaseURL()}, nil
 }
 
-// explain says what did not go as it should.
+// explain reports claims that were not sent.
 func (a *app) explain(s *outbox.Summary) {
 	for _, e := range s.Errors {
 		a.warn("%s", e)

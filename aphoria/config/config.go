@@ -1,6 +1,6 @@
 // Package config reads .aphoria/config.toml. It promises that nothing in the
-// file is passed over: a name that it does not know is an error that says
-// which one was probably meant.
+// file is ignored: an unknown name is an error that suggests the nearest known
+// one.
 package config
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// Where things lie below a project's root.
+// Locations below a project's root.
 const (
 	Dir  = ".aphoria"
 	File = "config.toml"
@@ -29,30 +29,30 @@ type Config struct {
 	Scan    Scan    `toml:"scan"`
 }
 
-// Project names what is scanned.
+// Project describes the scanned project.
 type Project struct {
-	// Name stands in subjects where the code itself names no module. Default:
-	// the name of the scanned directory.
+	// Name is used in subjects where the code itself names no module. Default: the
+	// name of the scanned directory.
 	Name string `toml:"name"`
 	// Language restricts the scan to one language; "auto" is all of them.
 	Language string `toml:"language"`
 }
 
-// Hosted is the StemeDB server that observations go to.
+// Hosted is the StemeDB server that receives observations.
 type Hosted struct {
-	URL             string   `toml:"url"`         // "" is none
+	URL             string   `toml:"url"`         // "" means none
 	APIKeyEnv       string   `toml:"api_key_env"` // name of the variable that holds the key
 	OfflineFallback Fallback `toml:"offline_fallback"`
 }
 
-// Scan says what is looked at.
+// Scan selects the scanned files.
 type Scan struct {
 	Exclude         []string `toml:"exclude"`          // patterns as in .gitignore
-	IncludeTestdata bool     `toml:"include_testdata"` // also look below testdata/
-	MaxFileBytes    int64    `toml:"max_file_bytes"`   // larger files are passed over
+	IncludeTestdata bool     `toml:"include_testdata"` // also scan below testdata/
+	MaxFileBytes    int64    `toml:"max_file_bytes"`   // larger files are skipped
 }
 
-// Fallback says what to do when the server cannot be reached.
+// Fallback is the behaviour when the server cannot be reached.
 type Fallback string
 
 // The fallbacks.
@@ -65,7 +65,7 @@ const (
 // Languages are the values of project.language besides "auto".
 func Languages() []string { return []string{"go", "javascript", "python", "rust"} }
 
-// Default is the configuration where nothing is set.
+// Default is the configuration when nothing is set.
 func Default() Config {
 	return Config{
 		Project: Project{Language: "auto"},
@@ -87,7 +87,7 @@ func Load(file string) (Config, error) {
 	return c, nil
 }
 
-// maxFile bounds the configuration, which a scanned tree may bring along.
+// maxFile bounds the configuration, which may come from a scanned tree.
 const maxFile = 64 << 10
 
 func read(file string) ([]byte, error) {
@@ -96,7 +96,7 @@ func read(file string) ([]byte, error) {
 	case err != nil:
 		return nil, err
 	case !info.Mode().IsRegular(): // opening a pipe would wait for its writer
-		return nil, fmt.Errorf("%s is no regular file; remove it", file)
+		return nil, fmt.Errorf("%s is not a regular file; remove it", file)
 	case info.Size() > maxFile:
 		return nil, fmt.Errorf("%s has %d bytes; keep it to %d", file, info.Size(), maxFile)
 	}
@@ -150,7 +150,7 @@ func (c *Config) check() error {
 		}
 	}
 	if !regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`).MatchString(c.Hosted.APIKeyEnv) {
-		return errors.New("hosted.api_key_env must be the name of an environment variable; the key itself does not belong into the file")
+		return errors.New("hosted.api_key_env must be the name of an environment variable; the key itself does not belong in the file")
 	}
 	if c.Scan.MaxFileBytes < 1 || c.Scan.MaxFileBytes > 64<<20 {
 		return fmt.Errorf("scan.max_file_bytes is %d; give 1 to %d", c.Scan.MaxFileBytes, 64<<20)
@@ -176,8 +176,8 @@ func oneOf(name, value string, allowed []string) error {
 func nearest(name string, candidates []string) string {
 	best, least := "", 0
 	for _, c := range candidates {
-		// A right name in the wrong table is nearer than a similar one in the
-		// right table.
+		// The same name in the wrong table is nearer than a similar one in the right
+		// table.
 		d := min(distance(name, c), distance(last(name), last(c))+1)
 		if best == "" || d < least {
 			best, least = c, d
@@ -188,7 +188,7 @@ func nearest(name string, candidates []string) string {
 
 func last(key string) string { return key[strings.LastIndexByte(key, '.')+1:] }
 
-// distance is Levenshtein's.
+// distance is the Levenshtein distance.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
@@ -233,14 +233,14 @@ func Find(dir string) (string, error) {
 	}
 }
 
-// Template is a new file's text.
+// Template is the text of a new file.
 func Template(name, language, serverURL string) string {
 	hosted := "# url = \"https://stemedb.example.org\""
 	if serverURL != "" {
 		hosted = fmt.Sprintf("url = %q", serverURL)
 	}
-	return fmt.Sprintf(`# What aphoria knows of this project. Commit this file; the key beside it stays
-# out of version control.
+	return fmt.Sprintf(`# Aphoria's configuration for this project. Commit this file; the key beside it
+# stays out of version control.
 
 [project]
 name = %q
@@ -253,7 +253,7 @@ offline_fallback = "skip"       # skip, fail or queue, when the server cannot be
 
 [scan]
 exclude = []             # patterns as in .gitignore
-include_testdata = false # also look below testdata/
-max_file_bytes = 1048576 # larger files are passed over
+include_testdata = false # also scan below testdata/
+max_file_bytes = 1048576 # larger files are skipped
 `, name, language, strings.Join(Languages(), ", "), hosted)
 }

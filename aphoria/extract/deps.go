@@ -11,16 +11,16 @@ import (
 // dependency is one line of a manifest, whatever its language.
 type dependency struct {
 	name    string
-	version string // as it is written; "" when none is
+	version string // as written; "" when there is none
 	line    int
 	scope   string // runtime, dev, build, optional, peer, indirect
-	source  string // where it comes from, when not from the language's registry
+	source  string // its origin, when not the language's registry
 }
 
 // manifestReader reads the dependencies of one kind of manifest.
 type manifestReader func(f *source.File) ([]dependency, error)
 
-// depVersions observes which version of what a project asks for.
+// depVersions observes a project's dependencies and their versions.
 type depVersions struct {
 	readers map[string]manifestReader // by the file's name
 }
@@ -56,7 +56,7 @@ func (d depVersions) Extract(ctx context.Context, f *source.File, m *Modules) ([
 			Line: dep.line, Verdict: Pass, Detail: map[string]string{"scope": dep.scope},
 		}
 		if dep.version == "" {
-			// Nothing is asked for: any version will do.
+			// No version is required: any version will do.
 			o.Object = record.Text("*")
 		}
 		if dep.source != "" {

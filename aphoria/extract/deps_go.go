@@ -8,13 +8,13 @@ import (
 	"github.com/stemedb/stemedb/aphoria/source"
 )
 
-// readGoMod reads the required versions. What is replaced carries the
-// replacement as its source: that is the code which is built.
+// readGoMod reads the required versions. A replaced module has the replacement
+// as its source, because that is the code that is built.
 func readGoMod(f *source.File) ([]dependency, error) {
 	mod, err := modfile.Parse(f.Path, f.Text, nil)
 	if err != nil {
-		// A directive of a later Go may be unknown to us; requirements still
-		// read the same.
+		// A directive of a later Go version may be unknown; requirements can still be
+		// read.
 		var lax error
 		if mod, lax = modfile.ParseLax(f.Path, f.Text, nil); lax != nil {
 			return nil, fmt.Errorf("cannot be read: %w", err)

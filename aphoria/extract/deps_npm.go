@@ -59,7 +59,7 @@ func readJSONSection(f *source.File, dec *jsontext.Decoder, scope string, deps [
 		// Tokens last only until the next read.
 		d := dependency{name: token.String(), scope: scope, line: f.Line(int(dec.InputOffset()) - 1)}
 		if dec.PeekKind() != '"' {
-			// No version that npm would take: pass over this one.
+			// npm would not accept this version: skip it.
 			if err := dec.SkipValue(); err != nil {
 				return deps, err
 			}

@@ -11,15 +11,15 @@ import (
 	"github.com/stemedb/stemedb/aphoria/source"
 )
 
-// requirement is PEP 508 as far as it matters here: name, extras, and either
+// requirement is the relevant part of PEP 508: name, extras, and either
 // versions or an address, before a marker.
 func requirement() *regexp.Regexp {
 	return regexp.MustCompile(`^([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[[^\]]*\])?\s*(?:@\s*(\S+)|\(?\s*((?:(?:===|==|~=|!=|<=|>=|<|>)\s*[^\s,;()]+\s*,?\s*)*)\)?)\s*(?:;.*)?$`)
 }
 
 // readRequirements reads a requirements file of pip. Options such as -r and
-// --hash name no requirement and are passed over; a line that should name one
-// and does not is an error.
+// --hash name no requirement and are skipped. Any other line without one is an
+// error.
 func readRequirements(f *source.File) ([]dependency, error) {
 	form := requirement()
 	scope := "runtime"
@@ -51,8 +51,8 @@ func readRequirements(f *source.File) ([]dependency, error) {
 	return deps, unread.err()
 }
 
-// requirementLines gives the lines with their numbers, those that end with a
-// backslash together with the next.
+// requirementLines yields the lines with their numbers. A line that ends with a
+// backslash is joined with the next one.
 func requirementLines(text string) func(yield func(int, string) bool) {
 	return func(yield func(int, string) bool) {
 		var parts []string
@@ -79,7 +79,7 @@ func requirementLines(text string) func(yield func(int, string) bool) {
 	}
 }
 
-// unreadLines are those that name nothing that can be told.
+// unreadLines are the lines in which no requirement was recognised.
 type unreadLines struct {
 	first []string
 	count int
@@ -103,7 +103,7 @@ func (u *unreadLines) err() error {
 		"; write NAME==VERSION, NAME @ ADDRESS, or an address that ends with #egg=NAME")
 }
 
-// cutEditable takes -e or --editable off.
+// cutEditable removes -e or --editable.
 func cutEditable(text string) (rest string, editable bool) {
 	for _, option := range []string{"-e ", "--editable ", "--editable="} {
 		if rest, ok := strings.CutPrefix(text, option); ok {
@@ -152,7 +152,7 @@ func withEquals(version string) string {
 }
 
 // pythonComment cuts a comment, which begins the line or follows a space: an
-// address may hold a "#".
+// address may contain a "#".
 func pythonComment(text string) string {
 	if strings.HasPrefix(strings.TrimSpace(text), "#") {
 		return ""

@@ -11,15 +11,15 @@ import (
 // crate is one dependency of a manifest: a version, or a table.
 type crate struct {
 	order  int    // of its section
-	target string // that the section is for; "" for all
+	target string // of the section; "" for all
 	key    string
 	scope  string
 	line   int
 	fields map[string]string
 }
 
-// cargoSection gives the section of dependencies that a path leads into and the
-// rest of the path, which is empty for any other path.
+// cargoSection returns the section of dependencies that a path belongs to and
+// the rest of the path, which is empty for any other path.
 func cargoSection(path []string) (order int, scope, target string, rest []string) {
 	if len(path) >= 2 && path[0] == "target" {
 		target, path = path[1], path[2:]
@@ -90,8 +90,8 @@ func readCargo(f *source.File) ([]dependency, error) {
 	return deps, failure
 }
 
-// dependency reads the fields, such as version, package (the real name) and git.
-// A version that a workspace decides is in the workspace's own manifest.
+// dependency reads the fields, such as version, package (the real name) and
+// git. A version inherited from a workspace is in the workspace's manifest.
 func (c *crate) dependency() (dependency, bool) {
 	d := dependency{name: c.key, version: c.fields["version"], scope: c.scope, line: c.line}
 	if c.fields["workspace"] == "true" || len(c.fields) == 0 {

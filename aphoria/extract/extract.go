@@ -1,6 +1,6 @@
-// Package extract finds observations in source files. An extractor looks at
-// one file at a time and knows no network, no clock and no other extractor, so
-// that the same files always give the same observations.
+// Package extract finds observations in source files. An extractor reads one
+// file at a time and uses no network, no clock and no other extractor, so that
+// the same files always give the same observations.
 package extract
 
 import (
@@ -14,21 +14,21 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Verdict is what an observation means for whoever runs the scan.
+// Verdict is the meaning of an observation for the user of the scan.
 type Verdict string
 
-// The verdicts, by rising weight.
+// The verdicts, in ascending order.
 const (
 	Pass  Verdict = "PASS"  // a fact
-	Flag  Verdict = "FLAG"  // somebody should look
+	Flag  Verdict = "FLAG"  // needs a look
 	Block Verdict = "BLOCK" // --exit-code fails on it
 )
 
-// Observation is one thing seen in one place.
+// Observation is one fact seen in one place.
 type Observation struct {
 	Extractor  string
 	Language   source.Language
-	Module     string // the module's name, as its own manifest gives it
+	Module     string // the module's name from its manifest
 	Aspect     string // the path below the module, such as tls/cert_verification
 	Predicate  string
 	Object     record.Object
@@ -48,21 +48,21 @@ func (o *Observation) Subject() string {
 
 // Extractor finds observations of one kind.
 type Extractor interface {
-	// Name stands in the claim's metadata.
+	// Name is part of the claim's metadata.
 	Name() string
-	// Wants says, by name alone, whether the file is worth reading.
+	// Wants reports, by name alone, whether the file is worth reading.
 	Wants(f *source.File) bool
-	// Extract looks at a file that it wants, in time that grows no faster than
-	// the file. An error concerns this file only; when ctx ends, so does Extract.
+	// Extract scans a wanted file in time linear in its length. An error concerns
+	// this file only. Extract ends when ctx ends.
 	Extract(ctx context.Context, f *source.File, m *Modules) ([]Observation, error)
 }
 
-// Registry is a set of extractors. It is not changed after it was made.
+// Registry is a set of extractors. It is immutable.
 type Registry struct {
 	extractors []Extractor
 }
 
-// NewRegistry refuses two extractors of one name.
+// NewRegistry refuses two extractors with the same name.
 func NewRegistry(extractors ...Extractor) (*Registry, error) {
 	seen := make(map[string]bool)
 	for _, e := range extractors {
@@ -74,7 +74,7 @@ func NewRegistry(extractors ...Extractor) (*Registry, error) {
 	return &Registry{extractors}, nil
 }
 
-// Default is what a scan uses.
+// Default is the registry for scans.
 func Default() (*Registry, error) {
 	tls, err := TLSVerify()
 	if err != nil {
@@ -92,13 +92,13 @@ func (r *Registry) Names() []string {
 	return names
 }
 
-// Wants says whether any extractor wants the file.
+// Wants reports whether any extractor wants the file.
 func (r *Registry) Wants(f *source.File) bool {
 	return slices.ContainsFunc(r.extractors, func(e Extractor) bool { return e.Wants(f) })
 }
 
 // Extract runs every extractor that wants the file. Warnings are files that an
-// extractor could not read; what it found until then counts.
+// extractor could not read; its observations until then count.
 func (r *Registry) Extract(ctx context.Context, f *source.File, m *Modules) (found []Observation, warnings []string) {
 	for _, e := range r.extractors {
 		if !e.Wants(f) {

@@ -13,7 +13,7 @@ import (
 	"github.com/stemedb/stemedb/aphoria/source"
 )
 
-// run gives "line subject predicate value [scope] [source]" of each
+// run returns "line subject predicate value [scope] [source]" of each
 // observation, in order.
 func run(t *testing.T, e Extractor, name, text string, manifests ...*source.File) ([]string, error) {
 	t.Helper()
@@ -176,8 +176,8 @@ func TestAByteOrderMarkIsNoPartOfAFile(t *testing.T) {
 	}
 }
 
-// Whatever a tree holds, an extractor ends without a panic and says no more than
-// lines that there are.
+// On any tree, an extractor ends without a panic and reports only existing
+// lines.
 func FuzzExtract(f *testing.F) {
 	names := []string{"a.go", "a.jsx", "a.ts", "a.py", "package.json", "Cargo.toml", "requirements.txt", "go.mod", "pyproject.toml"}
 	for _, gen := range hostile() {

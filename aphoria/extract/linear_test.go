@@ -13,8 +13,8 @@ import (
 	"github.com/stemedb/stemedb/aphoria/source"
 )
 
-// hostile are files that make much work for their length, by name and how often
-// the part repeats.
+// hostile are files that cause much work for their length, by name and number
+// of repetitions.
 func hostile() map[string]func(n int) (file, text string) {
 	repeat := func(file, before, part, after string) func(int) (string, string) {
 		return func(n int) (string, string) { return file, before + strings.Repeat(part, n) + after }
@@ -72,8 +72,8 @@ func hostile() map[string]func(n int) (file, text string) {
 	}
 }
 
-// cpu is the processor time that f takes, the least of some runs: neither other
-// processes nor a collection of garbage counts.
+// cpu is the least processor time of several runs of f, to exclude other
+// processes and garbage collection.
 func cpu(t *testing.T, f func()) time.Duration {
 	t.Helper()
 	used := func() time.Duration {
@@ -108,8 +108,8 @@ func TestTimeGrowsWithTheLengthOfAFileAndNoFaster(t *testing.T) {
 	}
 	for name, gen := range hostile() {
 		t.Run(name, func(t *testing.T) {
-			// Eight times the length takes eight times the time, or 64 times
-			// where the time grows with the square.
+			// Eight times the length takes eight times the time, or 64 times where the
+			// time is quadratic.
 			const factor, most = 8, 30
 			n := 500
 			file, text := gen(n)
@@ -119,7 +119,7 @@ func TestTimeGrowsWithTheLengthOfAFileAndNoFaster(t *testing.T) {
 				small = look(file, text)
 			}
 			var large time.Duration
-			for range 3 { // a busy machine gets more than one chance, the square none
+			for range 3 { // retries help a busy machine, but not quadratic time
 				file, text = gen(factor * n)
 				if large = look(file, text); large < most*max(small, time.Millisecond) {
 					return
@@ -132,7 +132,7 @@ func TestTimeGrowsWithTheLengthOfAFileAndNoFaster(t *testing.T) {
 	}
 }
 
-// countdown is a context that ends when it has been asked often enough.
+// countdown is a context that ends after a number of calls.
 type countdown struct {
 	context.Context
 	left int

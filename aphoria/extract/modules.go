@@ -14,26 +14,26 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Modules knows by which name a piece of code goes: that of the nearest
-// manifest of its language at or above it, or the project's.
+// Modules knows the module name of each file: that of the nearest manifest of
+// its language at or above it, or the project's.
 type Modules struct {
 	project string
 	names   map[source.Language]map[string]string // language, directory → name
 }
 
-// NewModules starts with the project's name alone.
+// NewModules starts with only the project's name.
 func NewModules(project string) *Modules {
 	return &Modules{project: cleanName(project), names: make(map[source.Language]map[string]string)}
 }
 
-// Manifests are the names of the files that Add can learn from.
+// Manifests are the names of the files that Add can read.
 func Manifests() []string { return []string{"go.mod", "package.json", "Cargo.toml", "pyproject.toml"} }
 
-// IsManifest says, by name alone, whether Add can learn from the file.
+// IsManifest reports, by name alone, whether Add can read the file.
 func IsManifest(f *source.File) bool { return slices.Contains(Manifests(), f.Base()) }
 
-// Add learns a module's name from its manifest. What cannot be read names
-// nothing: its extractor warns.
+// Add reads a module's name from its manifest. It ignores an unreadable
+// manifest, about which the extractor warns.
 func (m *Modules) Add(f *source.File) {
 	name := ""
 	switch f.Base() {
@@ -85,9 +85,9 @@ func tomlName(f *source.File, table ...string) string {
 	return ""
 }
 
-// cleanName keeps a name from breaking the path that it is part of. A name
-// longer than any subject is cut: it makes no claim in any case, and would
-// otherwise be copied into each of its observations.
+// cleanName makes a name safe in a path. A name longer than any subject is cut:
+// it can make no claim, and would otherwise be copied into each of its
+// observations.
 func cleanName(name string) string {
 	if len(name) > record.MaxSubject {
 		name = name[:record.MaxSubject+1]

@@ -11,20 +11,20 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Rule is an extractor's rule as data: where Word is a word by itself and After
-// fits the text behind it, the observation holds. Nothing else in the file
-// changes that. Comments are blanked first; matches wholly inside a string are
-// skipped, unless the rule asks for strings.
+// Rule is an extractor's rule as data: it matches where Word is a separate word
+// and After matches the text after it, whatever else the file contains.
+// Comments are blanked first; matches entirely inside a string are skipped,
+// unless the rule asks for strings.
 type Rule struct {
 	Languages []source.Language
-	Files     []string // names that it applies to beside its languages
+	Files     []string // names that it applies to besides its languages
 	Word      string
 	After     string // of package regexp; tied to the end of Word
 	InStrings bool
 	finding
 }
 
-// finding is the observation that a rule makes where it fits.
+// finding is the observation of a matching rule.
 type finding struct {
 	Aspect     string
 	Predicate  string
@@ -34,7 +34,7 @@ type finding struct {
 	Message    string
 }
 
-// declared is an extractor that is nothing but rules.
+// declared is an extractor that consists only of rules.
 type declared struct {
 	name  string
 	rules []compiledRule
@@ -45,7 +45,7 @@ type compiledRule struct {
 	after *regexp.Regexp
 }
 
-// Declare makes an extractor out of rules.
+// Declare makes an extractor from rules.
 func Declare(name string, rules ...Rule) (Extractor, error) {
 	d := declared{name: name}
 	for i, r := range rules {
@@ -81,7 +81,8 @@ func (d declared) Extract(ctx context.Context, f *source.File, m *Modules) ([]Ob
 	var found []Observation
 	for i := range d.rules {
 		r := &d.rules[i]
-		// Most files fit no rule: try the plain text before reading the language.
+		// Most files match no rule, so try the plain text before parsing the
+		// language.
 		if r.applies(f) && bytes.Contains(f.Text, []byte(r.Word)) {
 			found = r.extract(ctx, f, m, found)
 		}
@@ -89,8 +90,8 @@ func (d declared) Extract(ctx context.Context, f *source.File, m *Modules) ([]Ob
 	return found, ctx.Err()
 }
 
-// extract goes from word to word, so a file takes time in proportion to its
-// length, and an end of ctx is seen within it.
+// extract goes from word to word, so that the time is proportional to the
+// file's length and the end of ctx is noticed on the way.
 func (r *compiledRule) extract(ctx context.Context, f *source.File, m *Modules, found []Observation) []Observation {
 	text, kinds := f.WithoutComments(ctx), f.Kinds(ctx)
 	for at := 0; ctx.Err() == nil; {
@@ -126,12 +127,12 @@ func (r *finding) observe(f *source.File, m *Modules, offset int) Observation {
 		Confidence: r.Confidence, Line: f.Line(offset), Verdict: r.Verdict, Message: r.Message,
 	}
 	if f.IsTest() && o.Verdict == Block {
-		o.Verdict = Flag // a test server's certificate is nobody's secret
+		o.Verdict = Flag // a test server's certificate protects nothing
 	}
 	return o
 }
 
-// softer is the finding as one to look at, of half the confidence.
+// softer is the finding as a FLAG with half the confidence.
 func (r finding) softer() finding {
 	r.Verdict, r.Confidence = Flag, r.Confidence/2
 	return r

@@ -13,7 +13,7 @@ type tlsVerify struct {
 }
 
 // TLSVerify is that extractor. Go is read with its own parser, Python call by
-// call, the rest by rules.
+// call, other languages by rules.
 func TLSVerify() (Extractor, error) {
 	javascript := []source.Language{source.JavaScript}
 	rules, err := Declare("tls_verify",

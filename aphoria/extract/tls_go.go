@@ -15,10 +15,10 @@ import (
 
 const skipVerify = "InsecureSkipVerify"
 
-// goTLS finds where InsecureSkipVerify becomes true. Code that verifies by other
-// rules than the library's must switch the library's off: where the same literal,
-// or the same variable in the same block, gets such a function, the observation
-// is one to look at.
+// goTLS finds where InsecureSkipVerify becomes true. Code that verifies by
+// rules other than the library's must switch the library's off: where the same
+// literal, or the same variable in the same block, gets such a function, the
+// observation is a FLAG.
 func goTLS(ctx context.Context, f *source.File, m *Modules) ([]Observation, error) {
 	if !bytes.Contains(f.Text, []byte(skipVerify)) {
 		return nil, nil
@@ -26,7 +26,7 @@ func goTLS(ctx context.Context, f *source.File, m *Modules) ([]Observation, erro
 	files := token.NewFileSet()
 	parsed, err := parser.ParseFile(files, "", f.Text, parser.SkipObjectResolution)
 	if err != nil {
-		// The compiler takes no such file, but a later one may.
+		// This compiler accepts no such file, but a later one may.
 		return goTokens(ctx, f, m), fmt.Errorf("cannot be parsed, so every %s = true in it counts: %w", skipVerify, err)
 	}
 	g := goFinder{ctx: ctx, file: f, modules: m, files: files, verifies: make(map[*ast.AssignStmt]map[string]bool)}
@@ -72,7 +72,7 @@ func (g *goFinder) add(at token.Pos, softer bool) {
 	g.found = append(g.found, r.observe(g.file, g.modules, g.files.File(at).Offset(at)))
 }
 
-// literal looks at one composite literal by itself.
+// literal checks one composite literal by itself.
 func (g *goFinder) literal(lit *ast.CompositeLit) {
 	verifies := false
 	for _, e := range lit.Elts {
@@ -87,8 +87,8 @@ func (g *goFinder) literal(lit *ast.CompositeLit) {
 	}
 }
 
-// block notes which variables get a verifier by the statements of one block
-// itself.
+// block records the variables that get a verifier in the statements of one
+// block.
 func (g *goFinder) block(list []ast.Stmt) {
 	verifies := make(map[string]bool)
 	for _, stmt := range list {
@@ -147,7 +147,7 @@ func setsVerifier(value ast.Expr) bool {
 	}
 }
 
-// isTrue knows true however it is wrapped.
+// isTrue recognises true in any parentheses.
 func isTrue(value ast.Expr) bool { return boolean(value, "true") }
 
 func boolean(value ast.Expr, want string) bool {
@@ -167,9 +167,9 @@ func goTokens(ctx context.Context, f *source.File, m *Modules) []Observation {
 	var s scanner.Scanner
 	files := token.NewFileSet()
 	file := files.AddFile(f.Path, -1, len(f.Text))
-	s.Init(file, f.Text, nil, 0) // a broken token is passed over
+	s.Init(file, f.Text, nil, 0) // a broken token is skipped
 	var found []Observation
-	fits, at := 0, 0 // how many tokens of the three have been seen, and where the first is
+	fits, at := 0, 0 // the number of the three tokens seen, and the offset of the first
 	for ctx.Err() == nil {
 		pos, tok, text := s.Scan()
 		switch {

@@ -10,8 +10,7 @@ import (
 
 // pythonTLS finds verify=False where a client of HTTP is called or set up, and
 // CERT_NONE where a context or a client is. It reads the code token by token
-// and knows of each place which call it is an argument of; nothing else
-// decides.
+// and tracks the call that each place is an argument of; nothing else decides.
 func pythonTLS(ctx context.Context, f *source.File, m *Modules) []Observation {
 	if !bytes.Contains(f.Text, []byte("verify")) && !bytes.Contains(f.Text, []byte("CERT_NONE")) {
 		return nil
@@ -44,7 +43,7 @@ type pythonFinder struct {
 	deeper  int // brackets beyond maxPyDepth
 
 	path   pyPath // the dotted name that was read last
-	target pyPath // the dotted name before the last "=", when nothing is between
+	target pyPath // the dotted name before the last "=", when nothing is in between
 	last   string // the last token; a name is "name", a string "string"
 }
 
@@ -57,7 +56,7 @@ type pyPath struct {
 
 func (p pyPath) name() string { return p.text[strings.LastIndexByte(p.text, '.')+1:] }
 
-// token reads the token at offset and returns the offset behind it.
+// token reads the token at offset and returns the offset after it.
 func (p *pythonFinder) token(kinds []source.Kind, at int) int {
 	text := p.file.Text
 	c := text[at]
@@ -87,10 +86,10 @@ func (p *pythonFinder) token(kinds []source.Kind, at int) int {
 	}
 }
 
-// maxPyDepth bounds the brackets that are kept; Python itself takes 200.
+// maxPyDepth bounds the brackets that are tracked; Python itself allows 200.
 const maxPyDepth = 1000
 
-// maxPyPath bounds a dotted name: none that matters comes near.
+// maxPyPath bounds a dotted name; no relevant one comes near it.
 const maxPyPath = 256
 
 func (p *pythonFinder) word(word string, at int) {
@@ -158,7 +157,7 @@ func (p *pythonFinder) operator(op string) {
 	p.last = op
 }
 
-// value takes the value after an equals sign.
+// value handles the value after an equals sign.
 func (p *pythonFinder) value(value string) {
 	switch name := p.target.name(); {
 	case name == "verify" && value == "False":
@@ -179,7 +178,7 @@ func (p *pythonFinder) add(r finding) {
 // declared reports whether the place is a parameter's default.
 func (p *pythonFinder) declared() bool { return p.bracket().declares || p.bracket().lambda }
 
-// verify decides about verify=False: it is an ordinary name too.
+// verify judges verify=False, which is also an ordinary name.
 func (p *pythonFinder) verify() {
 	r := verificationOff(0.85, "verify=False accepts any certificate")
 	b := p.bracket()

@@ -8,7 +8,7 @@ import (
 	"github.com/stemedb/stemedb/aphoria/source"
 )
 
-// verdicts gives the verdict of each observation of TLS verification in text.
+// verdicts returns the verdict of each observation of TLS verification in text.
 func verdicts(t *testing.T, name, text string) []Verdict {
 	t.Helper()
 	e, err := TLSVerify()

@@ -11,23 +11,23 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// maxTOMLDepth bounds the paths that are looked at: no manifest names a
-// dependency deeper, and a file may nest as deep as it is long.
+// maxTOMLDepth bounds the paths that are read: no manifest names a dependency
+// deeper, and a file may nest as deep as it is long.
 const maxTOMLDepth = 8
 
 // tomlValue is one value of a manifest.
 type tomlValue struct {
-	path []string // with that of its table; not kept over the next value
+	path []string // including its table's; valid until the next value
 	text string   // "" for all but strings and booleans
 	line int
 	// header is true for the line of a table, which has no value.
 	header bool
 }
 
-// tomlValues goes through the tables and the scalar values of a manifest, in
-// their order and with their lines. The parser is asked for one expression after
-// another: decoding into a value takes time that grows with the square of some
-// files. The last error, if any, ends it.
+// tomlValues yields the tables and the scalar values of a manifest, in order
+// and with their lines. It parses one expression after another, because
+// decoding into a value takes quadratic time for some files. An error is
+// yielded last.
 func tomlValues(f *source.File) iter.Seq2[tomlValue, error] {
 	return func(yield func(tomlValue, error) bool) {
 		var p unstable.Parser
@@ -62,7 +62,8 @@ type tomlWalk struct {
 	yield func(tomlValue, error) bool
 }
 
-// key gives the path of a table or a pair, cut where it is too deep to matter.
+// key returns the path of a table or a pair, cut where it is too deep to
+// matter.
 func (w *tomlWalk) key(table []string, n *unstable.Node) (path []string, line int) {
 	path = slices.Clone(table)
 	for it := n.Key(); it.Next() && len(path) <= maxTOMLDepth; {
@@ -70,14 +71,14 @@ func (w *tomlWalk) key(table []string, n *unstable.Node) (path []string, line in
 		if line == 0 {
 			line = w.file.Line(int(part.Raw.Offset))
 		}
-		// A name longer than any subject makes no claim, but would be compared
-		// for each of its pairs.
+		// A name longer than any subject can make no claim, but would be compared for
+		// each of its pairs.
 		path = append(path, string(part.Data[:min(len(part.Data), record.MaxSubject+1)]))
 	}
 	return path, line
 }
 
-// pair gives the value of one pair, or the values of its inline table.
+// pair yields the value of one pair, or the values of its inline table.
 func (w *tomlWalk) pair(table []string, n *unstable.Node, line int) bool {
 	path, own := w.key(table, n)
 	if line == 0 {

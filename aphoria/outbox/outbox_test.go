@@ -36,7 +36,8 @@ var (
 	errDenied  = &client.Error{Status: 403, Code: "forbidden"}
 )
 
-// fakeServer holds what it was sent; fate decides per claim, down per request.
+// fakeServer holds the claims sent to it; fate decides per claim, down per
+// request.
 type fakeServer struct {
 	held  map[string]bool
 	calls []int
@@ -143,7 +144,7 @@ func TestFallbackQueue(t *testing.T) {
 	sum, err := o.Send(t.Context(), claims(0, 700))
 	require.NoError(t, err)
 	require.Equal(t, 700, sum.Queued)
-	// The same scan once more, still offline, queues nothing twice.
+	// The same scan again, still offline, queues nothing twice.
 	sum, err = o.Send(t.Context(), claims(0, 700))
 	require.NoError(t, err)
 	require.Equal(t, 700, sum.Queued)
@@ -155,14 +156,14 @@ func TestFallbackQueue(t *testing.T) {
 	sum, err = o.Send(t.Context(), claims(1000, 1))
 	require.NoError(t, err)
 	require.Equal(t, &Summary{Created: 701, FromQueue: 700}, sum)
-	require.Equal(t, []int{500, 200, 1}, s.calls, "what waited goes first")
+	require.Equal(t, []int{500, 200, 1}, s.calls, "queued claims go first")
 	names, err = o.Queue.Names()
 	require.NoError(t, err)
 	require.Empty(t, names)
 }
 
-// A full disk and a proxy that gave up pass like an outage: for a request as a
-// whole and for single claims of it.
+// A full disk and a proxy timeout count as an outage: for a whole request and
+// for single claims of it.
 func TestFallbackIsForEverythingThatPasses(t *testing.T) {
 	for _, status := range []int{504, 507} {
 		later := &client.Error{Status: status}
@@ -178,7 +179,7 @@ func TestFallbackIsForEverythingThatPasses(t *testing.T) {
 				require.Equal(t, 700, sum.Queued)
 				require.Zero(t, sum.Failed)
 
-				// Still so at the next run, which meets the queue first.
+				// The same at the next run, which sends the queue first.
 				sum, err = o.Send(t.Context(), claims(1000, 1))
 				require.NoError(t, err)
 				require.Equal(t, 1, sum.Queued)
@@ -219,7 +220,7 @@ func TestQueueKeepsWhatIsPartlyTaken(t *testing.T) {
 	require.Equal(t, 1, sum.Queued)
 	require.Equal(t, 1, sum.Failed)
 
-	// While one of the batch is still not taken the batch stays.
+	// The batch stays while one of its claims is not accepted.
 	require.NoError(t, o.Queue.Put(claims(0, 4), time.Unix(99, 0)))
 	_, err = o.Send(t.Context(), nil)
 	require.NoError(t, err)
@@ -227,7 +228,7 @@ func TestQueueKeepsWhatIsPartlyTaken(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, names, 2)
 
-	// What is refused for good is kept aside, and not sent again.
+	// Permanently refused claims are kept aside and not sent again.
 	s.fate = func(subject string) error {
 		if subject == "2" {
 			return errRefused
@@ -271,7 +272,7 @@ func TestQueueWriteFails(t *testing.T) {
 	o.Queue = NewQueue(dir)
 	s.down = errDown
 	_, err := o.Send(t.Context(), claims(0, 1))
-	require.Error(t, err, "what can neither be sent nor kept is an error")
+	require.Error(t, err, "a claim that can neither be sent nor kept is an error")
 	var path *os.PathError
 	require.True(t, errors.As(err, &path))
 }

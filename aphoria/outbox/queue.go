@@ -1,6 +1,6 @@
-// Package outbox brings signed claims to a StemeDB server, and keeps them in
-// files while there is none. A claim that was put into the queue leaves it only
-// when a server has acknowledged it, or by the hand of a person.
+// Package outbox sends signed claims to a StemeDB server, and keeps them in
+// files while no server can be reached. A queued claim leaves the queue only
+// when a server has acknowledged it or a person removes it.
 package outbox
 
 import (
@@ -22,8 +22,7 @@ const (
 	// A queued batch is a CBOR sequence (RFC 8742) of signed assertions in
 	// their wire form, at most BatchSize of them.
 	queuedSuffix = ".cborseq"
-	// What a server refused for good is kept under this suffix and not sent
-	// again.
+	// Permanently refused claims are kept under this suffix and not sent again.
 	refusedSuffix = ".refused"
 )
 
@@ -32,12 +31,12 @@ type Queue struct {
 	dir string
 }
 
-// NewQueue is the queue of a state directory. The directory is made when
-// something is put into it.
+// NewQueue is the queue of a state directory. The directory is made at the
+// first Put.
 func NewQueue(stateDir string) *Queue { return &Queue{filepath.Join(stateDir, queueDir)} }
 
-// Put keeps a batch durably: when it returns, a loss of power does not lose
-// it. A batch that is there already is not kept twice.
+// Put stores a batch durably: after it returns, a loss of power does not lose
+// the batch. It is idempotent.
 func (q *Queue) Put(as []*record.Assertion, now time.Time) error {
 	if err := os.MkdirAll(q.dir, 0o700); err != nil {
 		return fmt.Errorf("queue a batch: %w", err)
@@ -77,7 +76,7 @@ func (q *Queue) Names() ([]string, error) {
 	return names, nil
 }
 
-// Read gives one batch.
+// Read returns one batch.
 func (q *Queue) Read(name string) ([]*record.Assertion, error) {
 	file := filepath.Join(q.dir, name)
 	body, err := os.ReadFile(file)
@@ -98,7 +97,7 @@ func (q *Queue) Read(name string) ([]*record.Assertion, error) {
 	return as, nil
 }
 
-// Remove takes a batch out, after what was refused of it has been kept aside.
+// Remove removes a batch after its refused claims have been kept aside.
 func (q *Queue) Remove(name string, refused []*record.Assertion) error {
 	if len(refused) > 0 {
 		if err := q.write(strings.TrimSuffix(name, queuedSuffix)+refusedSuffix, encode(refused)); err != nil {
@@ -111,7 +110,7 @@ func (q *Queue) Remove(name string, refused []*record.Assertion) error {
 	return nil
 }
 
-// write makes a file appear whole or not at all.
+// write creates a file atomically.
 func (q *Queue) write(name string, body []byte) error {
 	f, err := os.CreateTemp(q.dir, ".writing-*")
 	if err != nil {

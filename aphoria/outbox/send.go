@@ -11,29 +11,29 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// BatchSize is how many claims one request carries.
+// BatchSize is the number of claims in one request.
 const BatchSize = 500
 
-// Sender is the part of client.Client that is needed here.
+// Sender is the part of client.Client that this package uses.
 type Sender interface {
 	AssertBatch(ctx context.Context, as []*record.Assertion) ([]client.BatchResult, error)
 }
 
-// Summary is what became of the claims.
+// Summary is the outcome of sending.
 type Summary struct {
 	Created int `json:"created"`
 	Exists  int `json:"exists"`
-	Failed  int `json:"failed"`  // refused by the server, or given up with an error
+	Failed  int `json:"failed"`  // refused by the server, or abandoned with an error
 	Queued  int `json:"queued"`  // kept for the next run
-	Skipped int `json:"skipped"` // given up, as offline_fallback says
-	// FromQueue counts those of the above that earlier runs had left.
+	Skipped int `json:"skipped"` // dropped, as offline_fallback says
+	// FromQueue is how many of the above were queued by earlier runs.
 	FromQueue int      `json:"from_queue"`
 	Errors    []string `json:"errors,omitempty"` // the first few, for people
 }
 
-// ErrOffline is returned when the server could not be reached, or could not take
-// the claims now, and the fallback is to fail.
-var ErrOffline = errors.New("the server could not be reached or cannot take claims now")
+// ErrOffline is returned when the server could not be reached, or could not
+// accept the claims now, and the fallback is to fail.
+var ErrOffline = errors.New("the server could not be reached or cannot accept claims now")
 
 // ErrRefused is returned when the server refused claims.
 var ErrRefused = errors.New("the server refused claims")
@@ -44,14 +44,14 @@ type Outbox struct {
 	Queue    *Queue
 	Fallback config.Fallback
 	Now      func() time.Time
-	// Progress is told how many of all claims have been dealt with.
+	// Progress is called with the number of claims handled so far and the total.
 	Progress func(done, total int)
 }
 
 const maxErrors = 10
 
-// Send brings what was queued earlier and then as to the server. The error is
-// ErrOffline, ErrRefused, or one of the server's that waiting does not cure.
+// Send sends the queued claims and then as to the server. The error is
+// ErrOffline, ErrRefused, or an error of the server that a retry does not fix.
 func (o *Outbox) Send(ctx context.Context, as []*record.Assertion) (*Summary, error) {
 	s := &Summary{}
 	queued, err := o.Queue.Names()
@@ -61,7 +61,7 @@ func (o *Outbox) Send(ctx context.Context, as []*record.Assertion) (*Summary, er
 	for _, name := range queued {
 		if err := o.sendQueued(ctx, name, s); err != nil {
 			if client.IsTemporary(err) {
-				// Do not ask the same server again for every batch.
+				// Do not try the same server again for every batch.
 				return s, o.fallBack(as, s, err)
 			}
 			s.Failed += len(as)
@@ -94,8 +94,8 @@ func refusal(s *Summary) error {
 	return fmt.Errorf("%w: %d of them", ErrRefused, s.Failed)
 }
 
-// sendQueued sends one batch of an earlier run. It leaves the queue only when
-// nothing of it has to be sent again.
+// sendQueued sends one batch of an earlier run. The batch leaves the queue only
+// when none of its claims has to be sent again.
 func (o *Outbox) sendQueued(ctx context.Context, name string, s *Summary) error {
 	as, err := o.Queue.Read(name)
 	if err != nil {
@@ -110,8 +110,8 @@ func (o *Outbox) sendQueued(ctx context.Context, name string, s *Summary) error 
 	return o.Queue.Remove(name, refused)
 }
 
-// batch sends at most BatchSize claims. later are those that may succeed some
-// other time; err is then the first of their errors, and of a request that
+// batch sends at most BatchSize claims. later are the claims that may succeed
+// later; err is then the first of their errors, or the error of a request that
 // failed as a whole.
 func (o *Outbox) batch(ctx context.Context, as []*record.Assertion, s *Summary) (later, refused []*record.Assertion, err error) {
 	results, callErr := o.Sender.AssertBatch(ctx, as)
@@ -127,7 +127,7 @@ func (o *Outbox) batch(ctx context.Context, as []*record.Assertion, s *Summary) 
 				err = r.Err
 			}
 		case callErr != nil && errors.Is(r.Err, callErr):
-			// The whole request was refused: nothing is said about this claim.
+			// The whole request was refused, so the result of this claim is unknown.
 		default:
 			refused = append(refused, as[i])
 			if len(s.Errors) < maxErrors {
@@ -141,7 +141,7 @@ func (o *Outbox) batch(ctx context.Context, as []*record.Assertion, s *Summary) 
 	return later, refused, err
 }
 
-// fallBack deals with what could not be sent.
+// fallBack handles claims that could not be sent.
 func (o *Outbox) fallBack(as []*record.Assertion, s *Summary, cause error) error {
 	switch o.Fallback {
 	case config.Queue:

@@ -1,6 +1,6 @@
-// Package revision says which state of the code was scanned. It promises that
-// the same code at the same revision gives the same time, so that a second
-// scan makes no new claims.
+// Package revision identifies the scanned state of the code. It promises that
+// the same code at the same revision gives the same time, so that a second scan
+// makes no new claims.
 package revision
 
 import (
@@ -20,22 +20,22 @@ import (
 	"golang.org/x/mod/module"
 )
 
-// Revision is what is known of the code's state.
+// Revision identifies the code's state.
 type Revision struct {
 	Kind string    `json:"kind"`          // git, module or none
 	ID   string    `json:"id,omitempty"`  // commit hash, or the module's version
 	Time time.Time `json:"time,omitzero"` // of the commit or version; zero when unknown
-	// Problem says why nothing is known although there is a repository.
+	// Problem says why the revision is unknown although there is a repository.
 	Problem string `json:"problem,omitempty"`
-	Dirty   bool   `json:"dirty,omitempty"` // the work tree has changes that no commit holds
+	Dirty   bool   `json:"dirty,omitempty"` // the work tree has uncommitted changes
 }
 
-// Fixed reports whether a scan of this revision always finds the same.
+// Fixed reports whether scans of this revision always find the same.
 func (r Revision) Fixed() bool { return !r.Dirty && !r.Time.IsZero() }
 
-// Timestamp is what claims are dated: the revision's own time where the code
-// is exactly that revision, else now. A commit from the future is dated now,
-// since servers refuse to look ahead.
+// Timestamp is the time of claims: the revision's time where the code is
+// exactly that revision, otherwise now. For a commit from the future it is also
+// now, since servers refuse future times.
 func (r Revision) Timestamp(now time.Time) uint64 {
 	at := now
 	if r.Fixed() && r.Time.Before(now) {
@@ -44,8 +44,8 @@ func (r Revision) Timestamp(now time.Time) uint64 {
 	return uint64(max(at.Unix(), 0))
 }
 
-// Detect looks at root: a git work tree that tracks files there, a version in
-// the Go module cache, or neither. stateDir is not counted as a change.
+// Detect examines root: a git work tree that tracks files there, a version in
+// the Go module cache, or neither. stateDir does not count as a change.
 func Detect(ctx context.Context, root, stateDir string) (Revision, error) {
 	if r, ok := moduleCache(root); ok {
 		return r, nil
@@ -55,8 +55,8 @@ func Detect(ctx context.Context, root, stateDir string) (Revision, error) {
 
 func gitRevision(ctx context.Context, root, stateDir string) (Revision, error) {
 	none := Revision{Kind: "none"}
-	// A tree inside somebody's repository that tracks none of it is not that
-	// repository's code.
+	// A tree inside a repository that tracks none of it is not that repository's
+	// code.
 	tracked, err := Git(ctx, root, "ls-files", "-z", "--", ".")
 	if err != nil {
 		none.Problem = repositoryProblem(root, err)
@@ -84,12 +84,12 @@ func gitRevision(ctx context.Context, root, stateDir string) (Revision, error) {
 	return Revision{Kind: "git", ID: hash, Time: time.Unix(seconds, 0).UTC(), Dirty: len(changes) > 0}, nil
 }
 
-// repositoryProblem explains why git says nothing of a tree that looks like a
+// repositoryProblem explains why git cannot read a tree that looks like a
 // repository: a checkout of another owner, or no git on the machine.
 func repositoryProblem(root string, err error) string {
 	for dir := root; ; dir = filepath.Dir(dir) {
 		if _, serr := os.Stat(filepath.Join(dir, ".git")); serr == nil {
-			return fmt.Sprintf("the commit is not known, so claims are dated now and every scan makes new ones: %v", err)
+			return fmt.Sprintf("the commit is unknown, so claims are dated now and every scan makes new ones: %v", err)
 		}
 		if dir == filepath.Dir(dir) {
 			return ""
@@ -97,12 +97,13 @@ func repositoryProblem(root string, err error) string {
 	}
 }
 
-// Git runs git in dir without asking anything, without taking locks, and
-// without the program that a scanned repository may name as its file monitor.
+// Git runs git in dir without prompts, without locks, and without the program
+// that a scanned repository may name as its file monitor.
 func Git(ctx context.Context, dir string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "git", append([]string{"-c", "core.fsmonitor=false"}, args...)...)
 	cmd.Dir = dir
-	// Inside a git hook these name the hook's repository, whatever dir is.
+	// Inside a git hook these variables name the hook's repository, whatever dir
+	// is.
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
 		return slices.Contains([]string{"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}, name)
@@ -118,7 +119,7 @@ func Git(ctx context.Context, dir string, args ...string) ([]byte, error) {
 }
 
 // moduleCache recognises <cache>/<escaped path>@<version>: such a tree never
-// changes, and its time stands in the cache's own download folder.
+// changes, and its time is in the cache's download folder.
 func moduleCache(root string) (Revision, bool) {
 	abs, err := filepath.Abs(root)
 	if err != nil {

@@ -59,7 +59,7 @@ func TestDetectGit(t *testing.T) {
 	require.Equal(t, r, detect(t, filepath.Join(dir, "sub"), state))
 
 	put(t, filepath.Join(state, "config.toml"), "")
-	require.Equal(t, r, detect(t, dir, state), "the state directory is no change")
+	require.Equal(t, r, detect(t, dir, state), "the state directory is not a change")
 	put(t, filepath.Join(dir, "new.go"), "package a")
 	dirty := detect(t, dir, state)
 	require.True(t, dirty.Dirty)

@@ -9,16 +9,16 @@ import (
 	"github.com/stemedb/stemedb/aphoria/revision"
 )
 
-// Place is a directory that is scanned, with the project that it belongs to: the
-// same file makes the same claims whether the whole project or a part of it is
-// scanned.
+// Place is a scanned directory with its project: a file makes the same claims
+// whether the whole project or a part of it is scanned.
 type Place struct {
 	Root string // of the project
-	Dir  string // that is looked at: the root or a directory below it
+	Dir  string // the scanned one: the root or a directory below it
 }
 
-// Find finds the project of dir: where its configuration is (projectRoot, "" for
-// none), else the work tree of git that tracks it, else dir itself.
+// Find finds the project of dir: the directory of its configuration
+// (projectRoot, "" for none), otherwise the git work tree that tracks it,
+// otherwise dir itself.
 func Find(ctx context.Context, dir, projectRoot string) (Place, error) {
 	dir, err := real(dir)
 	if err != nil {
@@ -29,7 +29,7 @@ func Find(ctx context.Context, dir, projectRoot string) (Place, error) {
 	if root == "" {
 		tracked, err := revision.Git(ctx, dir, "ls-files", "-z", "--", ".")
 		if err != nil || len(tracked) == 0 {
-			return p, ctx.Err() // no repository, or somebody else's: not an error
+			return p, ctx.Err() // no repository, or one that does not track dir: not an error
 		}
 		top, err := revision.Git(ctx, dir, "rev-parse", "--show-toplevel")
 		if err != nil {
@@ -46,8 +46,8 @@ func Find(ctx context.Context, dir, projectRoot string) (Place, error) {
 	return p, nil
 }
 
-// real resolves links: the root itself may be one, since the caller asked for
-// it; those below it are not followed.
+// real resolves links: the root itself may be one, since the caller named it;
+// links below it are not followed.
 func real(dir string) (string, error) {
 	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -60,7 +60,7 @@ func real(dir string) (string, error) {
 func (p Place) under() string {
 	rel, err := filepath.Rel(p.Root, p.Dir)
 	if err != nil {
-		return "." // Find has made it local
+		return "." // Find has made the path local
 	}
 	return filepath.ToSlash(rel)
 }

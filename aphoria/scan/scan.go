@@ -20,16 +20,16 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Finding is an observation with the claim that it makes.
+// Finding is an observation with its claim.
 type Finding struct {
 	extract.Observation
 	Content record.Content
 	ID      record.Hash
-	// NotKept says why no server would take the claim; nil: it can be kept.
+	// NotKept says why no server would accept the claim; nil: it can be kept.
 	NotKept error
 }
 
-// Result is what a scan found.
+// Result is the result of a scan.
 type Result struct {
 	Root     string
 	Project  string
@@ -63,7 +63,7 @@ func (r *Result) NotKept() int {
 	return n
 }
 
-// Run scans a place. now dates what no revision dates.
+// Run scans a place. now is the time of claims without a revision's time.
 func Run(ctx context.Context, at Place, stateDir string, cfg config.Config, registry *extract.Registry, now time.Time) (*Result, error) {
 	tree, err := source.Open(ctx, at.Root, source.Options{
 		Under:   at.under(),
@@ -91,8 +91,8 @@ func Run(ctx context.Context, at Place, stateDir string, cfg config.Config, regi
 	return res, res.claim(ctx, found, now)
 }
 
-// read looks at every file that an extractor wants, manifests first: they name
-// the modules.
+// read reads every file that an extractor wants, manifests first, because they
+// name the modules.
 func (res *Result) read(ctx context.Context, tree *source.Tree, at Place, cfg config.Config, registry *extract.Registry) ([]extract.Observation, error) {
 	modules := extract.NewModules(res.Project)
 	for dir := at.under(); dir != "."; {
@@ -146,8 +146,7 @@ func (res *Result) read(ctx context.Context, tree *source.Tree, at Place, cfg co
 	return found, nil
 }
 
-// claim makes the claims. Two observations of one place that say the same are
-// one claim.
+// claim makes the claims. Two equal observations of one place are one claim.
 func (res *Result) claim(ctx context.Context, found []extract.Observation, now time.Time) error {
 	timestamp := res.Revision.Timestamp(now)
 	seen := make(map[record.Hash]bool, len(found))

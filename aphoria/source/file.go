@@ -1,6 +1,6 @@
-// Package source finds the files of a project and tells code from comments and
-// text. It promises to read nothing outside the scanned directory: symbolic
-// links are not followed, sizes are bounded, binaries are passed over.
+// Package source finds the files of a project and distinguishes code from
+// comments and text. It promises to read nothing outside the scanned directory:
+// symbolic links are not followed, sizes are bounded, binaries are skipped.
 package source
 
 import (
@@ -11,7 +11,7 @@ import (
 	"unicode/utf16"
 )
 
-// Language is what a file is written in.
+// Language is the language of a file.
 type Language string
 
 // The languages that extractors know; "" is any other.
@@ -32,9 +32,8 @@ type File struct {
 	lines []int  // offset of each line's beginning; made on demand
 }
 
-// NewFile makes a file from text that is there already. A byte order mark is no
-// part of the text, and UTF-16 that begins with one becomes UTF-8: editors and
-// shells of Windows write both.
+// NewFile makes a file from text. A byte order mark is removed, and UTF-16 that
+// begins with one becomes UTF-8: editors and shells on Windows write both.
 func NewFile(name string, text []byte) *File {
 	return &File{Path: name, Language: languageOf(name), Text: decodeText(text)}
 }
@@ -85,7 +84,7 @@ func (f *File) Line(offset int) int {
 	return lo + 1
 }
 
-// IsTest reports whether the file holds tests, by its language's customs.
+// IsTest reports whether the file holds tests, by its language's conventions.
 func (f *File) IsTest() bool {
 	base := f.Base()
 	for _, dir := range strings.Split(f.Dir(), "/") {
@@ -134,7 +133,7 @@ func languageOf(name string) Language {
 	}
 }
 
-// isRequirements knows requirements.txt and its customary variants.
+// isRequirements recognises requirements.txt and its usual variants.
 func isRequirements(name string) bool {
 	base := path.Base(name)
 	if path.Ext(base) != ".txt" {

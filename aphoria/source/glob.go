@@ -8,9 +8,9 @@ import (
 
 // globExpr translates one pattern of git into package regexp, whose matching
 // takes linear time whatever the pattern. Where slashes count, "**" as a whole
-// component means any number of directories; everywhere else it is "*".
-// Git takes the text before the first wildcard off before it looks at the rest,
-// so "**" right after that text counts as whole too.
+// component means any number of directories; everywhere else it means "*". Git
+// removes the text before the first wildcard before it matches the rest, so
+// "**" right after that text also counts as whole.
 func globExpr(p string, slashes bool) (string, error) {
 	var b strings.Builder
 	whole := slashes // no wildcard yet
@@ -43,7 +43,7 @@ func globExpr(p string, slashes bool) (string, error) {
 			b.WriteString(expr)
 			p = rest
 		case c == '\\' && len(p) == 1:
-			return "", errors.New("ends with a backslash; write two for one that is meant")
+			return "", errors.New("ends with a backslash; write two for a literal backslash")
 		case c == '\\':
 			p = p[1:]
 			fallthrough
@@ -83,15 +83,15 @@ func globClass(p string) (expr, rest string, err error) {
 		}
 		low, tail, ok := classRune(rest)
 		if !ok {
-			return "", "", errors.New("has a bracket without an end; write \\[ for one that is meant")
+			return "", "", errors.New("has a bracket without an end; write \\[ for a literal bracket")
 		}
 		high := low
 		if strings.HasPrefix(tail, "-") && !strings.HasPrefix(tail, "-]") {
 			if high, tail, ok = classRune(tail[1:]); !ok {
-				return "", "", errors.New("has a bracket without an end; write \\[ for one that is meant")
+				return "", "", errors.New("has a bracket without an end; write \\[ for a literal bracket")
 			}
 		}
-		// As in git, a range that runs backwards holds its first letter alone.
+		// As in git, a range that runs backwards contains only its first letter.
 		writeRange(&b, low, max(low, high))
 		rest = tail
 	}
@@ -101,7 +101,7 @@ func globClass(p string) (expr, rest string, err error) {
 	case negated:
 		return "[^/" + inner + "]", rest, nil
 	case inner == "":
-		return `[^\x{0}-\x{10FFFF}]`, rest, nil // nothing but a slash was asked for
+		return `[^\x{0}-\x{10FFFF}]`, rest, nil // only a slash could match
 	default:
 		return "[" + inner + "]", rest, nil
 	}
@@ -131,7 +131,7 @@ func classRune(s string) (r rune, rest string, ok bool) {
 	return []rune(first)[0], s[len(first):], true
 }
 
-// namedClass reads [:name:] as POSIX has it.
+// namedClass reads [:name:] as defined by POSIX.
 func namedClass(s string) (expr, rest string, ok bool) {
 	if !strings.HasPrefix(s, "[:") {
 		return "", "", false

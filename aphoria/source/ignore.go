@@ -7,16 +7,16 @@ import (
 	"strings"
 )
 
-// Ignore decides which paths are passed over. Its patterns follow
-// .gitignore: a file in each directory, the last pattern that fits
-// decides, and that of the nearest file before those of the directories above.
-// A path below a directory that is passed over cannot be taken back.
+// Ignore decides which paths are skipped. Its patterns follow .gitignore: there
+// may be a file in each directory, the last matching pattern decides, and a
+// nearer file takes precedence over those of the directories above. A path
+// below a skipped directory cannot be included again.
 type Ignore struct {
 	always  []pattern // weaker than any file
 	exclude []pattern // stronger than any file
 	read    func(dir string) ([]byte, error)
 	files   map[string][]pattern
-	dirs    map[string]bool // whether the directory is passed over
+	dirs    map[string]bool // whether the directory is skipped
 }
 
 // pattern is one line.
@@ -27,9 +27,9 @@ type pattern struct {
 	tied  bool // to the file's directory: it had a slash
 }
 
-// NewIgnore takes patterns from three places: those of every project, the
-// ignore file of each directory (read gives its content, nil for none) and the
-// configuration.
+// NewIgnore takes patterns from three places: the defaults of every project,
+// the ignore file of each directory (read returns its content, nil for none)
+// and the configuration.
 func NewIgnore(always []string, read func(dir string) ([]byte, error), exclude []string) (*Ignore, error) {
 	ig := &Ignore{read: read, files: make(map[string][]pattern), dirs: map[string]bool{".": false}}
 	var err error
@@ -67,7 +67,7 @@ func parsePattern(line string) (p pattern, ok bool, err error) {
 	p.tied = strings.Contains(text, "/")
 	text = strings.TrimPrefix(text, "/")
 	if text == "" {
-		return p, false, fmt.Errorf("the pattern %q names nothing; write a file or directory name", line)
+		return p, false, fmt.Errorf("the pattern %q names no file; write a file or directory name", line)
 	}
 	expr, err := globExpr(latin(text), p.tied)
 	if err != nil {
@@ -79,7 +79,7 @@ func parsePattern(line string) (p pattern, ok bool, err error) {
 	return p, true, nil
 }
 
-// trimSpaces cuts spaces at the end that no backslash protects.
+// trimSpaces cuts trailing spaces that are not escaped with a backslash.
 func trimSpaces(s string) string {
 	cut := strings.TrimRight(s, " ")
 	if len(cut) == len(s) {
@@ -105,7 +105,7 @@ func latin(s string) string {
 	return s
 }
 
-// Ignored reports whether the path, or a directory above it, is passed over.
+// Ignored reports whether the path, or a directory above it, is skipped.
 func (ig *Ignore) Ignored(name string, dir bool) (bool, error) {
 	if dir {
 		if known, ok := ig.dirs[name]; ok {
@@ -127,7 +127,7 @@ func (ig *Ignore) Ignored(name string, dir bool) (bool, error) {
 	return ignored, nil
 }
 
-// decide asks the patterns about one path, the strongest first.
+// decide matches one path against the patterns, the strongest first.
 func (ig *Ignore) decide(name string, dir bool) (bool, error) {
 	if ignored, ok := lastMatch(ig.exclude, name, dir); ok {
 		return ignored, nil
@@ -171,7 +171,7 @@ func lastMatch(patterns []pattern, name string, dir bool) (ignored, ok bool) {
 	return false, false
 }
 
-// file gives the patterns of a directory's own ignore file.
+// file returns the patterns of a directory's ignore file.
 func (ig *Ignore) file(dir string) ([]pattern, error) {
 	if known, ok := ig.files[dir]; ok {
 		return known, nil

@@ -5,7 +5,7 @@ import (
 	"context"
 )
 
-// Kind is what a byte of source text belongs to.
+// Kind is the kind of text that a byte belongs to.
 type Kind uint8
 
 // The kinds.
@@ -15,11 +15,12 @@ const (
 	String // with its quotes; also the text between the tags of JSX
 )
 
-// Kinds gives the kind of every byte of the text. It knows as much of each
-// language as that needs, and no more. Where a file is broken it errs for a
-// line, because quotes of one line end with it, and an unterminated template,
-// element of JSX or long string is read as code, so that nothing hides in it. Its time grows with the text's length and with nothing else. When ctx
-// ends it stops early, and the rest counts as code.
+// Kinds returns the kind of every byte of the text. It knows only as much of
+// each language as that needs. In a broken file it errs for at most a line,
+// because single-line quotes end with their line, and an unterminated template,
+// JSX element or long string is read as code, so that nothing can hide in it.
+// Its time is linear in the text's length. When ctx ends it stops early, and
+// the rest counts as code.
 func (f *File) Kinds(ctx context.Context) []Kind {
 	if f.kinds == nil {
 		l := lexer{ctx: ctx, text: f.Text, kinds: make([]Kind, len(f.Text)), rewinds: maxRewinds}
@@ -37,8 +38,8 @@ func (f *File) Kinds(ctx context.Context) []Kind {
 	return f.kinds
 }
 
-// WithoutComments is the text with every byte of a comment, but line breaks,
-// turned into a space, so that offsets stay.
+// WithoutComments is the text with every byte of a comment except line breaks
+// replaced by a space, so that offsets do not change.
 func (f *File) WithoutComments(ctx context.Context) []byte {
 	out := bytes.Clone(f.Text)
 	for i, k := range f.Kinds(ctx) {
@@ -54,24 +55,23 @@ type lexer struct {
 	text  []byte
 	kinds []Kind
 	pos   int
-	last  byte // the last byte of code that was no space
+	last  byte // the last byte of code that was not a space
 
 	// open are the templates, f-strings and elements that are being read,
 	// outermost first.
 	open    []frame
-	rewinds int    // that are left, see rewind
-	plain   bool   // nothing may be opened any more
+	rewinds int    // still allowed, see rewind
+	plain   bool   // nothing more may be opened
 	jsx     bool   // the file may hold elements
-	skip    int    // offset of a false opening, which is code; -1 is none
-	failed  []byte // of each byte, in which states a regular expression was sought in vain from there
+	skip    int    // offset of a false opening, which is code; -1 means none
+	failed  []byte // for each byte, the states in which a search for a regular expression from there failed
 	steps   int
 }
 
-// maxRewinds bounds how often one file is read again from a place that turned
-// out not to open anything.
+// maxRewinds bounds how often one file is read again from a false opening.
 const maxRewinds = 16
 
-// maxFrames bounds how deep templates and elements nest.
+// maxFrames bounds the nesting of templates and elements.
 const maxFrames = 10_000
 
 // run calls step until the text is read. A step moves on by at least a byte.
@@ -91,9 +91,9 @@ func (l *lexer) run(step func()) {
 	}
 }
 
-// rewind goes back to where the outermost frame began, which then counts as
-// code. The number of rewinds is bounded, and after the last one nothing is
-// opened any more, so the text is read a bounded number of times.
+// rewind goes back to the start of the outermost frame, which then counts as
+// code. The number of rewinds is bounded, and after the last one nothing more
+// is opened, so the text is read a bounded number of times.
 func (l *lexer) rewind() {
 	f := l.open[0]
 	clear(l.kinds[f.start:])
@@ -133,7 +133,7 @@ func (l *lexer) top() *frame {
 	return &l.open[len(l.open)-1]
 }
 
-// push opens a frame at the present position and marks its first n bytes.
+// push opens a frame at the current position and marks its first n bytes.
 func (l *lexer) push(f frame, n int, kind Kind) {
 	if len(l.open) == maxFrames {
 		l.rewind()
@@ -172,7 +172,7 @@ func (l *lexer) code() {
 	l.pos++
 }
 
-// line marks what remains of the line.
+// line marks the rest of the line.
 func (l *lexer) line(kind Kind) {
 	n := bytes.IndexByte(l.text[l.pos:], '\n')
 	if n < 0 {
@@ -181,7 +181,7 @@ func (l *lexer) line(kind Kind) {
 	l.mark(n, kind)
 }
 
-// until marks up to and with the end mark, or all that is left.
+// until marks the text up to and including the end mark, or all remaining text.
 func (l *lexer) until(end string, skip int, kind Kind) {
 	from := min(l.pos+skip, len(l.text))
 	n := bytes.Index(l.text[from:], []byte(end))
@@ -192,8 +192,8 @@ func (l *lexer) until(end string, skip int, kind Kind) {
 	l.mark(from-l.pos+n+len(end), kind)
 }
 
-// quoted marks a string that ends with quote, with backslash escapes. Unless
-// it may span lines, it ends with the line.
+// quoted marks a string with backslash escapes that ends with quote. Unless it
+// may span lines, it also ends with the line.
 func (l *lexer) quoted(quote byte, lines bool) {
 	i := l.pos + 1
 	for ; i < len(l.text) && l.text[i] != quote; i++ {
@@ -208,7 +208,7 @@ func (l *lexer) quoted(quote byte, lines bool) {
 	l.last = quote
 }
 
-// braces reads Go and Rust, which share their comments.
+// braces reads Go and Rust, which have the same comments.
 func (l *lexer) braces(lang Language) {
 	c := l.text[l.pos]
 	switch {
@@ -230,7 +230,7 @@ func (l *lexer) braces(lang Language) {
 	}
 }
 
-// rustQuote tells a character from a lifetime.
+// rustQuote distinguishes a character from a lifetime.
 func (l *lexer) rustQuote() {
 	rest := l.text[l.pos+1:]
 	if len(rest) >= 2 && (rest[0] == '\\' || rest[1] == '\'') {

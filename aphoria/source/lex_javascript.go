@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// mayHoldJSX says, by name, whether "<" may begin an element. In .ts it begins
-// a type assertion.
+// mayHoldJSX reports, by name, whether "<" may begin an element. In .ts it
+// begins a type assertion.
 func mayHoldJSX(name string) bool {
 	switch path.Ext(name) {
 	case ".ts", ".mts", ".cts":
@@ -106,8 +106,8 @@ func jsxName(text []byte) []byte {
 	return text[:n]
 }
 
-// jsxTag reads between "<" and ">". A closing tag that does not fit its opening
-// shows that there was no element.
+// jsxTag reads between "<" and ">". A closing tag that does not match its
+// opening shows that there was no element.
 func (l *lexer) jsxTag(f *frame) {
 	c := l.text[l.pos]
 	switch {
@@ -115,7 +115,7 @@ func (l *lexer) jsxTag(f *frame) {
 		l.line(Comment)
 	case l.at("/*"):
 		l.until("*/", 2, Comment)
-	case c == '"' || c == '\'': // no escapes, and as many lines as it likes
+	case c == '"' || c == '\'': // no escapes, any number of lines
 		l.until(string(c), 1, String)
 		l.last = c
 	case c == '{':
@@ -192,9 +192,9 @@ const (
 	insideClass
 )
 
-// regexp marks a regular expression that ends on its line, or passes a slash.
-// A search that comes to a place in a state from which an earlier one found no
-// end finds none either: so all searches together pass each byte twice at most.
+// regexp marks a regular expression that ends on its line, or passes a slash. A
+// search fails when it reaches a place in a state from which an earlier one
+// found no end, so all searches together pass each byte at most twice.
 func (l *lexer) regexp() {
 	if l.failed == nil {
 		l.failed = make([]byte, len(l.text))
@@ -215,5 +215,5 @@ func (l *lexer) regexp() {
 			return
 		}
 	}
-	l.code() // no regular expression after all
+	l.code() // not a regular expression
 }

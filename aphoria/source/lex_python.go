@@ -78,7 +78,7 @@ func (l *lexer) pyString(f *frame) {
 		l.mark(len(f.quote), String)
 		l.pop(c)
 	case c == '\n' && len(f.quote) == 1:
-		l.pop(c) // broken: it errs for a line
+		l.pop(c) // broken: wrong for at most a line
 	case c == '{' && f.depth != noFields && l.at("{{"):
 		l.mark(2, String)
 	case c == '{' && f.depth != noFields:
@@ -88,7 +88,7 @@ func (l *lexer) pyString(f *frame) {
 	}
 }
 
-// pySpec reads the format of a field, which may hold fields.
+// pySpec reads the format of a field, which may contain fields.
 func (l *lexer) pySpec(f *frame) {
 	switch c := l.text[l.pos]; {
 	case c == '{':

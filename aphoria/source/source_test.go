@@ -171,7 +171,7 @@ func TestTreeOfGit(t *testing.T) {
 	write(t, dir, "new.go", "")
 	require.Equal(t, []string{".gitignore", "new.go", "sub/own.go", "tracked.go"}, open(t, dir, Options{}).Names())
 	require.Equal(t, []string{"own.go"}, open(t, filepath.Join(dir, "sub"), Options{}).Names())
-	// A directory of which git tracks nothing is listed as it is.
+	// A directory in which git tracks nothing is listed completely.
 	write(t, dir, "ignored.d/x.go", "")
 	write(t, dir, ".gitignore", "ignored.go\nignored.d\n")
 	require.Equal(t, []string{"x.go"}, open(t, filepath.Join(dir, "ignored.d"), Options{}).Names())

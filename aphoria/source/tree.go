@@ -19,7 +19,7 @@ import (
 // IgnoreFile lists patterns, in any directory of the project.
 const IgnoreFile = ".aphoriaignore"
 
-// Options say what of a tree is looked at.
+// Options select the files of a tree.
 type Options struct {
 	Under           string   // the directory below the root that is listed; "" is the root itself
 	Exclude         []string // patterns as in .gitignore, relative to the root
@@ -27,7 +27,7 @@ type Options struct {
 	MaxFileBytes    int64
 }
 
-// Why a path is passed over.
+// The reasons for skipping a path.
 const (
 	TooLarge   = "too large"
 	Unreadable = "unreadable"
@@ -36,17 +36,17 @@ const (
 	Submodule  = "submodule"
 )
 
-// Tree is a directory that is scanned. Close it after use.
+// Tree is a scanned directory. The caller must call Close.
 type Tree struct {
 	root   *os.Root
 	names  []string
 	opts   Options
 	ignore *Ignore
-	// Passed are the paths that were not looked at, by reason.
+	// Passed are the skipped paths, by reason.
 	Passed map[string][]string
 }
 
-// always is what no project means by its own code.
+// always lists directories that are never a project's own code.
 func always(testdata bool) []string {
 	dirs := []string{".git/", ".hg/", ".svn/", ".aphoria/", "vendor/", "node_modules/", ".venv/", "venv/", "__pycache__/", "site-packages/", "*.min.js"}
 	if !testdata {
@@ -56,7 +56,7 @@ func always(testdata bool) []string {
 }
 
 // Open lists the files of dir, or of the part of it that opts name. In a git
-// work tree these are the tracked and the new files, without what git ignores;
+// work tree these are the tracked and the new files, without ignored ones;
 // elsewhere all of them.
 func Open(ctx context.Context, dir string, opts Options) (*Tree, error) {
 	root, err := os.OpenRoot(dir)
@@ -73,7 +73,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Tree, error) {
 		return nil, errors.Join(err, root.Close())
 	}
 	slices.Sort(t.names)
-	t.names = slices.Compact(t.names) // a conflict lists a file once for each side
+	t.names = slices.Compact(t.names) // git lists a conflicting file once for each side
 	return t, nil
 }
 
@@ -85,7 +85,7 @@ func (t *Tree) Names() []string { return t.names }
 
 func (t *Tree) pass(reason, name string) { t.Passed[reason] = append(t.Passed[reason], name) }
 
-// maxIgnoreFile bounds an ignore file; none that people write comes near.
+// maxIgnoreFile bounds an ignore file; no handwritten one comes near.
 const maxIgnoreFile = 128 << 10
 
 func (t *Tree) readIgnore(dir string) ([]byte, error) {
@@ -95,7 +95,7 @@ func (t *Tree) readIgnore(dir string) ([]byte, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case err == nil && !info.Mode().IsRegular(): // opening a pipe would wait for its writer
-		return nil, fmt.Errorf("%s is no regular file; remove it", name)
+		return nil, fmt.Errorf("%s is not a regular file; remove it", name)
 	}
 	var raw []byte
 	if err == nil {
@@ -111,7 +111,8 @@ func (t *Tree) readIgnore(dir string) ([]byte, error) {
 }
 
 func (t *Tree) list(ctx context.Context, dir string) error {
-	// A directory that the project ignores as a whole may still be asked for.
+	// A directory that the project ignores as a whole may still be scanned by
+	// name.
 	for at := t.opts.Under; at != "."; at = path.Dir(at) {
 		t.ignore.dirs[at] = false
 	}
@@ -125,7 +126,7 @@ func (t *Tree) list(ctx context.Context, dir string) error {
 	return t.walk(ctx, t.opts.Under)
 }
 
-// listGit asks git. It knows nothing of a tree that it tracks no file of.
+// listGit asks git. It returns false for a tree in which git tracks no file.
 func (t *Tree) listGit(ctx context.Context, dir string) (known bool, err error) {
 	at := filepath.Join(dir, filepath.FromSlash(t.opts.Under))
 	// Each is: mode, hash and stage, a tab, the name.
@@ -149,7 +150,7 @@ func (t *Tree) listGit(ctx context.Context, dir string) (known bool, err error) 
 			continue
 		}
 		reason := ""
-		if strings.HasSuffix(name, "/") { // a repository that is no submodule yet
+		if strings.HasSuffix(name, "/") { // a repository that is not a submodule yet
 			reason = Submodule
 		}
 		if err := t.add(ctx, strings.TrimSuffix(name, "/"), reason); err != nil {
@@ -159,7 +160,7 @@ func (t *Tree) listGit(ctx context.Context, dir string) (known bool, err error) 
 	return true, nil
 }
 
-// add lists a name of git's, or passes it over for the reason that git knows.
+// add lists a name from git, or skips it for the reason that git gives.
 func (t *Tree) add(ctx context.Context, name, reason string) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -177,7 +178,7 @@ func (t *Tree) add(ctx context.Context, name, reason string) error {
 	return nil
 }
 
-// walk lists a directory and those below it. Package fs is not asked: it
+// walk lists a directory and those below it. It does not use package fs, which
 // refuses names that are not UTF-8.
 func (t *Tree) walk(ctx context.Context, dir string) error {
 	if ctx.Err() != nil {
@@ -185,7 +186,7 @@ func (t *Tree) walk(ctx context.Context, dir string) error {
 	}
 	entries, err := t.readDir(dir)
 	if err != nil {
-		t.pass(Unreadable, dir) // entries are those that could be read
+		t.pass(Unreadable, dir) // entries holds those that could be read
 	}
 	for _, e := range entries {
 		name := path.Join(dir, e.Name())
@@ -216,8 +217,8 @@ func (t *Tree) readDir(name string) ([]os.DirEntry, error) {
 	return d.ReadDir(-1)
 }
 
-// Read gives one file, or nil for what is passed over: links, binaries, files
-// that are too large or cannot be read. It notes those in Passed.
+// Read returns one file, or nil for a skipped one: a link, a binary, or a file
+// that is too large or cannot be read. Skipped files are recorded in Passed.
 func (t *Tree) Read(name string) *File {
 	info, err := t.root.Lstat(name)
 	switch {
@@ -248,7 +249,7 @@ func (t *Tree) Read(name string) *File {
 	return f
 }
 
-// ReadIfThere gives a file that need not be there, and notes nothing.
+// ReadIfThere reads a file that may be absent, and records nothing in Passed.
 func (t *Tree) ReadIfThere(name string) *File {
 	info, err := t.root.Lstat(name)
 	if err != nil || !info.Mode().IsRegular() || info.Size() > t.opts.MaxFileBytes {

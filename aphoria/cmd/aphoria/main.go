@@ -1,4 +1,4 @@
-// Command aphoria scans a project's code and keeps what it sees in StemeDB.
+// Command aphoria scans a project's code and keeps its observations in StemeDB.
 package main
 
 import (
@@ -14,8 +14,8 @@ import (
 // version is set by the linker.
 var version = "dev"
 
-// grace is how long a command may take to end after a signal. Nothing that it
-// writes is ever half there, so it can be cut off.
+// grace is how long a command may take to end after a signal. Its files are
+// written atomically, so it can be cut off.
 const grace = 2 * time.Second
 
 func main() {
@@ -23,8 +23,8 @@ func main() {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {
-		number, _ := (<-signals).(syscall.Signal) // on this system all are
-		signal.Stop(signals)                      // a second one ends the process at once
+		number, _ := (<-signals).(syscall.Signal) // on this system every signal is one
+		signal.Stop(signals)                      // a second one ends the process immediately
 		cancel(&cli.Stopped{Signal: number})
 		time.Sleep(grace)
 		os.Exit(128 + int(number))

@@ -23,7 +23,7 @@ func build(t *testing.T) string {
 	return binary
 }
 
-// A server that accepts and never answers is the longest wait that there is.
+// A server that accepts and never answers causes the longest wait.
 func TestASignalEndsAScanThatWaitsForItsServer(t *testing.T) {
 	binary := build(t)
 	silent, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -55,7 +55,7 @@ func TestASignalEndsAScanThatWaitsForItsServer(t *testing.T) {
 func TestASignalEndsAScanWithinAFile(t *testing.T) {
 	binary := build(t)
 	dir := t.TempDir()
-	// Far more than the rules pass within the time that a signal takes.
+	// Far more than the rules can scan before the signal arrives.
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "a.py"), []byte(strings.Repeat("f(x,verify=False);", 3_000_000)), 0o644))
 	config := filepath.Join(t.TempDir(), "c.toml")
 	require.NoError(t, os.WriteFile(config, []byte("[scan]\nmax_file_bytes = 67108864\n"), 0o644))

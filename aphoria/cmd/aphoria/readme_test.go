@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// block is the fenced block of a page that holds the text.
+// block is the fenced block of a page that contains the text.
 func block(t *testing.T, page, holds string) string {
 	t.Helper()
 	raw, err := os.ReadFile(page)
@@ -28,12 +28,13 @@ func block(t *testing.T, page, holds string) string {
 	return ""
 }
 
-// shell runs lines at the repository's root and ends what they leave behind.
+// shell runs lines at the repository's root and ends the processes that they
+// leave behind.
 func shell(t *testing.T, lines string, env ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "bash", "-e", "-o", "pipefail", "-c", lines)
 	cmd.Dir = filepath.Join("..", "..", "..")
-	// The server refuses settings that it does not know, such as those of tools.
+	// The server refuses unknown settings, such as those of tools.
 	own := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "STEMEDB_") })
 	cmd.Env = append(own, env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -54,8 +55,8 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// The lines run as they are, but for the folder and the ports, which others may
-// be using.
+// The lines run unchanged except for the folder and the ports, which may be in
+// use.
 func TestTheLinesOfTheREADMEWorkAsPasted(t *testing.T) {
 	dir := t.TempDir()
 	gateway := freePort(t)
