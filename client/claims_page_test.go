@@ -118,7 +118,7 @@ func TestTheClaimsPageGivesTheCodesLimits(t *testing.T) {
 	} {
 		require.Equal(t, limits, vote[field].limits, field)
 	}
-	require.Equal(t, record.MaxSubject, record.MaxReference, "the page says that a reference is as a subject")
+	require.Equal(t, record.MaxSubject, record.MaxReference, "the page gives references the rules of subjects")
 	page, err := os.ReadFile("../docs/claims.md")
 	require.NoError(t, err)
 	require.Contains(t, strings.Join(strings.Fields(string(page)), " "), fmt.Sprintf("One claim is at most %s bytes on the wire, a batch at most %s claims and %s bytes.",

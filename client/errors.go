@@ -127,7 +127,7 @@ type endedError struct {
 func ended(end, last error) error {
 	var c *connError
 	if errors.Is(last, end) && !errors.As(last, &c) {
-		return last // the context itself ended the attempt, not its timeout
+		return last // the caller's context ended the attempt, not the attempt's timeout
 	}
 	return &endedError{end, last}
 }

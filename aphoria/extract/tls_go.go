@@ -147,7 +147,7 @@ func setsVerifier(value ast.Expr) bool {
 	}
 }
 
-// isTrue recognises true in any parentheses.
+// isTrue recognises true, !false, and both in parentheses.
 func isTrue(value ast.Expr) bool { return boolean(value, "true") }
 
 func boolean(value ast.Expr, want string) bool {

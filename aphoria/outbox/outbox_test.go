@@ -259,7 +259,7 @@ func TestQueueRefusesDamage(t *testing.T) {
 	_, err = o.Send(t.Context(), claims(5, 1))
 	require.ErrorContains(t, err, "damaged")
 	_, err = os.Stat(file)
-	require.NoError(t, err, "nothing is thrown away")
+	require.NoError(t, err, "nothing is discarded")
 	left, err := filepath.Glob(filepath.Join(o.Queue.dir, ".writing-*"))
 	require.NoError(t, err)
 	require.Empty(t, left)

@@ -46,7 +46,7 @@ type Tree struct {
 	Passed map[string][]string
 }
 
-// always lists directories that are never a project's own code.
+// always lists patterns of files that are never a project's own code.
 func always(testdata bool) []string {
 	dirs := []string{".git/", ".hg/", ".svn/", ".aphoria/", "vendor/", "node_modules/", ".venv/", "venv/", "__pycache__/", "site-packages/", "*.min.js"}
 	if !testdata {

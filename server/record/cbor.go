@@ -69,7 +69,7 @@ func appendFloat(dst []byte, f float64) []byte {
 	return binary.BigEndian.AppendUint32(append(dst, cborF32), math.Float32bits(f32))
 }
 
-// toFloat16 gives the half-precision bits of f when they hold it exactly.
+// toFloat16 returns the half-precision bits of f when they hold it exactly.
 func toFloat16(f float32) (uint16, bool) {
 	bits := math.Float32bits(f)
 	sign := uint16(bits >> 16 & 0x8000)
@@ -181,7 +181,7 @@ func readArgument(b []byte) (n uint64, size int, ok bool) {
 	return n, 1 + width, n >= least
 }
 
-// take gives the next n bytes; they alias the input.
+// take returns the next n bytes; they alias the input.
 func (r *cborReader) take(field string, n uint64) []byte {
 	if r.err != nil {
 		return nil
@@ -195,7 +195,7 @@ func (r *cborReader) take(field string, n uint64) []byte {
 	return b
 }
 
-// text gives the bytes of a text string; they alias the input. Its length is
+// text returns the bytes of a text string; they alias the input. Its length is
 // bounded by the input, its UTF-8 is left to the caller's checks.
 func (r *cborReader) text(field string) []byte {
 	return r.take(field, r.head(field, majorText, "text"))

@@ -1,6 +1,6 @@
-// Package record holds what StemeDB stores and signs: assertions, signatures
-// and votes. It promises that one claim has one sequence of bytes, one id and
-// one verdict on its signatures, on every node and in every client.
+// Package record holds the data that StemeDB stores and signs: assertions,
+// signatures and votes. It promises that one claim has one sequence of bytes,
+// one id and one verdict on its signatures, on every node and in every client.
 //
 // # Canonical bytes
 //

@@ -41,7 +41,7 @@ func ParseSourceClass(s string) (SourceClass, error) {
 	return SourceClass(c), err
 }
 
-// MarshalText gives the name on the wire.
+// MarshalText returns the name on the wire.
 func (c SourceClass) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
 // UnmarshalText parses a wire name.
@@ -82,7 +82,7 @@ func ParseLifecycle(s string) (Lifecycle, error) {
 	return Lifecycle(l), err
 }
 
-// MarshalText gives the name on the wire.
+// MarshalText returns the name on the wire.
 func (l Lifecycle) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
 // UnmarshalText parses a wire name.
@@ -113,7 +113,7 @@ func ParseObjectType(s string) (ObjectType, error) {
 	return ObjectType(t), err
 }
 
-// MarshalText gives the name on the wire.
+// MarshalText returns the name on the wire.
 func (t ObjectType) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
 // UnmarshalText parses a wire name.

@@ -27,7 +27,7 @@ type FieldError struct {
 	Remedy  string // the caller's next step
 }
 
-// Error gives "field: problem; remedy".
+// Error returns "field: problem; remedy".
 func (e *FieldError) Error() string {
 	field := e.Field
 	if field == "" {

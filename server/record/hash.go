@@ -27,7 +27,7 @@ func (h Hash) IsZero() bool { return h == Hash{} }
 // Compare orders hashes by their bytes: -1, 0 or 1.
 func (h Hash) Compare(o Hash) int { return bytes.Compare(h[:], o[:]) }
 
-// MarshalText gives the lower-case hex.
+// MarshalText returns the lower-case hex.
 func (h Hash) MarshalText() ([]byte, error) { return h.AppendText(nil) }
 
 // AppendText appends the lower-case hex.
@@ -42,7 +42,7 @@ func (a AgentID) String() string { return hex.EncodeToString(a[:]) }
 // Compare orders agents by their bytes: -1, 0 or 1.
 func (a AgentID) Compare(o AgentID) int { return bytes.Compare(a[:], o[:]) }
 
-// MarshalText gives the lower-case hex.
+// MarshalText returns the lower-case hex.
 func (a AgentID) MarshalText() ([]byte, error) { return a.AppendText(nil) }
 
 // AppendText appends the lower-case hex.

@@ -48,7 +48,7 @@ func ParseVoteJSON(b []byte) (*Vote, error) {
 	return &v, nil
 }
 
-// MarshalJSON gives {"type":…,"value":…}.
+// MarshalJSON returns {"type":…,"value":…}.
 func (o Object) MarshalJSON() ([]byte, error) {
 	dst := append([]byte(`{"type":"`), o.Type.String()...)
 	dst = append(dst, `","value":`...)

@@ -18,7 +18,7 @@ type SigBytes [64]byte
 // String is the lower-case hex.
 func (s SigBytes) String() string { return hex.EncodeToString(s[:]) }
 
-// MarshalText gives the lower-case hex.
+// MarshalText returns the lower-case hex.
 func (s SigBytes) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, s[:]), nil }
 
 // UnmarshalText reads 128 hex digits.

@@ -121,7 +121,7 @@ func TestRefusesToReplaceWhatIsThere(t *testing.T) {
 		require.ErrorContains(t, err, says)
 		require.Empty(t, log, "no second attempt")
 		require.Equal(t, held.Data, stored.Data)
-		require.Len(t, client.Actions(), 2, "StatefulSet and Secret are read, nothing else is done")
+		require.Len(t, client.Actions(), 2, "StatefulSet and Secret are read; nothing is written")
 	}
 }
 

@@ -132,7 +132,7 @@ func TestAnOwnedSecretIsNotTakenOver(t *testing.T) {
 		require.ErrorContains(t, err, "would be deleted with it. Upgrade once more with secrets.source=externalSecret")
 	}
 	_, _, _, err := ensureAs(t, fake.NewClientset(members("", ownName, 3), owned), specFor(external))
-	require.NoError(t, err, "the release of a chart that did not note the source")
+	require.NoError(t, err, "the release of a chart that did not record the source")
 }
 
 // Older charts did not record the source.

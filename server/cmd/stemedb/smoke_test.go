@@ -56,7 +56,7 @@ func TestSmokeWritesIntoAProjectOfItsOwn(t *testing.T) {
 	lent := keysOf("smoke")[0]
 	require.Equal(t, "write_agent", lent.Role)
 	require.Equal(t, "revoked", lent.Status)
-	require.NotZero(t, lent.ExpiresAt, "should the revocation be lost")
+	require.NotZero(t, lent.ExpiresAt, "in case the revocation is lost")
 
 	// Also when the test fails.
 	code, said = smokeWith(raw, "--members", "3", "--timeout", "2s")

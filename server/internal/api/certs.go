@@ -30,7 +30,7 @@ type Certificates struct {
 	current  *tls.Certificate
 	certText []byte
 	keyText  []byte
-	told     string // the last reported error, not to be repeated
+	reported string // the last reported error, not to be repeated
 }
 
 // LoadCertificates reads certificate chain and key (PEM) for the first time;
@@ -64,9 +64,9 @@ func (c *Certificates) Reload() {
 	defer c.mu.Unlock()
 	switch {
 	case err == nil:
-		c.told = ""
-	case err.Error() != c.told:
-		c.told = err.Error()
+		c.reported = ""
+	case err.Error() != c.reported:
+		c.reported = err.Error()
 		c.log.Error("the new TLS certificate cannot be used; the old one stays in use", "error", err)
 	}
 }

@@ -28,7 +28,7 @@ func TestTheErrorsPageKnowsEveryCode(t *testing.T) {
 	page := string(raw)
 	documented := map[string]int{}
 	for _, row := range codeRow.FindAllStringSubmatch(page, -1) {
-		require.NotContains(t, documented, row[1], "is there twice")
+		require.NotContains(t, documented, row[1], "is documented twice")
 		documented[row[1]], err = strconv.Atoi(row[2])
 		require.NoError(t, err)
 		require.NotEmpty(t, strings.TrimSpace(row[3]), row[1])
@@ -39,7 +39,7 @@ func TestTheErrorsPageKnowsEveryCode(t *testing.T) {
 		if i+1 < len(sections) {
 			end = sections[i+1][0]
 		}
-		require.NotContains(t, documented, code, "is there twice")
+		require.NotContains(t, documented, code, "is documented twice")
 		documented[code] = 503
 		require.Regexp(t, guideParts, page[s[1]:end], "%s: give the meaning and the steps of caller and operator", code)
 	}

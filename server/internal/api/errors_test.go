@@ -38,7 +38,7 @@ func edit(t testing.TB, old, with string) string {
 
 func unavailable(code string) func(*world) {
 	return func(w *world) {
-		w.backend.failWith(&cluster.UnavailableError{Code: code, Message: "told to", RetryAfter: 3 * time.Second})
+		w.backend.failWith(&cluster.UnavailableError{Code: code, Message: "made to fail", RetryAfter: 3 * time.Second})
 	}
 }
 

@@ -67,13 +67,13 @@ func (c *trio) write(t testing.TB) request {
 }
 
 func noQuorum() error {
-	return &cluster.UnavailableError{Code: cluster.CodeNoQuorum, Message: "told to", RetryAfter: time.Second}
+	return &cluster.UnavailableError{Code: cluster.CodeNoQuorum, Message: "made to fail", RetryAfter: time.Second}
 }
 
 func TestGatewayServesHereFirst(t *testing.T) {
 	c := newTrio(t, nil)
 	require.Equal(t, http.StatusCreated, c.ask(c.write(t)).Code)
-	require.Zero(t, c.dials.Load(), "this node could serve")
+	require.Zero(t, c.dials.Load(), "this node can serve")
 	require.EqualValues(t, 1, c.nodes[0].backend.calls.Load())
 	c.nodes[0].world.api.Drain()
 	require.Equal(t, http.StatusOK, c.ask(c.write(t)).Code)

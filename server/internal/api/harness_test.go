@@ -68,7 +68,7 @@ func newSolo(t testing.TB) *solo {
 func (b *solo) failure() error {
 	b.calls.Add(1)
 	if b.panics.Load() {
-		panic("told to")
+		panic("made to panic")
 	}
 	if e := b.fail.Load(); e != nil {
 		return *e

@@ -28,7 +28,7 @@ func (a *API) notReady() *Problem {
 	if err := s.backend.Ready(); err != nil {
 		p := asProblem(err)
 		if p.Code == codeInternal {
-			p = problem(codeNotReady, "", err.Error(), "use another node; GET /v1/cluster/status shows what it waits for")
+			p = problem(codeNotReady, "", err.Error(), "use another node; GET /v1/cluster/status shows the reason")
 		}
 		return p.retry(retryAfter(p.RetryAfter))
 	}

@@ -40,5 +40,5 @@ func TestHealthNamesTheReasons(t *testing.T) {
 	require.Equal(t, 503, health())
 	require.Equal(t, cluster.CodeStorageFailed, got.Code)
 	require.Equal(t, reasons, got.Reasons)
-	require.NotContains(t, w.do(request{method: "GET", path: "/v1/health/ready"}).Body.String(), "reasons", "they are the summary's")
+	require.NotContains(t, w.do(request{method: "GET", path: "/v1/health/ready"}).Body.String(), "reasons", "only the summary lists reasons")
 }

@@ -193,7 +193,7 @@ func TestHotClaimLeavesRoomForTheRest(t *testing.T) {
 	got := w.as(keys.ReadOnly, "GET", "/v1/assertions/"+ids[0].String(), "")
 	require.Equal(t, http.StatusOK, got.Code)
 	require.Less(t, got.Body.Len(), maxPeerAnswer)
-	require.Less(t, got.Body.Len(), w.backend.voices*(signatureText+voteText)+4096, "its turn is taken for no less than it is")
+	require.Less(t, got.Body.Len(), w.backend.voices*(signatureText+voteText)+4096, "the answer is not larger than counted")
 }
 
 // Requests that hold much take turns; those that hold little do not wait.

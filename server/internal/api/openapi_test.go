@@ -77,7 +77,7 @@ func TestOpenAPIDescribesEveryRoute(t *testing.T) {
 	}
 	for path, item := range doc.Paths.Map() {
 		for method := range item.Operations() {
-			require.True(t, seen[method+" "+path], "%s %s is described and not there", method, path)
+			require.True(t, seen[method+" "+path], "%s %s is described and does not exist", method, path)
 		}
 	}
 }

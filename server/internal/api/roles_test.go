@@ -188,14 +188,14 @@ func TestKeyLife(t *testing.T) {
 
 	next := decode[keyBody](t, w.as(keys.Admin, "POST", path+"/rotate", `{"grace":"1h"}`))
 	require.Equal(t, "read_only", next.Role)
-	require.Equal(t, 200, try(minted.Key), "the old key lives on for the grace")
+	require.Equal(t, 200, try(minted.Key), "the old key works until the end of the grace period")
 	require.Equal(t, 200, try(next.Key))
 	last := decode[keyBody](t, w.as(keys.Admin, "POST", "/v1/admin/api-keys/"+next.Hash+"/rotate", `{"grace":"0s","environment":"test"}`))
 	require.Equal(t, 401, try(next.Key))
 	require.True(t, strings.HasPrefix(last.Key, "steme_test_"))
 
 	require.Equal(t, 204, w.as(keys.Admin, "DELETE", path, "").Code)
-	require.Equal(t, 204, w.as(keys.Admin, "DELETE", path, "").Code, "revoking twice is no error")
+	require.Equal(t, 204, w.as(keys.Admin, "DELETE", path, "").Code, "revoking is idempotent")
 	require.Equal(t, 401, try(minted.Key))
 }
 

@@ -426,7 +426,7 @@ func TestPeersCertificate(t *testing.T) {
 	own := load("db.example", 3)
 	require.NoError(t, verifyPeer(own, []*x509.Certificate{own.Leaf}, time.Now()))
 	require.Error(t, verifyPeer(own, nil, time.Now()))
-	require.Error(t, verifyPeer(own, []*x509.Certificate{load("db.example", 4).Leaf}, time.Now()), "the same name, self-signed by somebody else")
+	require.Error(t, verifyPeer(own, []*x509.Certificate{load("db.example", 4).Leaf}, time.Now()), "the same name, self-signed by another party")
 	require.Error(t, verifyPeer(own, []*x509.Certificate{load("other.example", 4).Leaf}, time.Now()))
 }
 

@@ -188,7 +188,7 @@ func TestKubernetesVariablesArePassedOver(t *testing.T) {
 	), nil)
 	require.NoError(t, err)
 	_, err = load(t, nil, minimal("STEMEDB_GATEWAY_PORT=18181"), nil)
-	require.ErrorContains(t, err, "STEMEDB_GATEWAY_PORT", "somebody wrote this one")
+	require.ErrorContains(t, err, "STEMEDB_GATEWAY_PORT", "a person set this one")
 }
 
 func TestSecretsAreNotPrinted(t *testing.T) {

@@ -257,7 +257,7 @@ func TestSecrets(t *testing.T) {
 			w.start(name, secretA)
 		}
 		time.Sleep(time.Minute)
-		require.False(t, w.run["a"].Alive("x"), "a stranger is not heard")
+		require.False(t, w.run["a"].Alive("x"), "packets of a stranger are ignored")
 		require.False(t, w.run["x"].Alive("a"))
 		w.run["x"].Close(t.Context())
 		delete(w.run, "x")

@@ -177,7 +177,7 @@ func TestRights(t *testing.T) {
 	require.False(t, ReadOnly.Allows(Write))
 	require.False(t, WriteAgent.Allows(Administer))
 	require.False(t, Backup.Allows(Read))
-	require.False(t, Role("root").Allows(Identity), "a role that does not exist may nothing")
+	require.False(t, Role("root").Allows(Identity), "an unknown role has no rights")
 	_, err := ParseRole("root")
 	require.Error(t, err)
 }

@@ -66,7 +66,7 @@ func TestCountsAreBounded(t *testing.T) {
 				require.ErrorIs(t, err, full)
 				require.Equal(t, atRefusal, read)
 				require.LessOrEqual(t, read, 1+room/statementBytes)
-				require.GreaterOrEqual(t, read, 100, "so little is no burden")
+				require.GreaterOrEqual(t, read, 100, "a low count is not refused")
 			})
 		}
 	}

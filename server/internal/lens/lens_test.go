@@ -183,7 +183,7 @@ func TestSkepticShares(t *testing.T) {
 		a, err := Consensus(slices.Values(claims), Params{})
 		require.NoError(t, err)
 		if a.Winner != nil {
-			require.Same(t, a.Winner, d.Values[0].Newest, "skeptic's first value is what consensus answers")
+			require.Same(t, a.Winner, d.Values[0].Newest, "skeptic's first value is the answer of consensus")
 		}
 	}
 }
@@ -250,7 +250,7 @@ func TestPartialClaimsAreNamed(t *testing.T) {
 		if name == NameConsensus {
 			require.Equal(t, all, a.Why.PartialClaims)
 		} else {
-			require.Empty(t, a.Why.PartialClaims, "%s counts nobody", name)
+			require.Empty(t, a.Why.PartialClaims, "%s counts no agent", name)
 		}
 	}
 	d, err := Skeptic(slices.Values(claims), Params{})

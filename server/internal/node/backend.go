@@ -29,8 +29,8 @@ type backend struct {
 
 func (b *backend) setGossip(g *gossip.Gossip) { b.gossip.Store(g) }
 
-// Alive reports whether a member may answer. Before gossip runs, every member
-// may.
+// Alive reports whether a member is alive. Before gossip runs, every member
+// counts as alive.
 func (b *backend) Alive(name string) bool {
 	g := b.gossip.Load()
 	return g == nil || g.Alive(name)

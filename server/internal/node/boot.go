@@ -207,8 +207,8 @@ func (n *Node) gossipPeers() []string {
 	}
 	for _, m := range n.parts.control.State().Everyone() {
 		// Members on one host have different ports and announce them in their hello.
-		addr, told := n.parts.control.GossipAddr(m.ID())
-		if !told {
+		addr, known := n.parts.control.GossipAddr(m.ID())
+		if !known {
 			addr = hostOf(m.PeerAddr)
 		}
 		hosts = append(hosts, addr)

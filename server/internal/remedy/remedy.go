@@ -6,8 +6,8 @@ package remedy
 
 import "fmt"
 
-// Unknown stands for an unknown number of members. The advice then covers each
-// case.
+// Unknown means that the number of members is unknown. The advice then covers
+// each case.
 const Unknown = 0
 
 // ThisNode is the node that gives the advice.

@@ -97,7 +97,7 @@ func TestLongCutBreaksBothEnds(t *testing.T) {
 		require.Equal(t, 45*time.Second, time.Since(start))
 		n.HealAll()
 		_, err = far.Write([]byte("x"))
-		require.Error(t, err, "broken although nobody looked while it was cut")
+		require.Error(t, err, "broken although no call was made during the cut")
 	})
 }
 
