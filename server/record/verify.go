@@ -30,7 +30,7 @@ func (v *Vote) Signed() SignedItem {
 	return SignedItem{Agent: v.Agent, Sig: v.Sig, ID: v.ID(), Vote: true}
 }
 
-// Verifier checks signatures by the ZIP-215 rules, alone or many at once: the
+// Verifier checks signatures by the ZIP-215 rules, alone or in batches: the
 // verdict on a signature does not depend on the others in its batch. It caches
 // the expanded form of the agents' keys that were used most recently. It is
 // safe for concurrent use; one call uses one processor, so callers spread large

@@ -156,7 +156,7 @@ func table() []setting {
 		},
 		{
 			name: "SHUTDOWN_GRACE", group: "Operation", value: "duration", preset: "10s",
-			help: "how long to go on serving, unready, after SIGTERM; a second signal ends it at once",
+			help: "how long to go on serving, unready, after SIGTERM; a second signal ends it immediately",
 			set:  grace,
 		},
 	}

@@ -56,8 +56,7 @@ type Config struct {
 // probeInterval is the interval between probes of one other node.
 const probeInterval = time.Second
 
-// Gossip is a running participant. Its methods may be called by several
-// goroutines at once.
+// Gossip is a running participant. Its methods are safe for concurrent use.
 type Gossip struct {
 	cfg   Config
 	log   *slog.Logger

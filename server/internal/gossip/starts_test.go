@@ -17,7 +17,7 @@ type news struct {
 	state              State
 }
 
-func (n news) tell(g *Gossip) {
+func (n news) apply(g *Gossip) {
 	meta, err := cbor.Marshal(meta{Name: "b", Incarnation: n.incarnation, Ready: n.ready, Leaving: n.state == Left})
 	if err != nil {
 		panic(err)
@@ -55,7 +55,7 @@ func TestTheStartThatRunsCountsInEveryOrderOfNews(t *testing.T) {
 			for _, order := range interleavings(earlier, later) {
 				g := &Gossip{starts: starts{}}
 				for _, n := range order {
-					n.tell(g)
+					n.apply(g)
 				}
 				n := g.starts.of("b")
 				require.Equal(t, Alive, n.State, "%v", order)
@@ -74,7 +74,7 @@ func TestANodeEndsAsItsLastStartDid(t *testing.T) {
 	for _, rest := range interleavings(first[1:], second) {
 		g := &Gossip{starts: starts{}}
 		for _, n := range append(first[:1:1], rest...) {
-			n.tell(g)
+			n.apply(g)
 		}
 		n := g.starts.of("b")
 		require.Equal(t, Left, n.State, "%v", rest)
@@ -87,10 +87,10 @@ func TestANodeEndsAsItsLastStartDid(t *testing.T) {
 func TestLateNewsOfAnEarlierStartPasses(t *testing.T) {
 	g := &Gossip{starts: starts{}}
 	for _, n := range []news{{"b#2", "i", true, Alive}, {"b#1", "i", false, Alive}} {
-		n.tell(g)
+		n.apply(g)
 	}
 	require.True(t, g.Alive("b"))
-	news{"b#1", "i", false, Dead}.tell(g)
+	news{"b#1", "i", false, Dead}.apply(g)
 	n := g.starts.of("b")
 	require.Equal(t, Alive, n.State)
 	require.True(t, n.Ready)
@@ -100,7 +100,7 @@ func TestLateNewsOfAnEarlierStartPasses(t *testing.T) {
 func TestANodeKnowsItselfBest(t *testing.T) {
 	g := &Gossip{cfg: Config{Name: "b"}, start: "b#now", starts: starts{}}
 	g.note("b#now", meta{Name: "b", Incarnation: "2", Ready: true}, "", Alive)
-	news{"b#before", "1", false, Alive}.tell(g)
+	news{"b#before", "1", false, Alive}.apply(g)
 	n := g.starts.of("b")
 	require.Equal(t, "2", n.Incarnation)
 	require.True(t, n.Ready)
@@ -110,8 +110,8 @@ func TestManyStartsTakeNoRoom(t *testing.T) {
 	g := &Gossip{starts: starts{}}
 	for i := range 1000 {
 		start := fmt.Sprint("b#", i)
-		news{start, "i", true, Alive}.tell(g)
-		news{start, "i", false, Dead}.tell(g)
+		news{start, "i", true, Alive}.apply(g)
+		news{start, "i", false, Dead}.apply(g)
 	}
 	require.Len(t, g.starts, 1)
 }

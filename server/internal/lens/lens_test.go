@@ -104,15 +104,15 @@ func slowConsensus(claims []*Claim) *Claim {
 	}
 	var winner *Claim
 	most := 0.0
-	for _, stand := range claims {
-		if slices.ContainsFunc(claims, func(c *Claim) bool { return c.Value == stand.Value && c.Newer(stand) }) {
+	for _, claim := range claims {
+		if slices.ContainsFunc(claims, func(c *Claim) bool { return c.Value == claim.Value && c.Newer(claim) }) {
 			continue
 		}
 		support := 0.0
 		for a := range byte(5) {
 			var all []said
 			for _, c := range claims {
-				if c.Value != stand.Value {
+				if c.Value != claim.Value {
 					continue
 				}
 				if slices.Contains(c.Agents, record.AgentID{a}) {
@@ -141,8 +141,8 @@ func slowConsensus(claims []*Claim) *Claim {
 			}
 		}
 		support = round9(support)
-		if support > most || support == most && winner != nil && stand.Newer(winner) {
-			most, winner = support, stand
+		if support > most || support == most && winner != nil && claim.Newer(winner) {
+			most, winner = support, claim
 		}
 	}
 	return winner

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Seldom logs lines of a bounded number of kinds. Its methods may be called by
-// several goroutines at once.
+// Seldom logs lines of a bounded number of kinds. Its methods are safe for
+// concurrent use.
 type Seldom struct {
 	log   *slog.Logger
 	every time.Duration

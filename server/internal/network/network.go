@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// Network is one node's access to the network. All methods may be called by
-// several goroutines at once. Addresses are "host:port", the host a DNS name or
-// an IP address; an empty host means every address of this node.
+// Network is one node's access to the network. All methods are safe for
+// concurrent use. Addresses are "host:port", the host a DNS name or an IP
+// address; an empty host means every address of this node.
 type Network interface {
 	// Listen accepts stream connections on addr until the listener is closed.
 	Listen(ctx context.Context, addr string) (net.Listener, error)

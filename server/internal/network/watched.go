@@ -8,8 +8,8 @@ import (
 
 // Watched wraps n: whenever one of its listeners cannot accept a connection,
 // usually because the process has no file descriptors left, failed is called
-// with the listener's address. A closed listener is not a failure. failed may
-// be called by several goroutines at once.
+// with the listener's address. A closed listener is not a failure. failed must
+// be safe for concurrent use.
 func Watched(n Network, failed func(addr string, err error)) Network {
 	return &watched{Network: n, failed: failed}
 }
