@@ -174,8 +174,8 @@ func claimSignCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sign",
 		Short: "Sign a claim and print it as JSON; nothing is sent",
-		Long: `Sign a claim and print it as one line of JSON, in the form that POST /v1/assert takes. Nothing is
-sent. A claim from --file that is signed already gets one more signature.`,
+		Long: `Sign a claim and print it as one line of JSON, in the form that POST /v1/assert takes.
+Nothing is sent. A claim from --file that is signed already gets one more signature.`,
 		Example: `  stemedb claim sign --subject code://go/example.com/app/tls --predicate cert_verification \
     --text off --source-class expert > claim.json
   curl -sS "$STEMEDB_URL/v1/assert" -H 'Content-Type: application/json' --data-binary @claim.json`,
