@@ -49,7 +49,7 @@ func (c *acceptLoss) allowed(s *State, m Member) error {
 	case change != nil && change.Subject == m.ID() && change.Kind != Refill:
 		return fmt.Errorf("%w: %s begins with empty volumes (change %d, %s), so it has no records to count on; it is filled by the whole members",
 			ErrLossStands, m.Name, change.ID, change.Kind)
-	case c.Loss != m.Loss, m.Loss == "" && c.Change != s.LastChange:
+	case c.Loss != m.report(), m.Loss == "" && c.Change != s.LastChange:
 		return fmt.Errorf("%w: the state of %s has changed since it was looked at, and records may be lost that nobody knew of then; look at the status and decide again",
 			ErrLossStands, m.Name)
 	case whole >= need:

@@ -14,7 +14,7 @@ import (
 // accepting is the command for the loss that the table shows.
 func accepting(s *State, id string) *acceptLoss {
 	m, _ := s.MemberByID(id)
-	return &acceptLoss{Member: id, Loss: m.Loss, Change: s.LastChange}
+	return &acceptLoss{Member: id, Loss: m.report(), Change: s.LastChange}
 }
 
 func TestALossIsAcceptedOnlyWhenTooFewWholeMembersAreLeft(t *testing.T) {
@@ -181,4 +181,40 @@ func TestTheRefillThatWasGivenUpComesLast(t *testing.T) {
 	delete(answers, "c/1")
 	require.Equal(t, "b/1", c.nextRefill(s, answers))
 	require.Empty(t, c.nextRefill(s, nil))
+}
+
+// A member that is not whole and has no loss to take back, because its replacement
+// was cancelled, loses more after the operator looked at it.
+func TestALaterLossOfAMemberWithoutAReportIsNotAccepted(t *testing.T) {
+	tb := formed(t, "a", "b", "c")
+	applied(t, tb, &loss{Member: "b/1", Loss: "y"}, &admit{Member: member("a", "2")}, &cancelChange{Change: 1})
+	accept := accepting(tb.state.Load(), "a/1")
+	require.NoError(t, applied(t, tb, &loss{Member: "a/1", Loss: "z"})[0].err())
+	require.ErrorIs(t, applied(t, tb, accept)[0].err(), ErrLossStands)
+	require.NoError(t, applied(t, tb, accepting(tb.state.Load(), "a/1"))[0].err())
+}
+
+// What a member said before it reported a loss closes nothing, although it was not
+// whole before either. The same report again makes nothing outdated.
+func TestACloseFromBeforeALossOfItsSubjectIsOutdated(t *testing.T) {
+	for name, newcomer := range map[string]Member{"join": member("d", "1"), "replace": member("a", "2")} {
+		t.Run(name, func(t *testing.T) {
+			tb := formed(t, "a", "b", "c")
+			applied(t, tb, &admit{Member: newcomer})
+			closing := func(s *State) *closeChange {
+				return &closeChange{Change: s.Change.ID, Generation: s.Generation, Whole: []string{newcomer.ID()}}
+			}
+			report := &loss{Member: newcomer.ID(), Loss: "z"}
+			early := closing(tb.state.Load())
+			require.NoError(t, applied(t, tb, report)[0].err())
+			require.ErrorIs(t, applied(t, tb, early)[0].err(), errOutdated)
+
+			late := closing(tb.state.Load())
+			require.NoError(t, applied(t, tb, report)[0].err())
+			require.NoError(t, applied(t, tb, late)[0].err())
+			m, _ := tb.state.Load().MemberByID(newcomer.ID())
+			require.True(t, m.Whole)
+			require.Empty(t, m.report())
+		})
+	}
 }

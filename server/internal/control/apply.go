@@ -28,7 +28,7 @@ func (c *found) apply(s *State) *result {
 
 func (c *admit) apply(s *State) *result {
 	m := c.Member
-	m.Whole, m.Loss = false, ""
+	m.Whole, m.Loss, m.LaterLoss = false, "", ""
 	if held, ok := s.MemberByID(m.ID()); ok {
 		if held.PeerAddr != m.PeerAddr || held.APIAddr != m.APIAddr {
 			s.update(m.ID(), func(e *Member) { e.PeerAddr, e.APIAddr = m.PeerAddr, m.APIAddr })
@@ -77,13 +77,11 @@ func (c *loss) apply(s *State) *result {
 	if !ok {
 		return refuse(fmt.Errorf("%w: %s", errNotMember, c.Member))
 	}
-	if m.Loss == c.Loss || !m.Whole && m.Loss == "" {
-		// The same report again; or one of a member that is not whole yet, which
-		// has nothing to take back later.
-		return &result{}
+	if m.report() == c.Loss {
+		return &result{} // the same report again
 	}
-	s.update(c.Member, func(e *Member) { e.Whole, e.Loss = false, c.Loss })
-	s.bump()
+	s.update(c.Member, func(e *Member) { e.lost(c.Loss) })
+	s.bump() // also when it was not whole: an earlier answer of it is outdated
 	return &result{}
 }
 
@@ -117,7 +115,7 @@ func (c *withdrawLoss) apply(s *State) *result {
 // reinstate makes a member whole, and ends the refill that was to do that. It is for
 // members that were whole before.
 func (s *State) reinstate(id string) {
-	s.update(id, func(e *Member) { e.Whole, e.Loss = true, "" })
+	s.update(id, (*Member).whole)
 	if s.Change != nil && s.Change.Subject == id && s.Change.Kind == Refill {
 		s.Members, s.Change = s.Change.New, nil
 	}
@@ -135,8 +133,8 @@ func (c *live) apply(s *State) *result {
 	}
 	s.update(c.Member, func(e *Member) {
 		e.Life = c.Now
-		if !known && (e.Whole || e.Loss != "") {
-			e.Whole, e.Loss = false, c.Now
+		if !known {
+			e.lost(c.Now)
 		}
 	})
 	if !known {
@@ -170,7 +168,7 @@ func (c *closeChange) apply(s *State) *result {
 	s.Change = nil
 	for i := range s.Members {
 		if m := &s.Members[i]; slices.Contains(c.Whole, m.ID()) {
-			m.Whole, m.Loss = true, ""
+			m.whole()
 		}
 	}
 	s.bump()

@@ -218,14 +218,23 @@ func (c *Control) reconcile(state *State, progress map[string]*controlpb.Progres
 	settled = true
 	backed := c.jury.backed(c.readyTerm.Load(), votersOf(future.Configuration()))
 	c.driver.waiting = false
-	for i, m := range state.Current() {
+	nth := 0 // of those that may vote
+	for _, m := range state.Current() {
 		server, there := servers[m.ID()]
 		p := progress[m.ID()]
-		votes := i < maxVoters && !state.joining(m.ID())
+		joining := state.joining(m.ID())
+		votes := nth < maxVoters && !joining
+		if !joining {
+			nth++
+		}
 		step := placement(there, server, votes, raftAddress(m.ID(), m.PeerAddr), backed && p != nil && p.Generation >= state.Generation)
 		switch step {
 		case "":
 			continue
+		case demote:
+			if c.driver.waiting {
+				continue // no vote goes before the one that replaces it is there
+			}
 		case waitForIt:
 			// A member that does not answer holds up no change: its vote comes
 			// when it is back. It has to be asked for that, also when no change

@@ -251,7 +251,7 @@ func (c *Control) AcceptLoss(ctx context.Context, name string) error {
 	if m.Whole {
 		return nil
 	}
-	_, err := c.propose(ctx, &acceptLoss{Member: m.ID(), Loss: m.Loss, Change: state.LastChange})
+	_, err := c.propose(ctx, &acceptLoss{Member: m.ID(), Loss: m.report(), Change: state.LastChange})
 	if errors.Is(err, errNotMember) {
 		return fmt.Errorf("%w: %s", ErrNoSuchMember, name)
 	}

@@ -27,9 +27,26 @@ type Member struct {
 	// Loss names the report that cleared Whole, so that a repeated report is
 	// told from a new one.
 	Loss string `cbor:"loss,omitempty"`
+	// LaterLoss names the latest report of a member that was not whole and has no
+	// Loss. Taking that report back would not make the member whole.
+	LaterLoss string `cbor:"later_loss,omitempty"`
 	// Life is that of the member's latest start.
 	Life string `cbor:"life,omitempty"`
 }
+
+// report names the member's latest report of a loss.
+func (m *Member) report() string { return cmp.Or(m.LaterLoss, m.Loss) }
+
+// lost notes a report of a loss.
+func (m *Member) lost(report string) {
+	if m.Whole || m.Loss != "" {
+		m.Whole, m.Loss = false, report
+	} else {
+		m.LaterLoss = report
+	}
+}
+
+func (m *Member) whole() { m.Whole, m.Loss, m.LaterLoss = true, "", "" }
 
 // ID is name/incarnation: what votes in Raft, and what acknowledges records.
 func (m Member) ID() string { return MemberID(m.Name, m.Incarnation) }

@@ -75,12 +75,25 @@ type data struct {
 	end        uint64
 	cursors    map[string]uint64
 	empty      bool
+	asked      func() // called, if set, before the log's end is read
 }
 
 func (d *data) LogEnd() uint64 {
 	d.mu.Lock()
+	asked := d.asked
+	d.mu.Unlock()
+	if asked != nil {
+		asked()
+	}
+	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.end
+}
+
+func (d *data) whenAsked(do func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.asked = do
 }
 
 func (d *data) Cursors() map[string]uint64 {

@@ -1,0 +1,88 @@
+package control_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A replacement has pulled enough, and says so to the leader. While the leader
+// waits for another member's answer the replacement finds a loss, sets its cursors
+// back and reports it. The change must not be closed by the earlier answer.
+func TestAReplacementThatReportsALossDuringAPollIsNotWhole(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		a, b, c := w.node["a"], w.node["b"], w.node["c"]
+		a.data.write(100)
+		b.data.write(100)
+		w.sync()
+		c.kill()
+		c.wipe()
+		c.start()
+		w.eventually(time.Minute, func() bool {
+			s := a.control.State()
+			return s.Change != nil && s.Change.Subject == c.id()
+		}, "the replacement is open")
+		time.Sleep(10 * time.Second)
+		require.NotNil(t, a.control.State().Change)
+
+		reported := make(chan struct{})
+		b.data.whenAsked(func() {
+			if len(c.data.Cursors()) < 2 {
+				return
+			}
+			time.Sleep(time.Second) // c has answered by then
+			c.data.reset()
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			if c.control.ReportNotWhole(ctx) == nil {
+				close(reported)
+			}
+		})
+		c.data.mu.Lock()
+		c.data.cursors = map[string]uint64{a.incarnation: 100, b.incarnation: 100}
+		c.data.mu.Unlock()
+		<-reported
+		b.data.whenAsked(nil)
+		time.Sleep(5 * time.Second)
+		m, ok := a.control.State().MemberByID(c.id())
+		require.True(t, ok)
+		require.Empty(t, c.data.Cursors(), "it holds nothing that it could vouch for")
+		require.False(t, m.Whole, "it reported a loss and was not refilled since")
+	})
+}
+
+// A node whose name sorts before those of five members joins. As long as it does
+// not vote, the five do: two of them may fail. When it is a member, it votes
+// instead of the last one.
+func TestAJoinTakesNoVoteBeforeItHasOne(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "b", "c", "d", "e", "f")
+		defer w.close()
+		w.start()
+		w.settled(5)
+		for _, n := range w.node {
+			n.data.write(100)
+		}
+		w.sync()
+		n := w.add("a")
+		n.join = append([]string{peerAddr("a")}, w.join...)
+		n.start()
+		f := w.node["f"]
+		w.eventually(time.Minute, func() bool { return f.control.State().Change != nil }, "the join is open")
+		time.Sleep(20 * time.Second)
+		require.NotNil(t, f.control.State().Change, "it lacks everything")
+		b, c := w.node["b"], w.node["c"]
+		b.kill()
+		c.kill()
+		w.eventually(time.Minute, func() bool {
+			ok, at := f.control.Confirmed()
+			return ok && w.leader() != nil && time.Since(at) < 5*time.Second
+		}, "three of five members have a leader")
+	})
+}
