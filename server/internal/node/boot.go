@@ -18,6 +18,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 	"github.com/stemedb/stemedb/server/internal/peertls"
 	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
 // boot assembles the parts. Parts made before an error are released when the
@@ -225,6 +226,9 @@ func (n *Node) watchStore() {
 	}
 }
 
+// bindEvery is the pause between two attempts to write to a full volume.
+const bindEvery = 30 * time.Second
+
 // bindVolumes writes the cluster's id to the volumes as soon as it exists, so
 // that they are never taken for another cluster's. It also records as soon as
 // the cluster has other members, so that a node that lost its WAL volume does
@@ -240,16 +244,23 @@ func (n *Node) bindVolumes() {
 				return
 			}
 		}
+		var again <-chan time.Time
 		if shared {
-			if err := n.parts.store.SetShared(); err != nil {
-				n.stop(err)
+			err := n.parts.store.SetShared()
+			if !vfs.IsNoSpace(err) {
+				if err != nil {
+					n.stop(err)
+				}
+				return
 			}
-			return
+			n.log.Warn("a volume is full; tried again until there is room", "error", err)
+			again = time.After(bindEvery)
 		}
 		select {
 		case <-n.ctx.Done():
 			return
 		case <-changed:
+		case <-again:
 		}
 	}
 }

@@ -197,3 +197,27 @@ func TestJoinBehindAHoleIsNotGivenUpWhileItReadsOn(t *testing.T) {
 		require.EqualValues(t, 1, s.LastChange, "no join was given up")
 	})
 }
+
+// The DB volume of a single node is full. It serves what it has, also while and after
+// it is scaled up.
+func TestASingleNodeOnAFullDBVolumeIsScaledUp(t *testing.T) {
+	scenario(t, 1, control.Timings{}, func(w *world) {
+		n0 := w.machines[0]
+		x := claim("code://x", "x")
+		require.NoError(t, n0.put(x))
+		time.Sleep(time.Minute)
+		n0.disk.SetCapacity(dbDir, 1<<30)
+		free, total, err := n0.disk.Free(dbDir)
+		require.NoError(t, err)
+		n0.disk.SetCapacity(dbDir, total-free)
+		time.Sleep(time.Minute)
+		require.NoError(t, n0.read(x, cluster.Local))
+		n1 := w.addMachine(1)
+		n1.start()
+		for range 60 {
+			time.Sleep(5 * time.Second)
+			require.NoError(t, n0.node.Err())
+		}
+		require.Len(t, n0.node.Control().State().Members, 2)
+	})
+}

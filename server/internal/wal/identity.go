@@ -6,6 +6,8 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+
+	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
 const (
@@ -81,20 +83,21 @@ func settle(o *Options) (*settled, error) {
 	}
 	if haveP && p.Shared && !w.Shared { // an older state of the WAL volume
 		w.Shared = true
-		if err := saveSmall(o.FS, filepath.Join(o.WALDir, identityName), w); err != nil {
+		if err := o.complete(o.WALDir, w, true); err != nil {
 			return nil, err
 		}
 	}
 	if !haveP || w.Shared != p.Shared || w.Incarnation != p.Incarnation || w.Cluster != p.Cluster {
 		if w.Cluster == "" && haveP && w.Incarnation == p.Incarnation {
 			w.Cluster = p.Cluster
-			if err := saveSmall(o.FS, filepath.Join(o.WALDir, identityName), w); err != nil {
+			if err := o.complete(o.WALDir, w, true); err != nil {
 				return nil, err
 			}
 		}
+		later := haveP && w.Incarnation == p.Incarnation
 		*p = *w
 		p.Volume = volumePacks
-		if err := saveSmall(o.FS, filepath.Join(o.PackDir, identityName), p); err != nil {
+		if err := o.complete(o.PackDir, p, later); err != nil {
 			return nil, err
 		}
 	}
@@ -105,6 +108,18 @@ func settle(o *Options) (*settled, error) {
 	}
 	copy(s.inc[:], b)
 	return s, nil
+}
+
+// complete writes an identity that a crash left incomplete. Where the volume is of
+// the same incarnation already, a lack of space puts that off until the next start:
+// a node on a full volume serves what it has.
+func (o *Options) complete(dir string, v *volume, later bool) error {
+	err := saveSmall(o.FS, filepath.Join(dir, identityName), v)
+	if later && vfs.IsNoSpace(err) {
+		o.Logger.Warn("a volume is full, so its identity is completed at a later start", "dir", dir, "error", err)
+		return nil
+	}
+	return err
 }
 
 // newWALIdentity begins a new incarnation. The WAL volume comes first: a crash
