@@ -33,7 +33,8 @@ type puller struct {
 	unnoted      int64 // bytes of records seen since then
 	unnotedAt    int   // their number
 	hole         hole
-	epoch        int // of the cursor that hole is about
+	full         bool // the last note found no room; tried again after CursorEvery
+	epoch        int  // of the cursor that hole is about
 
 	mu sync.Mutex
 	// heard is when the member answered last; connected, whether it still may.
@@ -400,7 +401,7 @@ func (p *puller) noteIfDue(ctx context.Context, at wal.Position) error {
 	if p.unnotedAt == 0 || at == p.noted {
 		return nil
 	}
-	if p.unnoted < noteBytes && time.Since(p.notedAt) < p.c.timings.CursorEvery {
+	if (p.full || p.unnoted < noteBytes) && time.Since(p.notedAt) < p.c.timings.CursorEvery {
 		return nil
 	}
 	return p.note(ctx, at)
@@ -409,8 +410,16 @@ func (p *puller) noteIfDue(ctx context.Context, at wal.Position) error {
 // noteBytes is how much is looked at again after a crash, at most.
 const noteBytes = 64 << 20
 
+// note makes progress durable. On a full volume it is put off, and the member is
+// asked on: its log is compared all the same, without which a read would count no
+// pair of a full member and one that has started anew.
 func (p *puller) note(ctx context.Context, at wal.Position) error {
-	if err := p.c.putAndWait(ctx, []store.Item{p.c.progress.cursor(p.member.Incarnation, at)}); err != nil {
+	err := p.c.putAndWait(ctx, []store.Item{p.c.progress.cursor(p.member.Incarnation, at)})
+	switch {
+	case errors.Is(err, wal.ErrReadOnly):
+		p.notedAt, p.full = time.Now(), true
+		return nil
+	case err != nil:
 		return fmt.Errorf("noting the cursor: %w", err)
 	}
 	p.notedNow(at)
@@ -418,7 +427,7 @@ func (p *puller) note(ctx context.Context, at wal.Position) error {
 }
 
 func (p *puller) notedNow(at wal.Position) {
-	p.noted, p.notedAt, p.unnoted, p.unnotedAt = at, time.Now(), 0, 0
+	p.noted, p.notedAt, p.unnoted, p.unnotedAt, p.full = at, time.Now(), 0, 0, false
 	p.notedOpening = p.c.progress.witness(p.member.Incarnation).Opening
 }
 
@@ -440,7 +449,8 @@ func (p *puller) saw(res *peerpb.PullResponse) {
 // noted durably at once: the member is held to it after its next start.
 func (p *puller) reached(ctx context.Context, next wal.Position, epoch int, res *peerpb.PullResponse) error {
 	p.advance(next, epoch, res)
-	if p.c.progress.witness(p.member.Incarnation).Opening == p.notedOpening {
+	tooSoon := p.full && time.Since(p.notedAt) < p.c.timings.CursorEvery
+	if tooSoon || p.c.progress.witness(p.member.Incarnation).Opening == p.notedOpening {
 		return nil
 	}
 	at, _ := p.c.progress.at(p.member.Incarnation)
