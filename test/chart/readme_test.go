@@ -61,7 +61,7 @@ func valuesTable(t *testing.T) string {
 	doc := ""
 	for number, line := range strings.Split(string(raw), "\n") {
 		if m := sectionLine.FindStringSubmatch(line); m != nil {
-			fmt.Fprintf(&table, "\n### %s\n\n| Value | Default | What it is |\n|---|---|---|\n", m[1])
+			fmt.Fprintf(&table, "\n### %s\n\n| Value | Default | Meaning |\n|---|---|---|\n", m[1])
 			continue
 		}
 		if m := docLine.FindStringSubmatch(line); m != nil {
