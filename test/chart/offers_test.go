@@ -96,7 +96,7 @@ func TestNotesTellTheWay(t *testing.T) {
 		"service: {gateway: {type: LoadBalancer, port: 80}}":         {"status.loadBalancer.ingress[0].ip", "PORT=80", "WARNING: the Service of type LoadBalancer speaks plain HTTP"},
 		"service: {gateway: {type: NodePort}}\ntls: {secretName: c}": {"nodePort}'", "InternalIP", "https, port $PORT (below) of every node"},
 		"image: {digest: '" + digest + "'}":                          {"StemeDB " + digest + " is installed", "stemedb/stemedb@" + digest},
-		"replicas: 1":                                                {"members        1; the loss of any is an outage", "Wait until the member is ready"},
+		"replicas: 1":                                                {"members        1; the failure of any member is an outage", "Wait until the member is ready"},
 		published:                                                    {"URL=https://a.example"},
 	} {
 		notes := renderWith(t, values).notes

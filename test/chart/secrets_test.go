@@ -118,7 +118,7 @@ func TestHooks(t *testing.T) {
 func TestNotes(t *testing.T) {
 	notes := renderWith(t).notes
 	for _, want := range []string{
-		"installed as r-stemedb in namespace ns", "which 1 may be lost at once",
+		"installed as r-stemedb in namespace ns", "which 1 can fail at once",
 		"http://r-stemedb.ns.svc.cluster.local:18181",
 		"kubectl -n ns get secret r-stemedb-secrets -o jsonpath='{.data.root-api-key}' | base64 -d",
 		`curl "$URL/v1/health"`, `curl -H "X-API-Key: $KEY" "$URL/v1/whoami"`, `curl -H "X-API-Key: $KEY" "$URL/v1/cluster/status"`,
@@ -131,7 +131,7 @@ func TestNotes(t *testing.T) {
 
 	for values, want := range map[string]string{
 		"replicas: 1": "WARNING: one replica.",
-		"replicas: 4": "WARNING: 4 replicas survive no more losses than 3.",
+		"replicas: 4": "WARNING: 4 replicas tolerate as many failures as 3.",
 		"server: {authEnabled: false}\nextraEnv: {STEMEDB_UNSAFE_SKIP_SIGNATURES: true}": "WARNING: authentication is off.",
 		"resources: {limits: {memory: null}}":                                            "WARNING: no memory limit",
 		"persistence: {retention: {whenDeleted: Delete}}":                                "WARNING: uninstalling deletes the data",
@@ -152,14 +152,14 @@ func TestNotes(t *testing.T) {
 // The chart cannot see how many members there were, so the notes of an upgrade
 // that leaves too few for three say what it means, and the way back.
 func TestNotesWarnOfTooFewMembers(t *testing.T) {
-	const warning = "those that are gone still count for the majority"
+	const warning = "the removed ones still count for the majority"
 	notes := func(upgrade bool, values string) string {
 		return render(t, options{upgrade: upgrade, values: []string{values}}).notes
 	}
 	for _, few := range []string{"replicas: 1", "replicas: 2"} {
 		require.Contains(t, notes(true, few), warning)
-		require.Contains(t, notes(true, few), "Set replicas back to what it was; their volumes are kept.")
-		require.Contains(t, notes(true, few+"\npersistence: {retention: {whenScaled: Delete}}"), "what was only on their volumes is lost")
+		require.Contains(t, notes(true, few), "Set replicas back to its previous value; the volumes of the removed members are kept.")
+		require.Contains(t, notes(true, few+"\npersistence: {retention: {whenScaled: Delete}}"), "records that were only on the volumes of the removed members are lost")
 		require.NotContains(t, notes(false, few), warning, "nothing was there before an install")
 	}
 	require.NotContains(t, notes(true, ""), warning)

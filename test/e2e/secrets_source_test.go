@@ -40,7 +40,7 @@ func TestEverySwitchOfTheSecretsSource(t *testing.T) {
 	s.values = strings.Replace(regexp.MustCompile(`(?m)^secrets:\n  source: generated\n`).ReplaceAllString(string(dev), ""), "tag: dev", "tag: "+r.image, 1)
 	require.NotContains(t, s.values, "secrets:")
 	s.values = strings.Replace(s.values, "shutdownGrace: 10s", "shutdownGrace: 1s", 1) + "minReadySeconds: 0\n" // nothing here is under load
-	stage, fill := s.readme(t, "To stage a change to"), s.readme(t, "To give an `existing` Secret the")
+	stage, fill := s.readme(t, "To stage a change to"), s.readme(t, "To copy the current values into")
 
 	clusterSecret := r.secret(t, "switch-stemedb-secrets", "cluster-secret")
 	var wrong atomic.Bool // the store holds other values than the members use
