@@ -45,7 +45,7 @@ func TestProbe(t *testing.T) {
 		reason  string
 		err     string
 	}{
-		"docker and k3d's images can be had": {
+		"docker and k3d's images are available": {
 			machine: (&runtest.Recorder{}).Fail("docker image inspect", "no such image"), source: usable,
 			want: "k3d", reason: K3sImage,
 		},
@@ -53,27 +53,27 @@ func TestProbe(t *testing.T) {
 			machine: (&runtest.Recorder{}).Fail("docker manifest", "no registry"), source: usable,
 			want: "k3d", reason: K3sImage,
 		},
-		"only kind's image can be had": {
+		"only kind's image is available": {
 			machine: (&runtest.Recorder{}).Fail("docker image inspect", "no such image").
 				Fail("docker manifest inspect "+K3sImage, "not found"), source: usable,
 			want: "kind", reason: KindImage,
 		},
-		"k3d's second image cannot be had": {
+		"k3d's second image is not available": {
 			machine: (&runtest.Recorder{}).Fail("docker image inspect "+K3DToolsImage, "no such image").
 				Fail("docker manifest inspect "+K3DToolsImage, "not found"), source: usable,
 			want: "kind", reason: KindImage,
 		},
 		"docker without a registry": {
 			machine: (&runtest.Recorder{}).Fail("docker image inspect", "no such image").Fail("docker manifest", "no registry"), source: usable,
-			want: "source", reason: "the image " + K3sImage + " cannot be had",
+			want: "source", reason: "the image " + K3sImage + " is not available",
 		},
 		"no docker": {
 			machine: (&runtest.Recorder{}).Fail("docker", "cannot connect"), source: usable,
-			want: "source", reason: "no docker daemon answers",
+			want: "source", reason: "no docker daemon responds",
 		},
 		"nothing at all": {
 			machine: (&runtest.Recorder{}).Fail("docker", "cannot connect"), source: notRoot,
-			err: "no way to have a cluster here: no docker daemon answers; source: it needs root",
+			err: "no cluster provider works on this machine: no docker daemon responds; source: it needs root",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -97,8 +97,8 @@ func TestChooseKeepsToWhatIsUp(t *testing.T) {
 	o := testOptions(t, r)
 	got, err := Choose(t.Context(), o, "kind")
 	require.NoError(t, err)
-	require.Equal(t, Choice{"kind", "it was asked for"}, got)
-	require.Empty(t, r.Commands(), "what is asked for needs no look at the machine")
+	require.Equal(t, Choice{"kind", "it was requested"}, got)
+	require.Empty(t, r.Commands(), "an explicit request needs no check of the machine")
 
 	require.NoError(t, writeRecord(o, "k3d"))
 	got, err = Choose(t.Context(), o, "")
@@ -130,13 +130,13 @@ func TestExistingIsNeverImplicit(t *testing.T) {
 	_, ok := p.(Faults)
 	require.False(t, ok, "nothing of an existing cluster is broken")
 
-	// Later commands know the context without being told, and refuse another.
+	// Later commands know the context without the flag, and reject a different one.
 	o.Context = ""
 	_, err = Open(o)
 	require.NoError(t, err)
 	o.Context = "production"
 	_, err = Open(o)
-	require.ErrorContains(t, err, `made with "staging"`)
+	require.ErrorContains(t, err, `created with "staging"`)
 
 	o.Context = ""
 	before := len(r.Commands())
@@ -300,7 +300,7 @@ func TestSignalFindsAllBeforeTheFirst(t *testing.T) {
 	require.NoError(t, Signal(t.Context(), o, f, syscall.SIGKILL, at("a-0"), at("a-1")))
 	require.ElementsMatch(t, []signalled{{"node1", "aaa", syscall.SIGKILL}, {"node2", "bbb", syscall.SIGKILL}}, []signalled{<-f.got, <-f.got})
 
-	require.ErrorContains(t, Signal(t.Context(), o, f, syscall.SIGKILL, at("a-0"), at("a-2")), "ns/a-2/server does not run")
+	require.ErrorContains(t, Signal(t.Context(), o, f, syscall.SIGKILL, at("a-0"), at("a-2")), "ns/a-2/server is not running")
 	require.Empty(t, f.got, "one that is missing spares the others")
 
 	_, err := ParseContainer("ns/pod")

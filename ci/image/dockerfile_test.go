@@ -41,7 +41,7 @@ func fromDockerfile(t *testing.T, file string) Spec {
 	for _, in := range lastStage(t, file) {
 		switch in.name {
 		case "FROM":
-			require.Equal(t, "scratch", in.rest, "nothing but what is copied is in the image")
+			require.Equal(t, "scratch", in.rest, "the image contains only copied files")
 		case "ARG":
 		case "COPY":
 			words := strings.Fields(in.rest)

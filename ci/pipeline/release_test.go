@@ -18,7 +18,7 @@ import (
 	"github.com/stemedb/stemedb/ci/tools"
 )
 
-// machine runs nothing; what a build is told to write appears, empty.
+// machine runs nothing; the output files of a build appear, empty.
 type machine struct{ runtest.Recorder }
 
 func (m *machine) Run(ctx context.Context, c run.Command) (string, error) {
@@ -33,7 +33,7 @@ func (m *machine) Run(ctx context.Context, c run.Command) (string, error) {
 	return m.Recorder.Run(ctx, c)
 }
 
-// spoken lists what was said to the cluster, without building and kubectl's
+// spoken lists the commands sent to the cluster, without building and kubectl's
 // address of it.
 func (m *machine) spoken(p *Pipeline) []string {
 	var lines []string
@@ -60,7 +60,7 @@ func testPipeline(t *testing.T, provider string) (*Pipeline, *machine) {
 	return p, m
 }
 
-// recordExisting is what `cluster up` leaves behind with the provider existing.
+// recordExisting writes the state that `cluster up` leaves with the provider existing.
 func recordExisting(t *testing.T) {
 	t.Helper()
 	dir := filepath.Join(os.Getenv("STEMEDB_STATE"), "cluster")
@@ -113,14 +113,14 @@ func TestUpOnAnExistingCluster(t *testing.T) {
 	}
 }
 
-// What cannot work is refused before anything is built or asked.
+// Impossible requests are rejected before anything is built or queried.
 func TestUpRefusesAtOnce(t *testing.T) {
 	for name, c := range map[string]struct{ provider, image, says string }{
-		"no image":                   {"existing", "", "no image can be put on the nodes"},
-		"no version":                 {"existing", "host:5000/stemedb", "names no version"},
-		"no name":                    {"existing", ":1", "names no version"},
-		"an image for our cluster":   {"", "stemedb:1", "given the image of this checkout"},
-		"an image for a k3d cluster": {"k3d", "stemedb:1", "given the image of this checkout"},
+		"no image":                   {"existing", "", "images cannot be loaded onto the nodes"},
+		"no version":                 {"existing", "host:5000/stemedb", "has no version"},
+		"no name":                    {"existing", ":1", "has no version"},
+		"an image for our cluster":   {"", "stemedb:1", "gets the image of this checkout"},
+		"an image for a k3d cluster": {"k3d", "stemedb:1", "gets the image of this checkout"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, m := testPipeline(t, c.provider)
@@ -132,7 +132,7 @@ func TestUpRefusesAtOnce(t *testing.T) {
 	t.Run("the existing cluster of an earlier run", func(t *testing.T) {
 		p, m := testPipeline(t, "")
 		recordExisting(t)
-		require.ErrorContains(t, p.Up(t.Context()), "no image can be put on the nodes")
+		require.ErrorContains(t, p.Up(t.Context()), "images cannot be loaded onto the nodes")
 		require.ErrorContains(t, p.Gate(t.Context()), "the gate tests cut nodes off")
 		require.ErrorContains(t, p.Test(t.Context()), "the gate tests cut nodes off")
 		require.Empty(t, m.Commands())
@@ -150,7 +150,7 @@ func TestSomebodyElsesNamespaceIsLeftAlone(t *testing.T) {
 			t.Setenv("STEMEDB_CLUSTER_IMAGE", "host/stemedb:1")
 			m.On("kubectl get namespace", "stemedb "+label)
 			_, err := p.release(t.Context())
-			require.ErrorContains(t, err, "no make up with this state folder made it")
+			require.ErrorContains(t, err, "was not created by make up with this state folder")
 			recordExisting(t)
 			require.NoError(t, p.Down(t.Context()))
 			require.Equal(t, []string{
@@ -199,7 +199,7 @@ func TestDownOnAnExistingCluster(t *testing.T) {
 		"cluster down",
 	}, m.spoken(p))
 
-	// What could not be removed is still known afterwards.
+	// A release that could not be removed is still recorded afterwards.
 	p, m = testPipeline(t, "")
 	recordExisting(t)
 	m.On("kubectl get namespace", "stemedb "+ownerID(t)).Fail("helm uninstall", "no answer")

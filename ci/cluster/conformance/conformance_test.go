@@ -79,7 +79,7 @@ func TestK3DToolsImage(t *testing.T) {
 	require.NotEmpty(t, k3dversion.GetVersion())
 }
 
-// fakeDocker is a docker that notes what it is asked and says that a node has
+// fakeDocker is a docker that records its commands and reports that a node has
 // begun, so that kind reads, completes and validates its configuration, starts
 // every node, and stops because there is none in the end.
 const fakeDocker = `#!/bin/sh

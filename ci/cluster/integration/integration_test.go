@@ -118,7 +118,7 @@ func (s *suite) admission(t *testing.T) {
 	require.ErrorContains(t, err, "violates PodSecurity")
 }
 
-// nodeAccess is what the API server asks of kubelets.
+// nodeAccess lists the API server's requests to kubelets.
 func (s *suite) nodeAccess(t *testing.T) {
 	require.Equal(t, "hello there\n", s.kubectl("", "exec", "--namespace=probe", "probe-2", "--", "/probe", "there"))
 	s.kubectl("", "logs", "--namespace=kube-system", "daemonset/coredns")
@@ -238,7 +238,7 @@ func (s *suite) volumesDeleted(t *testing.T) {
 		require.NoError(t, err)
 		return len(found)
 	}
-	require.Eventually(t, func() bool { return volumes() == 3 }, time.Minute, 200*time.Millisecond, "the old volume's data is gone")
+	require.Eventually(t, func() bool { return volumes() == 3 }, time.Minute, 200*time.Millisecond, "the old volume's data is deleted")
 }
 
 func (s *suite) downAndUp(t *testing.T) {
@@ -325,7 +325,7 @@ func (s *suite) tryKubectl(in string, args ...string) (string, error) {
 	return s.options.Runner.Run(s.t.Context(), c)
 }
 
-// footprint is what a cluster could leave on a machine.
+// footprint lists the traces that a cluster could leave on a machine.
 func footprint(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}

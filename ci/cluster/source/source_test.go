@@ -288,7 +288,7 @@ sha256:id-of-old application/x sha256:old 19.2 MiB linux/amd64 -
 	require.ErrorContains(t, k.LoadImage(t.Context(), tar+".missing"), "no image file")
 }
 
-// One cluster must never take what belongs to another.
+// A cluster must never take the names of another one.
 func TestOwner(t *testing.T) {
 	first, second := testCluster(t, nil), testCluster(t, nil)
 	second.ownerFile, second.namespaces = first.ownerFile, first.namespaces
@@ -301,9 +301,9 @@ func TestOwner(t *testing.T) {
 	require.NoError(t, first.release())
 	require.NoError(t, second.claim())
 	require.NoError(t, os.RemoveAll(second.Config.Dir))
-	require.NoError(t, first.claim(), "an owner without its folder is gone")
+	require.NoError(t, first.claim(), "an owner without its folder no longer exists")
 
-	// Namespaces that nobody claims are somebody's.
+	// Unclaimed namespaces belong to an unknown owner.
 	require.NoError(t, first.release())
 	require.NoError(t, os.WriteFile(filepath.Join(first.namespaces, "stemedb-node1"), nil, 0o600))
 	require.ErrorContains(t, first.claim(), "belong to no known cluster")
@@ -335,7 +335,7 @@ func TestContainerPID(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 4242, pid)
 	_, err = k.ContainerPID(t.Context(), "node1", "def")
-	require.ErrorContains(t, err, "does not run", "a stopped one has no process that could be somebody else's by now")
+	require.ErrorContains(t, err, "is not running", "a stopped container has no process whose id could have been reused")
 	require.Contains(t, r.Commands()[0], "--address "+k.Config.node(1).socket()+" --namespace k8s.io tasks list")
 }
 
@@ -421,7 +421,7 @@ func TestCgroupVersion2(t *testing.T) {
 	mounts := filepath.Join(t.TempDir(), "mounts")
 	require.NoError(t, os.WriteFile(mounts, []byte("cgroup2 "+dir+" cgroup2 rw 0 0\n"), 0o600))
 	g := cgroups{mounts: mounts}
-	// A plain folder stands in for the kernel's: controllers are listed in each
+	// A plain folder replaces the kernel's: controllers are listed in each
 	// group before its child is made.
 	for _, group := range []string{"", "stemedb", "stemedb/node1"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, group), 0o755))
