@@ -42,11 +42,11 @@ func TestHeaderOfAMutantIsRead(t *testing.T) {
 
 func TestHeaderThatSaysTooLittleIsRefused(t *testing.T) {
 	for replace, want := range map[string]string{
-		"Defect: the answer is\n  wrong\n|":                   "has to say Defect",
+		"Defect: the answer is\n  wrong\n|":                   "needs Defect",
 		"Effect: a user sees 41\n|":                           "needs Defect (the mistake in the code) and Effect",
 		"--- a/answer|+++ a/answer":                           "contains no diff",
 		"Test: ./answer|Try: ./answer":                        "neither one of Defect, Effect and Test",
-		"./answer -run|answer -run":                           "has to be ./FOLDER -run TestName",
+		"./answer -run|answer -run":                           "must be ./FOLDER -run TestName",
 		"-run TestAnswer|-run Answer":                         `"Answer" is not the name of a test`,
 		"TestAnswer|TestOther|TestAnswer/sub":                 "is not the name of a test",
 		"MODE=fast|fast":                                      "use NAME=VALUE",

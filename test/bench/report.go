@@ -37,7 +37,7 @@ func (r *report) fact(measurement, result, limit string) {
 }
 func (r *report) note(title, text string) { r.notes = append(r.notes, [2]string{title, text}) }
 
-// baseline is the system that a section's ratios are against.
+// baseline is the reference system of a section's ratios.
 var baseline = map[string]string{"ingest": "etcd put", "query": "/v1/health/live", "paired": "before"}
 
 func (r *report) markdown() string {

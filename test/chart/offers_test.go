@@ -45,7 +45,7 @@ func TestBudgetsTakePercentagesAndMinimums(t *testing.T) {
 	require.Equal(t, "51%", budget("podDisruptionBudget: {minAvailable: 51%}").MinAvailable.StrVal)
 }
 
-// What users of other charts set for all of them is honoured here.
+// The chart honours the values that users set globally for several charts.
 func TestGlobalStorageClassIsHonoured(t *testing.T) {
 	classes := func(values string) []string {
 		var found []string
@@ -83,8 +83,7 @@ monitoring: {serviceMonitor: {enabled: true, honorLabels: true}}
 	require.True(t, one[*monitoringv1.ServiceMonitor](t, got, "r-stemedb").Spec.Endpoints[0].HonorLabels)
 }
 
-// The notes name the address that the values lead to, in commands that a shell
-// can read.
+// The notes contain the address that follows from the values, in valid shell commands.
 func TestNotesTellTheWay(t *testing.T) {
 	digest := "sha256:" + strings.Repeat("0", 64)
 	for values, want := range map[string][]string{

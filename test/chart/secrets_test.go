@@ -62,7 +62,7 @@ func TestExternalSecret(t *testing.T) {
 	require.Equal(t, "p", second["remoteRef"].(map[string]any)["property"])
 }
 
-// The Secret is made in the cluster by a Job, under the narrowest rights that
+// A Job creates the Secret in the cluster, with the narrowest permissions that
 // Kubernetes can express, and Helm never owns it: an uninstall keeps it.
 func TestGeneratedSecret(t *testing.T) {
 	got := renderWith(t)
@@ -90,8 +90,8 @@ func TestGeneratedSecret(t *testing.T) {
 	require.Equal(t, []rbacv1.Subject{{Kind: "ServiceAccount", Name: pod.ServiceAccountName, Namespace: "ns"}}, binding.Subjects)
 }
 
-// Jobs are hooks that are made anew each time (a Job's template is immutable),
-// and what a Job needs comes before it.
+// Jobs are hooks that are recreated each time (a Job's template is immutable),
+// and a Job's dependencies precede it.
 func TestHooks(t *testing.T) {
 	weights := map[string][]string{}
 	for _, o := range renderWith(t, closed).objects {
@@ -149,8 +149,8 @@ func TestNotes(t *testing.T) {
 	}
 }
 
-// The chart cannot see how many members there were, so the notes of an upgrade
-// that leaves too few for three say what it means, and the way back.
+// The chart cannot see the previous number of members, so the notes of an
+// upgrade to fewer than three explain the consequence and the way back.
 func TestNotesWarnOfTooFewMembers(t *testing.T) {
 	const warning = "the removed ones still count for the majority"
 	notes := func(upgrade bool, values string) string {
@@ -160,7 +160,7 @@ func TestNotesWarnOfTooFewMembers(t *testing.T) {
 		require.Contains(t, notes(true, few), warning)
 		require.Contains(t, notes(true, few), "Set replicas back to its previous value; the volumes of the removed members are kept.")
 		require.Contains(t, notes(true, few+"\npersistence: {retention: {whenScaled: Delete}}"), "records that were only on the volumes of the removed members are lost")
-		require.NotContains(t, notes(false, few), warning, "nothing was there before an install")
+		require.NotContains(t, notes(false, few), warning, "an install has no previous members")
 	}
 	require.NotContains(t, notes(true, ""), warning)
 }

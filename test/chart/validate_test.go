@@ -7,11 +7,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// published is an overlay of its own in front of what follows it.
+// published is a separate overlay in front of the following one.
 const published = "ingress: {enabled: true, host: a.example}\n---\n"
 
-// What the schema cannot see is refused by a sentence that names the value and
-// says what to do.
+// Errors that the schema cannot detect are reported by a sentence that names
+// the value and the remedy.
 var impossible = []struct{ name, values, says string }{
 	{"existing is not chosen", "secrets: {existing: {name: a}}", `secrets.existing.name is set but secrets.source is "generated"`},
 	{"store is not chosen", "secrets: {externalSecret: {secretStoreRef: {name: a}}}", `secrets.externalSecret.secretStoreRef.name is set but secrets.source is "generated"`},
