@@ -69,7 +69,7 @@ func freePorts(t *testing.T) int {
 			return base
 		}
 	}
-	require.Fail(t, "no four free ports in a row")
+	require.Fail(t, "no four consecutive free ports")
 	return 0
 }
 
@@ -95,8 +95,7 @@ func start(t *testing.T, cmd *exec.Cmd, out *output) {
 	}, 5*time.Minute, 50*time.Millisecond, "%s", out)
 }
 
-// ended waits for the command and checks that it ended well and left no data
-// behind.
+// ended waits for the command and checks that it succeeded and left no data.
 func ended(t *testing.T, cmd *exec.Cmd, out *output) {
 	t.Helper()
 	err := cmd.Wait()

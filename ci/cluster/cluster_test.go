@@ -86,7 +86,7 @@ func TestProbe(t *testing.T) {
 			require.Equal(t, c.want, got.Provider)
 			require.Contains(t, got.Reason, c.reason)
 			for _, line := range c.machine.Commands() {
-				require.NotContains(t, line, "pull", "looking moves no image")
+				require.NotContains(t, line, "pull", "the check downloads no image")
 			}
 		})
 	}
@@ -128,7 +128,7 @@ func TestExistingIsNeverImplicit(t *testing.T) {
 	}, r.Commands())
 	require.Error(t, p.LoadImage(t.Context(), "x.tar"))
 	_, ok := p.(Faults)
-	require.False(t, ok, "nothing of an existing cluster is broken")
+	require.False(t, ok, "an existing cluster supports no faults")
 
 	// Later commands know the context without the flag, and reject a different one.
 	o.Context = ""
@@ -143,7 +143,7 @@ func TestExistingIsNeverImplicit(t *testing.T) {
 	was, err := Down(t.Context(), o)
 	require.NoError(t, err)
 	require.True(t, was)
-	require.Len(t, r.Commands(), before, "going down speaks to no cluster")
+	require.Len(t, r.Commands(), before, "taking it down contacts no cluster")
 	require.NoDirExists(t, o.Dir)
 }
 
@@ -224,8 +224,8 @@ func TestImagesAreNamedOnce(t *testing.T) {
 	require.Equal(t, 3, strings.Count(KindConfig, "image: "+KindImage+"\n"))
 }
 
-// Every command of the providers that are not existing must go to a kubeconfig
-// of its own, or name the cluster, or be about docker itself.
+// Every command of the providers other than existing must use the cluster's own
+// kubeconfig, or name the cluster, or concern docker itself.
 func TestNothingTouchesTheUsersKubeconfig(t *testing.T) {
 	for _, name := range []string{"k3d", "kind"} {
 		r := (&runtest.Recorder{}).On("k3d kubeconfig get", "clusters: []").On("kind get kubeconfig", "clusters: []")
@@ -279,7 +279,7 @@ type signalled struct {
 	signal   syscall.Signal
 }
 
-// faultRecorder notes the signals that were sent.
+// faultRecorder records the signals that were sent.
 type faultRecorder struct{ got chan signalled }
 
 func (faultRecorder) CutNode(context.Context, string) error  { return nil }
@@ -301,7 +301,7 @@ func TestSignalFindsAllBeforeTheFirst(t *testing.T) {
 	require.ElementsMatch(t, []signalled{{"node1", "aaa", syscall.SIGKILL}, {"node2", "bbb", syscall.SIGKILL}}, []signalled{<-f.got, <-f.got})
 
 	require.ErrorContains(t, Signal(t.Context(), o, f, syscall.SIGKILL, at("a-0"), at("a-2")), "ns/a-2/server is not running")
-	require.Empty(t, f.got, "one that is missing spares the others")
+	require.Empty(t, f.got, "if one is missing, the others get no signal")
 
 	_, err := ParseContainer("ns/pod")
 	require.ErrorContains(t, err, "NAMESPACE/POD/CONTAINER")

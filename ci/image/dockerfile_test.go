@@ -13,7 +13,7 @@ import (
 // instruction is one line of a Dockerfile, continuations joined.
 type instruction struct{ name, rest string }
 
-// lastStage reads the instructions after the last FROM, that one included.
+// lastStage reads the instructions from the last FROM onwards.
 func lastStage(t *testing.T, file string) []instruction {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -33,7 +33,7 @@ func lastStage(t *testing.T, file string) []instruction {
 	return stage
 }
 
-// fromDockerfile is the Spec that the Dockerfile's last stage amounts to.
+// fromDockerfile is the Spec that corresponds to the Dockerfile's last stage.
 func fromDockerfile(t *testing.T, file string) Spec {
 	t.Helper()
 	var spec Spec

@@ -3,7 +3,7 @@
 //
 // It promises: an image is a pure function of its Spec and the content of the
 // files that it names. Times are fixed and files are sorted by path, so the
-// same inputs give the same digest on every machine. The tar it writes is what
+// same inputs give the same digest on every machine. The tar has the format of
 // `docker load`, `ctr images import`, `kind load image-archive` and
 // `k3d image import` read.
 package image

@@ -92,7 +92,7 @@ func TestOutcomesAreToldApart(t *testing.T) {
 	}
 }
 
-// checkout makes a repository with one package, its test and these mutants.
+// checkout creates a repository with one package, its test and these mutants.
 func checkout(t *testing.T, test string, patches map[string]string) *Suite {
 	t.Helper()
 	root := t.TempDir()
@@ -126,7 +126,7 @@ func TestSuiteRunsEachMutantInACopy(t *testing.T) {
 	for name, row := range map[string]struct {
 		test    string
 		patches map[string]string
-		want    []string // in the error; empty means that there is none
+		want    []string // in the error; empty means no error
 	}{
 		"all are caught":                {testOf("Answer() != 42"), map[string]string{"one": patchText, "two": strings.Replace(patchText, "return 41", "return 0", 1)}, nil},
 		"one is missed":                 {testOf("Answer() < 41"), map[string]string{"one": patchText}, []string{"1 of 1 mutants were not caught", "one: MISSED", "the answer is wrong"}},
@@ -147,7 +147,7 @@ func TestSuiteRunsEachMutantInACopy(t *testing.T) {
 			}
 			b, err := os.ReadFile(filepath.Join(s.Root, "answer/answer.go"))
 			require.NoError(t, err)
-			require.Contains(t, string(b), "return 42", "the checkout itself is left alone")
+			require.Contains(t, string(b), "return 42", "the checkout itself is unchanged")
 		})
 	}
 }
@@ -176,8 +176,8 @@ func TestInterruptedSuiteEnds(t *testing.T) {
 	require.ErrorIs(t, s.Run(ctx), context.Canceled)
 }
 
-// The checkout's own mutants apply; `make check` has a step for it as well, since
-// the cache of tests does not see that code outside of this module has changed.
+// The checkout's own mutants apply. `make check` also has a step for this,
+// since the test cache does not detect changes outside of this module.
 func TestMutantsOfThisCheckoutApply(t *testing.T) {
 	s := &Suite{Root: filepath.Join("..", ".."), Runner: run.Exec{}, Reporter: progress.New(os.Stderr), Out: os.Stderr}
 	root, err := filepath.Abs(s.Root)

@@ -33,8 +33,8 @@ func (m *machine) Run(ctx context.Context, c run.Command) (string, error) {
 	return m.Recorder.Run(ctx, c)
 }
 
-// spoken lists the commands sent to the cluster, without building and kubectl's
-// address of it.
+// spoken lists the commands sent to the cluster, without builds and without
+// kubectl's address arguments.
 func (m *machine) spoken(p *Pipeline) []string {
 	var lines []string
 	for _, line := range m.Commands() {
@@ -52,7 +52,7 @@ func testPipeline(t *testing.T, provider string) (*Pipeline, *machine) {
 	require.NoError(t, err)
 	t.Setenv("STEMEDB_STATE", t.TempDir())
 	t.Setenv("STEMEDB_CLUSTER_IMAGE", "")
-	t.Setenv("PATH", os.Getenv("PATH")) // which the pipeline changes
+	t.Setenv("PATH", os.Getenv("PATH")) // the pipeline changes it
 	m, reporter := &machine{}, progress.New(io.Discard)
 	p := &Pipeline{Root: root, State: t.TempDir(), Runner: m, Reporter: reporter, Provider: provider}
 	p.Tools = &tools.Builder{Dir: filepath.Join(root, "ci", "tools"), Cache: t.TempDir(), Runner: m, Reporter: reporter}
@@ -78,7 +78,7 @@ func ownerID(t *testing.T) string {
 
 const lookForOurs = `kubectl get namespace stemedb --ignore-not-found --output 'jsonpath={.metadata.name} {.metadata.labels.stemedb\.dev/made-by}'`
 
-// withoutText has TEXT where a line of helm's has random text.
+// withoutText replaces random text in a line of helm's with TEXT.
 func withoutText(lines []string) []string {
 	for i, line := range lines {
 		lines[i] = regexp.MustCompile(`/image=[A-Z2-7]{26}`).ReplaceAllString(line, "/image=TEXT")
@@ -86,8 +86,7 @@ func withoutText(lines []string) []string {
 	return lines
 }
 
-// On an existing cluster nothing is built or loaded: it pulls the image that it
-// is told.
+// For an existing cluster nothing is built or loaded: it pulls the named image.
 func TestUpOnAnExistingCluster(t *testing.T) {
 	const volumes = " persistence.wal.storageClassName= persistence.db.storageClassName="
 	for reference, want := range map[string]string{
@@ -139,8 +138,8 @@ func TestUpRefusesAtOnce(t *testing.T) {
 	})
 }
 
-// A release that somebody else installed is neither changed nor removed, also
-// when they did it with make up.
+// Another user's release is neither changed nor removed, even if it was
+// installed by make up.
 func TestSomebodyElsesNamespaceIsLeftAlone(t *testing.T) {
 	t.Setenv("STEMEDB_STATE", t.TempDir())
 	colleague := ownerID(t)
@@ -161,9 +160,9 @@ func TestSomebodyElsesNamespaceIsLeftAlone(t *testing.T) {
 	}
 }
 
-// The release of an earlier run with the same state folder is brought up to
-// date: with a tag the pods start anew, since it may stand for another image by
-// now; with a digest they do when the digest is another one.
+// The release of an earlier run with the same state folder is updated: with a
+// tag the pods restart, since it may refer to another image by now; with a
+// digest they restart only if the digest has changed.
 func TestUpAgainOnAnExistingCluster(t *testing.T) {
 	for image, restarts := range map[string]bool{"host/stemedb:1": true, "host/stemedb:1@sha256:ab": false} {
 		t.Run(image, func(t *testing.T) { upAgain(t, image, restarts) })
@@ -207,7 +206,7 @@ func TestDownOnAnExistingCluster(t *testing.T) {
 	require.NotContains(t, m.spoken(p), "cluster down")
 }
 
-// A cluster of our own goes away as a whole.
+// Our own cluster is removed completely.
 func TestDownOnOurCluster(t *testing.T) {
 	p, m := testPipeline(t, "")
 	require.NoError(t, p.Down(t.Context()))

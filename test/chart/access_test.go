@@ -174,7 +174,7 @@ func TestNetworkPolicyHasOneRuleAPort(t *testing.T) {
 	require.ElementsMatch(t, []networkingv1.PolicyType{"Ingress", "Egress"}, policy.PolicyTypes)
 	seen := map[string][]networkingv1.NetworkPolicyPeer{}
 	for _, rule := range policy.Ingress {
-		require.NotEmpty(t, rule.From, "an empty from is everybody")
+		require.NotEmpty(t, rule.From, "an empty from allows all peers")
 		require.NotEmpty(t, rule.Ports, "no ports are all ports")
 		for _, port := range rule.Ports {
 			key := string(*port.Protocol) + "/" + port.Port.String()

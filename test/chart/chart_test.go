@@ -169,7 +169,7 @@ extraObjects:
   gone: null
 `)
 	rule := one[*monitoringv1.PrometheusRule](t, got, "alerts")
-	require.Equal(t, "{{ $labels.pod }} is down", rule.Spec.Groups[0].Rules[0].Annotations["summary"], "a manifest is taken as it is")
+	require.Equal(t, "{{ $labels.pod }} is down", rule.Spec.Groups[0].Rules[0].Annotations["summary"], "a manifest is rendered unchanged")
 	require.True(t, got.has("ConfigMap", "r-text"))
 }
 

@@ -117,7 +117,7 @@ persistence:
 		require.Nil(t, pod.DeletionTimestamp, pod.Name)
 		after[pod.Name] = pod.UID
 	}
-	require.Equal(t, before, after, "a pod was made anew")
+	require.Equal(t, before, after, "a pod was recreated")
 
 	// Later upgrades work as usual.
 	shell(upgrade + " --set persistence.db.size=100Gi --set server.logLevel=debug")

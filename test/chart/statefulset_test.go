@@ -146,8 +146,8 @@ func TestServerEnvironment(t *testing.T) {
 	require.Empty(t, c.Command, "the image's entrypoint")
 }
 
-// The server refuses to start with a STEMEDB_ name that it does not know, so the
-// chart may set and reserve only what the server's settings list.
+// The server refuses to start with an unknown STEMEDB_ name, so the chart may
+// set and reserve only names from the server's settings.
 func TestTheServerKnowsEveryVariable(t *testing.T) {
 	source, err := os.ReadFile("../../server/internal/config/settings.go")
 	require.NoError(t, err)

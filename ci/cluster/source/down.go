@@ -233,7 +233,7 @@ func (k *Cluster) removeCgroups(ctx context.Context) error {
 
 // removeTraces removes files that the components wrote outside of the state folder.
 func (k *Cluster) removeTraces() error {
-	// Kubelets link the logs of containers from here, whatever their settings.
+	// Kubelets link the logs of containers from here, regardless of their settings.
 	links, err := filepath.Glob("/var/log/containers/*.log")
 	if err != nil {
 		return fmt.Errorf("finding links to logs: %w", err)
@@ -256,8 +256,8 @@ func (k *Cluster) removeTraces() error {
 			}
 		}
 	}
-	// Every kubelet has this socket at the same place, whatever its settings;
-	// it is a dead one now unless another kubelet runs here.
+	// Every kubelet has this socket at the same place, regardless of its
+	// settings; it is stale now unless another kubelet runs here.
 	if sockets, err := os.ReadDir("/var/lib/kubelet"); err == nil && len(sockets) == 1 && sockets[0].Name() == "device-plugins" {
 		if err := os.Remove("/var/lib/kubelet/device-plugins/kubelet.sock"); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("removing the kubelet's socket: %w", err)

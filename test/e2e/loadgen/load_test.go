@@ -170,6 +170,6 @@ func TestVerify(t *testing.T) {
 	}
 	server.Close()
 	if v = l.verify(t.Context(), server.URL, 0, 40); v.Error == "" {
-		t.Errorf("nobody is there: %+v", v)
+		t.Errorf("no server is listening: %+v", v)
 	}
 }

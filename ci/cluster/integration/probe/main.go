@@ -124,8 +124,8 @@ type result struct {
 	By           map[string]int // answers by server
 }
 
-// load sends rps requests a second to url for so many seconds, over connections
-// that are kept or, with fresh=true, over a new one each.
+// load sends rps requests per second to url for the given number of seconds,
+// over kept-alive connections or, with fresh=true, over a new one each.
 func load(w http.ResponseWriter, r *http.Request) {
 	rps, _ := strconv.Atoi(r.FormValue("rps"))
 	seconds, _ := strconv.Atoi(r.FormValue("seconds"))
@@ -191,6 +191,6 @@ func get(ctx context.Context, client *http.Client, url string) (string, error) {
 
 func answer(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	// The client may be gone.
+	// The client may have disconnected.
 	_ = json.NewEncoder(w).Encode(v)
 }
