@@ -1,5 +1,5 @@
-# What stands behind these targets is in ci/pipeline; each installs what it
-# needs, can be run twice, and tells on failure which step, why and what to do.
+# The targets are implemented in ci/pipeline. Each one installs its dependencies,
+# is idempotent, and names the step, the cause and the remedy on failure.
 .DEFAULT_GOAL := help
 DEV = go -C ci run ./cmd/dev
 FUZZTIME ?= 1m
@@ -13,37 +13,37 @@ export PORT
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-up: ## A cluster, the image, the release with values/dev.yaml, and real data in it
+up: ## Start a cluster, build the image, install the release with values/dev.yaml, load real data
 	@$(DEV) up
 
-down: ## Take away what `make up` made
+down: ## Remove everything that `make up` created
 	@$(DEV) down
 
-run: ## One server with its data in a temporary folder, no cluster (PORT=18180)
+run: ## Start one server with its data in a temporary folder, without a cluster (PORT=18180)
 	@./ci/run-server
 
-check: ## Lint, unit tests, simulation, chart tests: no cluster, minutes
+check: ## Run lint, unit tests, simulation and chart tests: no cluster, minutes
 	@$(DEV) check
 
-test: ## Everything: check, then the gate on a real three-node cluster
+test: ## Run everything: check, then the gate on a real three-node cluster
 	@$(DEV) test
 
-gate: ## Only the tests on a real cluster
+gate: ## Run only the tests on a real cluster
 	@$(DEV) gate
 
 bench: ## Measure against etcd and PostgreSQL, write docs/benchmarks.md
 	@$(DEV) bench
 
-mutants: ## Test the tests: each seeded bug of test/mutants must be caught (MUTANT="NAME ...": only those)
+mutants: ## Test the tests: each seeded bug of test/mutants must be caught (MUTANT="NAME ..." selects some)
 	@$(DEV) mutants $(MUTANT)
 
-bench-against: ## Measure this tree's server against that of REV, in turns
+bench-against: ## Measure this tree's server against that of REV, interleaved
 	@$(DEV) bench-against $(REV)
 
-soak: ## The simulation over SEEDS schedules from FROM on: 10,000 take hours
+soak: ## Run the simulation over SEEDS schedules, starting at FROM: 10,000 take hours
 	@./ci/soak $(FROM) $(SEEDS)
 
-fuzz: ## Every fuzz target for FUZZTIME each
+fuzz: ## Run every fuzz target for FUZZTIME
 	@./ci/fuzz $(FUZZTIME)
 
 fmt: ## Format all Go files
@@ -52,6 +52,6 @@ fmt: ## Format all Go files
 proto: ## Generate the Go code of the .proto files (needs protoc)
 	@./ci/proto
 
-docs: ## Write the parts of docs/ that are made from the code
+docs: ## Write the generated parts of docs/
 	@go test ./server/internal/config -run TestTheSettingsPage -update
 	@go test ./server/internal/node -run TestTheMetricsPage -update

@@ -21,7 +21,7 @@ import (
 
 const stopped = "StemeDB has stopped and its data is removed."
 
-// output collects what a process writes while it runs.
+// output collects the output of a process while it runs.
 type output struct {
 	mu  sync.Mutex
 	all bytes.Buffer
@@ -53,7 +53,7 @@ func terminal(t *testing.T) (master, slave *os.File) {
 	return master, slave
 }
 
-// freePorts finds four ports in a row that nobody listens on.
+// freePorts finds four consecutive ports without a listener.
 func freePorts(t *testing.T) int {
 	t.Helper()
 	for range 1000 {
@@ -69,7 +69,7 @@ func freePorts(t *testing.T) int {
 			return base
 		}
 	}
-	require.Fail(t, "no four free ports in a row")
+	require.Fail(t, "no four consecutive free ports")
 	return 0
 }
 
@@ -95,8 +95,7 @@ func start(t *testing.T, cmd *exec.Cmd, out *output) {
 	}, 5*time.Minute, 50*time.Millisecond, "%s", out)
 }
 
-// ended waits for the command and checks that it ended well and left no data
-// behind.
+// ended waits for the command and checks that it succeeded and left no data.
 func ended(t *testing.T, cmd *exec.Cmd, out *output) {
 	t.Helper()
 	err := cmd.Wait()
@@ -119,7 +118,7 @@ func TestMakeRunEndsWellByCtrlC(t *testing.T) {
 		for {
 			n, err := master.Read(buf)
 			_, _ = out.Write(buf[:n])
-			if err != nil { // nobody has the terminal open any longer
+			if err != nil { // no process has the terminal open any longer
 				return
 			}
 		}

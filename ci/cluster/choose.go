@@ -13,13 +13,13 @@ import (
 	"github.com/stemedb/stemedb/ci/run"
 )
 
-// Choice is a provider and why it was taken.
+// Choice is a provider and the reason for choosing it.
 type Choice struct{ Provider, Reason string }
 
-// Choose picks the provider. In this order: the one that is asked for; the one
-// that the state folder says is up; k3d where docker answers and k3d's node
-// image can be had; kind likewise; source where this machine allows it. The
-// provider existing is never picked, only asked for.
+// Choose picks the provider. In this order: the requested one; the one recorded
+// in the state folder; k3d if docker responds and k3d's node image is
+// available; kind likewise; source if this machine allows it. The provider
+// existing is used only on request.
 func Choose(ctx context.Context, o Options, asked string) (Choice, error) {
 	state, err := readRecord(o.Dir)
 	if err != nil {
@@ -31,17 +31,17 @@ func Choose(ctx context.Context, o Options, asked string) (Choice, error) {
 	}
 	switch {
 	case recorded != "" && asked != "" && asked != recorded:
-		return Choice{}, progress.WithHint(fmt.Errorf("provider %s is asked for, but %s holds a cluster of %s", asked, o.Dir, recorded),
+		return Choice{}, progress.WithHint(fmt.Errorf("provider %s was requested, but %s holds a cluster of %s", asked, o.Dir, recorded),
 			"take that one down first")
 	case asked != "":
-		return Choice{asked, "it was asked for"}, nil
+		return Choice{asked, "it was requested"}, nil
 	case recorded != "":
 		return Choice{recorded, "its cluster is in " + o.Dir}, nil
 	}
 	return probe(ctx, o.Runner, source.Usable)
 }
 
-// probe looks at what the machine has.
+// probe checks which providers this machine supports.
 func probe(ctx context.Context, r run.Runner, sourceUsable func() error) (Choice, error) {
 	var why []string
 	try := func(name, args string) bool {
@@ -53,24 +53,24 @@ func probe(ctx context.Context, r run.Runner, sourceUsable func() error) (Choice
 		}
 		return err == nil
 	}
-	// An image is on this machine already, or else known to its registry:
-	// asking for the manifest moves no image.
+	// The image is on this machine already, or its registry knows it:
+	// requesting the manifest downloads no image.
 	has := func(image string) bool {
 		if _, err := r.Run(ctx, run.Cmd("docker", "image", "inspect", image)); err == nil {
 			return true
 		}
-		return try("the image "+image+" cannot be had", "manifest inspect "+image)
+		return try("the image "+image+" is not available", "manifest inspect "+image)
 	}
-	if try("no docker daemon answers", "info --format {{.ServerVersion}}") {
+	if try("no docker daemon responds", "info --format {{.ServerVersion}}") {
 		if has(K3sImage) && has(K3DToolsImage) {
-			return Choice{"k3d", "docker answers and the image " + K3sImage + " can be had"}, nil
+			return Choice{"k3d", "docker responds and the image " + K3sImage + " is available"}, nil
 		}
 		if has(KindImage) {
-			return Choice{"kind", "docker answers and the image " + KindImage + " can be had"}, nil
+			return Choice{"kind", "docker responds and the image " + KindImage + " is available"}, nil
 		}
 	}
 	if err := sourceUsable(); err != nil {
-		return Choice{}, progress.WithHint(fmt.Errorf("no way to have a cluster here: %s; source: %w", strings.Join(why, "; "), err),
+		return Choice{}, progress.WithHint(fmt.Errorf("no cluster provider works on this machine: %s; source: %w", strings.Join(why, "; "), err),
 			"install docker and make an image registry reachable, or run this as root on Linux, or name a cluster with --provider existing --context NAME")
 	}
 	return Choice{"source", strings.Join(why, "; ")}, nil

@@ -1,10 +1,10 @@
 // Package cluster brings up a three-node Kubernetes cluster for development and
-// tests, in the way that the machine allows, and takes it away again.
+// tests, with a provider that the machine supports, and removes it again.
 //
-// What it promises: only the cluster that it made, or that it was explicitly
-// told to use, is ever spoken to. The kubeconfig is a file of its own outside of
-// the checkout; ~/.kube/config is neither read nor written, except that the
-// provider "existing" reads the one context it was given.
+// It promises to access only the cluster that it created or that the user
+// explicitly named. The kubeconfig is a separate file outside of the checkout;
+// ~/.kube/config is neither read nor written, except that the provider
+// "existing" reads the one context that the user named.
 package cluster
 
 import (
@@ -20,45 +20,46 @@ import (
 	"github.com/stemedb/stemedb/ci/run"
 )
 
-// Provider is one way to have a cluster. All methods may be called in any order
-// and any number of times.
+// Provider is one way to run a cluster. All methods are idempotent and may be
+// called in any order.
 type Provider interface {
 	// Name is k3d, kind, source or existing.
 	Name() string
-	// Changes says, one sentence each, what Up does to this machine.
+	// Changes lists the changes that Up makes to this machine, one sentence each.
 	Changes() []string
-	// Check says whether Up could work here, and changes nothing.
+	// Check reports whether Up can work here, and changes nothing.
 	Check(ctx context.Context) error
 	// Up brings the cluster up, or verifies that it is.
 	Up(ctx context.Context) error
 	// LoadImage puts the images of docker-style tars on every node.
 	LoadImage(ctx context.Context, tars ...string) error
-	// Kubeconfig is the path of the cluster's kubeconfig, there after Up.
+	// Kubeconfig is the path of the cluster's kubeconfig, which exists after Up.
 	Kubeconfig() string
-	// Status describes the cluster, one line a part; an error when it is not up.
+	// Status describes the cluster, one line per component; it fails if the
+	// cluster is not up.
 	Status(ctx context.Context) (string, error)
 	// Down undoes everything that Up did.
 	Down(ctx context.Context) error
 }
 
-// Faults is what a provider whose nodes are on this machine can break.
+// Faults are the failures that a provider with nodes on this machine can inject.
 type Faults interface {
-	// CutNode takes a node off the network; its processes run on.
+	// CutNode disconnects a node from the network; its processes keep running.
 	CutNode(ctx context.Context, node string) error
-	// HealNode puts it back.
+	// HealNode reconnects it.
 	HealNode(ctx context.Context, node string) error
-	// SignalContainer sends a signal to the first process of a container, which
-	// is given by its id at the node's runtime.
+	// SignalContainer sends a signal to the first process of a container,
+	// identified by its id in the node's runtime.
 	SignalContainer(ctx context.Context, node, id string, signal syscall.Signal) error
 }
 
-// Tools finds the programs that providers use and builds those that are missing.
+// Tools finds the programs that providers use and builds missing ones.
 type Tools interface {
 	Path(ctx context.Context, name string) (string, error)
 	Paths(ctx context.Context, names ...string) (map[string]string, error)
 }
 
-// Options are what every provider needs. Dir, Runner, Reporter and Tools are required.
+// Options are common to all providers. Dir, Runner, Reporter and Tools are required.
 type Options struct {
 	Dir      string // state folder; see StateDir
 	Context  string // existing: the context to use
@@ -70,7 +71,7 @@ type Options struct {
 	NodeRange, PodRange, ServiceRange string
 }
 
-// Providers lists the names that New takes.
+// Providers lists the names that New accepts.
 func Providers() []string { return []string{"k3d", "kind", "source", "existing"} }
 
 // New returns the provider of that name.
@@ -85,18 +86,19 @@ func New(name string, o Options) (Provider, error) {
 	case "existing":
 		if o.Context == "" {
 			return nil, progress.WithHint(errors.New("the provider existing needs the name of a context"),
-				"say --context NAME (or STEMEDB_CLUSTER_CONTEXT); the current context is never used")
+				"pass --context NAME (or STEMEDB_CLUSTER_CONTEXT); the current context is never used")
 		}
 		return &Existing{options: o}, nil
 	}
 	return nil, progress.WithHint(fmt.Errorf("there is no cluster provider %q", name), "choose one of %s", strings.Join(Providers(), ", "))
 }
 
-// Name is the name of the cluster at k3d and kind.
+// Name is the name of the cluster in k3d and kind.
 const Name = "stemedb"
 
-// StateDir is where a cluster's state lives: STEMEDB_STATE, else stemedb below
-// XDG_STATE_HOME, else ~/.local/state/stemedb; in it the folder "cluster".
+// StateDir is the folder of a cluster's state: the folder "cluster" in
+// STEMEDB_STATE, else in stemedb below XDG_STATE_HOME, else in
+// ~/.local/state/stemedb.
 func StateDir() (string, error) {
 	if dir := os.Getenv("STEMEDB_STATE"); dir != "" {
 		dir, err := filepath.Abs(dir)
@@ -118,10 +120,10 @@ func StateDir() (string, error) {
 // kubeconfigPath is the same for every provider, so that scripts can rely on it.
 func (o Options) kubeconfigPath() string { return filepath.Join(o.Dir, "kubeconfig") }
 
-// writeKubeconfig stores what a provider's tool printed.
+// writeKubeconfig stores the kubeconfig that a provider's tool printed.
 func (o Options) writeKubeconfig(text string) error {
 	if !strings.Contains(text, "clusters:") {
-		return errors.New("the kubeconfig that was handed over has no clusters")
+		return errors.New("the kubeconfig from the provider's tool has no clusters")
 	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return fmt.Errorf("making the state folder: %w", err)

@@ -45,7 +45,7 @@ func TestProbe(t *testing.T) {
 		reason  string
 		err     string
 	}{
-		"docker and k3d's images can be had": {
+		"docker and k3d's images are available": {
 			machine: (&runtest.Recorder{}).Fail("docker image inspect", "no such image"), source: usable,
 			want: "k3d", reason: K3sImage,
 		},
@@ -53,27 +53,27 @@ func TestProbe(t *testing.T) {
 			machine: (&runtest.Recorder{}).Fail("docker manifest", "no registry"), source: usable,
 			want: "k3d", reason: K3sImage,
 		},
-		"only kind's image can be had": {
+		"only kind's image is available": {
 			machine: (&runtest.Recorder{}).Fail("docker image inspect", "no such image").
 				Fail("docker manifest inspect "+K3sImage, "not found"), source: usable,
 			want: "kind", reason: KindImage,
 		},
-		"k3d's second image cannot be had": {
+		"k3d's second image is not available": {
 			machine: (&runtest.Recorder{}).Fail("docker image inspect "+K3DToolsImage, "no such image").
 				Fail("docker manifest inspect "+K3DToolsImage, "not found"), source: usable,
 			want: "kind", reason: KindImage,
 		},
 		"docker without a registry": {
 			machine: (&runtest.Recorder{}).Fail("docker image inspect", "no such image").Fail("docker manifest", "no registry"), source: usable,
-			want: "source", reason: "the image " + K3sImage + " cannot be had",
+			want: "source", reason: "the image " + K3sImage + " is not available",
 		},
 		"no docker": {
 			machine: (&runtest.Recorder{}).Fail("docker", "cannot connect"), source: usable,
-			want: "source", reason: "no docker daemon answers",
+			want: "source", reason: "no docker daemon responds",
 		},
 		"nothing at all": {
 			machine: (&runtest.Recorder{}).Fail("docker", "cannot connect"), source: notRoot,
-			err: "no way to have a cluster here: no docker daemon answers; source: it needs root",
+			err: "no cluster provider works on this machine: no docker daemon responds; source: it needs root",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -86,7 +86,7 @@ func TestProbe(t *testing.T) {
 			require.Equal(t, c.want, got.Provider)
 			require.Contains(t, got.Reason, c.reason)
 			for _, line := range c.machine.Commands() {
-				require.NotContains(t, line, "pull", "looking moves no image")
+				require.NotContains(t, line, "pull", "the check downloads no image")
 			}
 		})
 	}
@@ -97,8 +97,8 @@ func TestChooseKeepsToWhatIsUp(t *testing.T) {
 	o := testOptions(t, r)
 	got, err := Choose(t.Context(), o, "kind")
 	require.NoError(t, err)
-	require.Equal(t, Choice{"kind", "it was asked for"}, got)
-	require.Empty(t, r.Commands(), "what is asked for needs no look at the machine")
+	require.Equal(t, Choice{"kind", "it was requested"}, got)
+	require.Empty(t, r.Commands(), "an explicit request needs no check of the machine")
 
 	require.NoError(t, writeRecord(o, "k3d"))
 	got, err = Choose(t.Context(), o, "")
@@ -128,22 +128,22 @@ func TestExistingIsNeverImplicit(t *testing.T) {
 	}, r.Commands())
 	require.Error(t, p.LoadImage(t.Context(), "x.tar"))
 	_, ok := p.(Faults)
-	require.False(t, ok, "nothing of an existing cluster is broken")
+	require.False(t, ok, "an existing cluster supports no faults")
 
-	// Later commands know the context without being told, and refuse another.
+	// Later commands know the context without the flag, and reject a different one.
 	o.Context = ""
 	_, err = Open(o)
 	require.NoError(t, err)
 	o.Context = "production"
 	_, err = Open(o)
-	require.ErrorContains(t, err, `made with "staging"`)
+	require.ErrorContains(t, err, `created with "staging"`)
 
 	o.Context = ""
 	before := len(r.Commands())
 	was, err := Down(t.Context(), o)
 	require.NoError(t, err)
 	require.True(t, was)
-	require.Len(t, r.Commands(), before, "going down speaks to no cluster")
+	require.Len(t, r.Commands(), before, "taking it down contacts no cluster")
 	require.NoDirExists(t, o.Dir)
 }
 
@@ -224,8 +224,8 @@ func TestImagesAreNamedOnce(t *testing.T) {
 	require.Equal(t, 3, strings.Count(KindConfig, "image: "+KindImage+"\n"))
 }
 
-// Every command of the providers that are not existing must go to a kubeconfig
-// of its own, or name the cluster, or be about docker itself.
+// Every command of the providers other than existing must use the cluster's own
+// kubeconfig, or name the cluster, or concern docker itself.
 func TestNothingTouchesTheUsersKubeconfig(t *testing.T) {
 	for _, name := range []string{"k3d", "kind"} {
 		r := (&runtest.Recorder{}).On("k3d kubeconfig get", "clusters: []").On("kind get kubeconfig", "clusters: []")
@@ -279,7 +279,7 @@ type signalled struct {
 	signal   syscall.Signal
 }
 
-// faultRecorder notes the signals that were sent.
+// faultRecorder records the signals that were sent.
 type faultRecorder struct{ got chan signalled }
 
 func (faultRecorder) CutNode(context.Context, string) error  { return nil }
@@ -300,8 +300,8 @@ func TestSignalFindsAllBeforeTheFirst(t *testing.T) {
 	require.NoError(t, Signal(t.Context(), o, f, syscall.SIGKILL, at("a-0"), at("a-1")))
 	require.ElementsMatch(t, []signalled{{"node1", "aaa", syscall.SIGKILL}, {"node2", "bbb", syscall.SIGKILL}}, []signalled{<-f.got, <-f.got})
 
-	require.ErrorContains(t, Signal(t.Context(), o, f, syscall.SIGKILL, at("a-0"), at("a-2")), "ns/a-2/server does not run")
-	require.Empty(t, f.got, "one that is missing spares the others")
+	require.ErrorContains(t, Signal(t.Context(), o, f, syscall.SIGKILL, at("a-0"), at("a-2")), "ns/a-2/server is not running")
+	require.Empty(t, f.got, "if one is missing, the others get no signal")
 
 	_, err := ParseContainer("ns/pod")
 	require.ErrorContains(t, err, "NAMESPACE/POD/CONTAINER")

@@ -22,15 +22,16 @@ func ParseContainer(text string) (Container, error) {
 
 func (c Container) String() string { return c.Namespace + "/" + c.Pod + "/" + c.Name }
 
-// located is a container and where it runs.
+// located is a container with the node that it runs on.
 type located struct {
 	Container
 	node, id string
 }
 
-// Signal sends a signal to the first process of each container, past kubelet
-// and runtime: nobody is asked to stop. All containers are found before the
-// first signal is sent, so that a kill of many is a kill at once.
+// Signal sends a signal to the first process of each container, bypassing
+// kubelet and runtime, so that nothing shuts down gracefully. It locates all
+// containers before it sends the first signal, so that many containers are
+// killed at once.
 func Signal(ctx context.Context, o Options, f Faults, signal syscall.Signal, containers ...Container) error {
 	var found []located
 	for _, c := range containers {
@@ -40,7 +41,7 @@ func Signal(ctx context.Context, o Options, f Faults, signal syscall.Signal, con
 		}
 		found = append(found, l)
 	}
-	// One after the other would let the first be restarted before the last is gone.
+	// In sequence, the first one could be restarted before the last one is killed.
 	results := make(chan error, len(found))
 	for _, l := range found {
 		go func() {
@@ -67,7 +68,7 @@ func locate(ctx context.Context, o Options, c Container) (located, error) {
 	}
 	fields := strings.Fields(text)
 	if len(fields) != 2 {
-		return located{}, fmt.Errorf("container %s does not run", c)
+		return located{}, fmt.Errorf("container %s is not running", c)
 	}
 	_, id, _ := strings.Cut(fields[1], "://")
 	return located{Container: c, node: fields[0], id: id}, nil

@@ -10,17 +10,18 @@ import (
 	"github.com/stemedb/stemedb/ci/run"
 )
 
-// What k3d and kind have in common: a node is a docker container.
+// The common code of k3d and kind, where a node is a docker container.
 
-// dockerAnswers says whether there is a docker daemon to work with.
+// dockerAnswers reports whether a docker daemon responds.
 func dockerAnswers(ctx context.Context, r run.Runner) error {
 	_, err := r.Run(ctx, run.Cmd("docker", "info", "--format", "{{.ServerVersion}}"))
 	return dockerHint(err)
 }
 
-// dockerSetLink cuts a node off or puts it back. The link inside the container
-// is set, instead of disconnecting the container from its docker network, which
-// would give it another address on its return; a node must keep its own.
+// dockerSetLink disconnects a node or reconnects it. It sets the link inside
+// the container instead of disconnecting the container from its docker network,
+// because the container would get a different address on its return, and a node
+// must keep its address.
 func dockerSetLink(ctx context.Context, r run.Runner, node, state string) error {
 	if _, err := r.Run(ctx, run.Cmd("docker", "exec", node, "ip", "link", "set", "eth0", state)); err != nil {
 		return fmt.Errorf("setting the link of %s %s: %w", node, state, err)
@@ -28,7 +29,7 @@ func dockerSetLink(ctx context.Context, r run.Runner, node, state string) error 
 	if state == "down" {
 		return nil
 	}
-	// The default route went with the link.
+	// The default route was removed together with the link.
 	gateway, err := r.Run(ctx, run.Cmd("docker", "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}", node))
 	if err != nil {
 		return fmt.Errorf("finding the gateway of %s: %w", node, err)
@@ -52,7 +53,7 @@ func dockerSignal(ctx context.Context, r run.Runner, node, id string, signal sys
 	return nil
 }
 
-// listed says whether a tool's list of clusters, one name a line, has ours.
+// listed reports whether a tool's list of clusters, one name per line, contains ours.
 func listed(text string) bool {
 	for _, line := range strings.Split(text, "\n") {
 		if f := strings.Fields(line); len(f) > 0 && f[0] == Name {

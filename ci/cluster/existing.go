@@ -8,12 +8,12 @@ import (
 	"github.com/stemedb/stemedb/ci/run"
 )
 
-// Existing is a cluster that somebody else runs, named by a context of the
-// user's kubeconfig. It is used and never changed: it is not brought up, no
-// image is put on its nodes, nothing of it is taken down.
+// Existing is a cluster that the user provides, named by a context of the
+// user's kubeconfig. It is used and never changed: it is neither created nor
+// removed, and no image is loaded onto its nodes.
 type Existing struct{ options Options }
 
-// IsExisting tells whether the cluster in the state folder is one of those.
+// IsExisting reports whether the cluster in the state folder is an existing one.
 func IsExisting(dir string) (bool, error) {
 	r, err := readRecord(dir)
 	return r.Provider == "existing", err
@@ -25,7 +25,7 @@ func (*Existing) Name() string { return "existing" }
 // Changes implements Provider.
 func (e *Existing) Changes() []string {
 	return []string{
-		"the cluster of context " + e.options.Context + " is used as it is",
+		"the cluster of context " + e.options.Context + " is used unchanged",
 		"folder " + e.options.Dir + " with a kubeconfig of that one context (removed by down)",
 	}
 }
@@ -33,8 +33,8 @@ func (e *Existing) Changes() []string {
 // Check implements Provider.
 func (*Existing) Check(context.Context) error { return nil }
 
-// Up implements Provider: it copies the one context into a file of its own, so
-// that a later change of the current context leads nobody to another cluster.
+// Up implements Provider: it copies the one context into a separate file, so
+// that a later change of the current context cannot select a different cluster.
 func (e *Existing) Up(ctx context.Context) error {
 	o := e.options
 	path, err := o.Tools.Path(ctx, "kubectl")
@@ -44,7 +44,7 @@ func (e *Existing) Up(ctx context.Context) error {
 	return o.Reporter.Step(ctx, "look at context "+o.Context, func(ctx context.Context) error {
 		text, err := o.Runner.Run(ctx, run.Cmd(path, "config", "view", "--raw", "--minify", "--flatten", "--context", o.Context))
 		if err != nil {
-			return progress.WithHint(err, "kubectl config get-contexts lists the contexts that there are")
+			return progress.WithHint(err, "kubectl config get-contexts lists the available contexts")
 		}
 		if err := o.writeKubeconfig(text); err != nil {
 			return err
@@ -55,7 +55,7 @@ func (e *Existing) Up(ctx context.Context) error {
 
 // LoadImage implements Provider and always fails.
 func (e *Existing) LoadImage(context.Context, ...string) error {
-	return progress.WithHint(errors.New("the nodes of an existing cluster are not touched"),
+	return progress.WithHint(errors.New("images cannot be loaded onto the nodes of an existing cluster"),
 		"push the image to a registry that they pull from, and name it: STEMEDB_CLUSTER_IMAGE=REGISTRY/REPOSITORY:TAG make up")
 }
 
@@ -65,5 +65,5 @@ func (e *Existing) Kubeconfig() string { return e.options.kubeconfigPath() }
 // Status implements Provider.
 func (e *Existing) Status(ctx context.Context) (string, error) { return e.options.nodeStatus(ctx) }
 
-// Down implements Provider: there is nothing of ours in the cluster itself.
+// Down implements Provider: the cluster itself contains nothing to remove.
 func (*Existing) Down(context.Context) error { return nil }

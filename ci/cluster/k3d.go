@@ -8,10 +8,10 @@ import (
 	"github.com/stemedb/stemedb/ci/run"
 )
 
-// K3sImage is the node image of k3d. The file k3d.yaml names it, too.
+// K3sImage is the node image of k3d. The file k3d.yaml names it too.
 const K3sImage = "rancher/k3s:v1.33.4-k3s1"
 
-// K3DToolsImage is what k3d starts next to the nodes to look at their network.
+// K3DToolsImage is the image that k3d starts next to the nodes to inspect their network.
 const K3DToolsImage = "ghcr.io/k3d-io/k3d-tools:5.8.3"
 
 // K3DConfig is k3d's configuration file.

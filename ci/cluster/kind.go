@@ -10,7 +10,7 @@ import (
 )
 
 // KindImage is the node image of kind, the default of the version of kind that
-// ci/tools/kind names. The file kind.yaml names it, too.
+// ci/tools/kind names. The file kind.yaml names it too.
 const KindImage = "kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5"
 
 // KindConfig is kind's configuration file.
@@ -58,8 +58,8 @@ func (k *Kind) Up(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			// A kubeconfig of its own from the start: kind would otherwise
-			// write into ~/.kube/config.
+			// A separate kubeconfig from the start, since kind would otherwise
+			// write to ~/.kube/config.
 			if _, err := o.Runner.Run(ctx, run.Cmd(path, "create", "cluster", "--name", Name, "--config", file,
 				"--kubeconfig", filepath.Join(o.Dir, "kind.kubeconfig"), "--wait", "5m")); err != nil {
 				return dockerHint(err)

@@ -15,9 +15,9 @@ import (
 	"github.com/stemedb/stemedb/ci/progress"
 )
 
-// record is the file cluster.json of the state folder: which cluster is in
-// there. It is written before anything is changed, so that Down can always
-// clear up, and later commands need no flags.
+// record is the file cluster.json of the state folder, which identifies the
+// cluster. It is written before anything is changed, so that Down can always
+// clean up, and later commands need no flags.
 type record struct {
 	Provider     string `json:"provider"`
 	Context      string `json:"context,omitempty"`
@@ -36,13 +36,13 @@ func readRecord(dir string) (record, error) {
 		return r, nil
 	}
 	if err != nil {
-		return r, fmt.Errorf("reading which cluster is up: %w", err)
+		return r, fmt.Errorf("reading the record of the cluster: %w", err)
 	}
 	if err := json.Unmarshal(text, &r); err != nil {
-		return r, progress.WithHint(fmt.Errorf("reading %s: %w", recordFile(dir), err), "remove that file when no cluster is up")
+		return r, progress.WithHint(fmt.Errorf("reading %s: %w", recordFile(dir), err), "remove that file if no cluster is up")
 	}
 	if !slices.Contains(Providers(), r.Provider) {
-		return r, progress.WithHint(fmt.Errorf("%s names the unknown provider %q", recordFile(dir), r.Provider), "remove that file when no cluster is up")
+		return r, progress.WithHint(fmt.Errorf("%s names the unknown provider %q", recordFile(dir), r.Provider), "remove that file if no cluster is up")
 	}
 	return r, nil
 }
@@ -51,15 +51,15 @@ func writeRecord(o Options, provider string) error {
 	r := record{provider, o.Context, o.NodeRange, o.PodRange, o.ServiceRange}
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
-		return fmt.Errorf("noting which cluster is up: %w", err)
+		return fmt.Errorf("writing the record of the cluster: %w", err)
 	}
 	if _, err := o.writeFile(filepath.Base(recordFile(o.Dir)), string(text)+"\n"); err != nil {
-		return fmt.Errorf("noting which cluster is up: %w", err)
+		return fmt.Errorf("writing the record of the cluster: %w", err)
 	}
 	return nil
 }
 
-// adopt takes over what the record says, and refuses options that contradict it.
+// adopt uses the recorded options, and rejects options that contradict them.
 func (o *Options) adopt(r record) error {
 	for _, f := range []struct {
 		flag     string
@@ -72,7 +72,7 @@ func (o *Options) adopt(r record) error {
 		{"--service-range", &o.ServiceRange, r.ServiceRange},
 	} {
 		if *f.asked != "" && *f.asked != f.recorded {
-			return progress.WithHint(fmt.Errorf("%s %s is asked for, but the cluster in %s was made with %q", f.flag, *f.asked, o.Dir, f.recorded),
+			return progress.WithHint(fmt.Errorf("%s %s was requested, but the cluster in %s was created with %q", f.flag, *f.asked, o.Dir, f.recorded),
 				"take that one down first")
 		}
 		*f.asked = f.recorded
@@ -80,8 +80,8 @@ func (o *Options) adopt(r record) error {
 	return nil
 }
 
-// Up chooses a provider (asked may be empty), says what will change and brings
-// the cluster up. A second call verifies it and repairs what has stopped.
+// Up chooses a provider (asked may be empty), prints the changes and brings the
+// cluster up. A second call verifies it and restarts stopped components.
 func Up(ctx context.Context, o Options, asked string) (Provider, error) {
 	unlock, err := o.lock()
 	if err != nil {
@@ -110,7 +110,7 @@ func Up(ctx context.Context, o Options, asked string) (Provider, error) {
 		if err := o.Reporter.Step(ctx, "check this machine", p.Check); err != nil {
 			return nil, err
 		}
-		o.Reporter.Note("this will change on this machine:")
+		o.Reporter.Note("changes on this machine:")
 		for _, line := range p.Changes() {
 			o.Reporter.Note("  - %s", line)
 		}

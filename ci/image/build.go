@@ -16,7 +16,7 @@ import (
 type Program struct {
 	Module  string // folder of the module, relative to the checkout
 	Package string // the main package, relative to the module: ./cmd/x or .
-	Path    string // where the binary lies in the image
+	Path    string // path of the binary in the image
 }
 
 // ParseProgram reads "folder=path": the folder of a main package relative to

@@ -13,7 +13,7 @@ import (
 // instruction is one line of a Dockerfile, continuations joined.
 type instruction struct{ name, rest string }
 
-// lastStage reads the instructions after the last FROM, that one included.
+// lastStage reads the instructions from the last FROM onwards.
 func lastStage(t *testing.T, file string) []instruction {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -33,7 +33,7 @@ func lastStage(t *testing.T, file string) []instruction {
 	return stage
 }
 
-// fromDockerfile is the Spec that the Dockerfile's last stage amounts to.
+// fromDockerfile is the Spec that corresponds to the Dockerfile's last stage.
 func fromDockerfile(t *testing.T, file string) Spec {
 	t.Helper()
 	var spec Spec
@@ -41,7 +41,7 @@ func fromDockerfile(t *testing.T, file string) Spec {
 	for _, in := range lastStage(t, file) {
 		switch in.name {
 		case "FROM":
-			require.Equal(t, "scratch", in.rest, "nothing but what is copied is in the image")
+			require.Equal(t, "scratch", in.rest, "the image contains only copied files")
 		case "ARG":
 		case "COPY":
 			words := strings.Fields(in.rest)

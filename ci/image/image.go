@@ -1,10 +1,10 @@
-// Package image makes container images out of static binaries without a
+// Package image builds container images from static binaries without a
 // registry, a daemon or a base image.
 //
-// What it promises: an image is a pure function of its Spec and the content of
-// the files that it names. Times are fixed and the order of files is the path's,
-// so the same inputs give the same digest on every machine. The tar it writes is
-// what `docker load`, `ctr images import`, `kind load image-archive` and
+// It promises: an image is a pure function of its Spec and the content of the
+// files that it names. Times are fixed and files are sorted by path, so the
+// same inputs give the same digest on every machine. The tar has the format of
+// `docker load`, `ctr images import`, `kind load image-archive` and
 // `k3d image import` read.
 package image
 
@@ -29,10 +29,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// Spec says what an image holds and how it runs.
+// Spec describes an image's content and configuration.
 type Spec struct {
 	Reference  string            // full name with a tag, such as docker.io/stemedb/stemedb:dev
-	Files      []File            // what lies in it; parent folders are made
+	Files      []File            // its content; parent folders are created
 	Entrypoint []string          // absolute path of the program, then fixed arguments
 	Cmd        []string          // default arguments
 	User       string            // "uid:gid" in numbers, so that runAsNonRoot can be checked
@@ -99,7 +99,7 @@ func Build(spec Spec) (v1.Image, error) {
 	return img, nil
 }
 
-// Write builds the image and writes it to the file out, complete or not at all.
+// Write builds the image and writes it to the file out atomically.
 func Write(spec Spec, out string) error {
 	img, err := Build(spec)
 	if err != nil {
@@ -185,8 +185,8 @@ func entry(f File) (*tar.Header, []byte, error) {
 	return header, content, nil
 }
 
-// withParents adds the folders that the files lie in and sorts by path, so that
-// a folder stands before what it holds.
+// withParents adds the files' parent folders and sorts by path, so that a
+// folder precedes its content.
 func withParents(files []File) ([]File, error) {
 	all := make(map[string]File, len(files)*2)
 	for _, f := range files {

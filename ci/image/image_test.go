@@ -69,7 +69,7 @@ func TestWriteReadsBack(t *testing.T) {
 		"usr/local/bin":   {tar.TypeDir, 0o755, "", 0},
 		"usr/local/bin/x": {tar.TypeReg, 0o755, "", 3},
 	}, got)
-	require.Less(t, index(order, "usr/local/bin"), index(order, "usr/local/bin/x"), "a folder stands before what it holds")
+	require.Less(t, index(order, "usr/local/bin"), index(order, "usr/local/bin/x"), "a folder precedes its content")
 }
 
 func TestBuildIsAPureFunctionOfItsInputs(t *testing.T) {

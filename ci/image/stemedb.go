@@ -7,15 +7,15 @@ import (
 	"github.com/stemedb/stemedb/ci/progress"
 )
 
-// The image of StemeDB. The Dockerfile makes the same one for people who
-// build with docker; a test holds the two together.
+// The image of StemeDB. The Dockerfile builds the same one for users of docker;
+// a test compares the two.
 
 const (
 	// Repository is the name of the image without its tag.
 	Repository = "docker.io/stemedb/stemedb"
 	// NonRoot is the user and group of every image here, in numbers.
 	NonRoot = "65532:65532"
-	// CertificatesPath is where programs in the image find certificate authorities.
+	// CertificatesPath is the file of certificate authorities in the image.
 	CertificatesPath = "/etc/ssl/certs/ca-certificates.crt"
 )
 

@@ -12,8 +12,9 @@ import (
 	"github.com/stemedb/stemedb/ci/run"
 )
 
-// copyTo copies what git knows of the checkout, and what is new and not ignored,
-// as it is now: a mutant and its test need not be committed to be tried.
+// copyTo copies the checkout's tracked files, and untracked files that are not
+// ignored, in their current state: a mutant and its test can be tried before
+// they are committed.
 func (s *Suite) copyTo(ctx context.Context, dir string) error {
 	listed, err := s.Runner.Run(ctx, run.Command{
 		Name: "git", Args: []string{"ls-files", "-z", "--cached", "--others", "--exclude-standard"}, Dir: s.Root,
@@ -48,7 +49,7 @@ func copyFile(from, to string) error {
 		return os.Symlink(target, to)
 	}
 	if !info.Mode().IsRegular() {
-		return nil // a folder that git does not look into
+		return nil // a folder that git does not descend into
 	}
 	b, err := os.ReadFile(from)
 	if err != nil {

@@ -1,10 +1,10 @@
 // Package mutants tests the tests. A mutant is a small patch that puts a bug
-// into the product, and the name of the test that must notice it. The suite
+// into the product, and the name of the test that must detect it. The suite
 // plants one bug at a time in a copy of the checkout and runs that test.
 //
-// Promised: a mutant counts as caught only if its test passes without the patch
-// and fails an assertion with it. A patch that no longer applies or does not
-// compile, and a test that does not run, are errors of the suite.
+// It promises: a mutant counts as caught only if its test passes without the
+// patch and fails an assertion with it. A patch that no longer applies or does
+// not compile, and a test that does not run, are errors of the suite.
 package mutants
 
 import (
@@ -21,10 +21,10 @@ import (
 const Dir = "test/mutants"
 
 // Mutant is one seeded bug: a unified diff below a header of three fields, each
-// of which may go on in indented lines.
+// of which may continue on indented lines.
 //
-//	Defect: what is wrong in the code
-//	Effect: what a user would see
+//	Defect: the mistake in the code
+//	Effect: the symptom that a user would see
 //	Test: PACKAGE -run TestName[|TestName] [NAME=VALUE ...]
 type Mutant struct {
 	Name   string // of the file, without .patch
@@ -79,7 +79,7 @@ func parse(name string, text []byte) (Mutant, error) {
 	m := Mutant{Name: name, patch: text}
 	diff := diffBegins.FindIndex(text)
 	if diff == nil {
-		return m, errors.New("it holds no diff: a line that begins with \"--- \" is missing")
+		return m, errors.New("it contains no diff: a line that begins with \"--- \" is missing")
 	}
 	fields := map[string]string{}
 	last := ""
@@ -93,12 +93,12 @@ func parse(name string, text []byte) (Mutant, error) {
 		case isField && (key == "Defect" || key == "Effect" || key == "Test"):
 			fields[key], last = value, key
 		default:
-			return m, fmt.Errorf("the header's line %q is none of Defect, Effect and Test, nor indented", line)
+			return m, fmt.Errorf("the header's line %q is neither one of Defect, Effect and Test nor indented", line)
 		}
 	}
 	m.Defect, m.Effect = fields["Defect"], fields["Effect"]
 	if m.Defect == "" || m.Effect == "" {
-		return m, errors.New("the header has to say Defect (what is wrong) and Effect (what a user would see)")
+		return m, errors.New("the header needs Defect (the mistake in the code) and Effect (the symptom that a user would see)")
 	}
 	return m, m.parseTest(fields["Test"])
 }
@@ -109,23 +109,23 @@ var testName = regexp.MustCompile(`^Test\w+$`)
 func (m *Mutant) parseTest(text string) error {
 	words := strings.Fields(text)
 	if len(words) < 3 || words[1] != "-run" || !strings.HasPrefix(words[0], "./") {
-		return fmt.Errorf("the field Test is %q, and has to be ./FOLDER -run TestName, with NAME=VALUE behind it for the environment", text)
+		return fmt.Errorf("the field Test is %q, but must be ./FOLDER -run TestName, followed by NAME=VALUE for the environment", text)
 	}
 	m.Package, m.Tests, m.Env = words[0], strings.Split(words[2], "|"), words[3:]
 	for _, name := range m.Tests {
 		if !testName.MatchString(name) {
-			return fmt.Errorf("%q is no name of a test: give whole names, with | between alternatives", name)
+			return fmt.Errorf("%q is not the name of a test: use complete names, with | between alternatives", name)
 		}
 	}
 	for _, v := range m.Env {
 		if !strings.Contains(v, "=") {
-			return fmt.Errorf("%q is no setting of the environment: give NAME=VALUE", v)
+			return fmt.Errorf("%q is not an environment setting: use NAME=VALUE", v)
 		}
 	}
 	return nil
 }
 
-// where is how the table names tests of the Mutant: with package and environment.
+// where names the Mutant's tests in the table, with package and environment.
 func (m *Mutant) where(tests string) string {
 	return strings.Join(slices.Concat([]string{strings.TrimPrefix(m.Package, "./server/internal/"), tests}, m.Env), " ")
 }

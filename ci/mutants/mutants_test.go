@@ -42,14 +42,14 @@ func TestHeaderOfAMutantIsRead(t *testing.T) {
 
 func TestHeaderThatSaysTooLittleIsRefused(t *testing.T) {
 	for replace, want := range map[string]string{
-		"Defect: the answer is\n  wrong\n|":                   "has to say Defect",
-		"Effect: a user sees 41\n|":                           "has to say Defect (what is wrong) and Effect",
-		"--- a/answer|+++ a/answer":                           "holds no diff",
-		"Test: ./answer|Try: ./answer":                        "none of Defect, Effect and Test",
-		"./answer -run|answer -run":                           "has to be ./FOLDER -run TestName",
-		"-run TestAnswer|-run Answer":                         `"Answer" is no name of a test`,
-		"TestAnswer|TestOther|TestAnswer/sub":                 "is no name of a test",
-		"MODE=fast|fast":                                      "give NAME=VALUE",
+		"Defect: the answer is\n  wrong\n|":                   "needs Defect",
+		"Effect: a user sees 41\n|":                           "needs Defect (the mistake in the code) and Effect",
+		"--- a/answer|+++ a/answer":                           "contains no diff",
+		"Test: ./answer|Try: ./answer":                        "neither one of Defect, Effect and Test",
+		"./answer -run|answer -run":                           "must be ./FOLDER -run TestName",
+		"-run TestAnswer|-run Answer":                         `"Answer" is not the name of a test`,
+		"TestAnswer|TestOther|TestAnswer/sub":                 "is not the name of a test",
+		"MODE=fast|fast":                                      "use NAME=VALUE",
 		"Test: ./answer -run TestAnswer|TestOther MODE=fast|": "Test is",
 	} {
 		at := strings.LastIndex(replace, "|")
@@ -73,7 +73,7 @@ func TestOutcomesAreToldApart(t *testing.T) {
 		"an assertion fails":          {fails, true, ""},
 		"it passes":                   {`{"Action":"pass","Test":"TestA"}`, false, ""},
 		"it does not compile":         {`{"Action":"build-output","Output":"a.go:1: no\n"}` + "\n" + `{"Action":"fail","FailedBuild":"x"}`, false, "does not compile:\na.go:1: no"},
-		"it panics":                   {`{"Action":"output","Test":"TestA","Output":"panic: oh\n"}` + "\n" + `{"Action":"fail","Test":"TestA"}`, false, "no assertion"},
+		"it panics":                   {`{"Action":"output","Test":"TestA","Output":"panic: oh\n"}` + "\n" + `{"Action":"fail","Test":"TestA"}`, false, "not count as a failed assertion"},
 		"it panics behind a failure":  {`{"Action":"output","Output":"panic: deadlock\n"}` + "\n" + fails, true, ""},
 		"it is skipped":               {`{"Action":"skip","Test":"TestA"}`, false, "not all of the tests ran"},
 		"no test of that name exists": {`{"Action":"pass"}`, false, "not all of the tests ran"},
@@ -92,7 +92,7 @@ func TestOutcomesAreToldApart(t *testing.T) {
 	}
 }
 
-// checkout makes a repository with one package, its test and these mutants.
+// checkout creates a repository with one package, its test and these mutants.
 func checkout(t *testing.T, test string, patches map[string]string) *Suite {
 	t.Helper()
 	root := t.TempDir()
@@ -126,7 +126,7 @@ func TestSuiteRunsEachMutantInACopy(t *testing.T) {
 	for name, row := range map[string]struct {
 		test    string
 		patches map[string]string
-		want    []string // in the error; empty means that there is none
+		want    []string // in the error; empty means no error
 	}{
 		"all are caught":                {testOf("Answer() != 42"), map[string]string{"one": patchText, "two": strings.Replace(patchText, "return 41", "return 0", 1)}, nil},
 		"one is missed":                 {testOf("Answer() < 41"), map[string]string{"one": patchText}, []string{"1 of 1 mutants were not caught", "one: MISSED", "the answer is wrong"}},
@@ -134,7 +134,7 @@ func TestSuiteRunsEachMutantInACopy(t *testing.T) {
 		"a mutant does not compile":     {testOf("Answer() != 42"), map[string]string{"one": broken, "two": patchText}, []string{"1 of 2", "one: the mutant does not compile", "undefined: nothing"}},
 		"a mutant does not apply":       {testOf("Answer() != 42"), map[string]string{"one": stale, "two": patchText}, []string{"1 of 2", "one: the patch no longer applies"}},
 		"a test does not exist":         {"package answer\n\nimport \"testing\"\n\nfunc TestAnswer(t *testing.T) {}\n", map[string]string{"one": patchText}, []string{"TestOther did not run"}},
-		"a mutant makes the test panic": {testOf("Answer() != 42"), map[string]string{"one": strings.Replace(patchText, "return 41", `panic("oh")`, 1)}, []string{"no assertion", "panic: oh"}},
+		"a mutant makes the test panic": {testOf("Answer() != 42"), map[string]string{"one": strings.Replace(patchText, "return 41", `panic("oh")`, 1)}, []string{"not count as a failed assertion", "panic: oh"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := checkout(t, row.test, row.patches)
@@ -147,7 +147,7 @@ func TestSuiteRunsEachMutantInACopy(t *testing.T) {
 			}
 			b, err := os.ReadFile(filepath.Join(s.Root, "answer/answer.go"))
 			require.NoError(t, err)
-			require.Contains(t, string(b), "return 42", "the checkout itself is left alone")
+			require.Contains(t, string(b), "return 42", "the checkout itself is unchanged")
 		})
 	}
 }
@@ -176,8 +176,8 @@ func TestInterruptedSuiteEnds(t *testing.T) {
 	require.ErrorIs(t, s.Run(ctx), context.Canceled)
 }
 
-// The checkout's own mutants apply; `make check` has a step for it as well, since
-// the cache of tests does not see that code outside of this module has changed.
+// The checkout's own mutants apply. `make check` also has a step for this,
+// since the test cache does not detect changes outside of this module.
 func TestMutantsOfThisCheckoutApply(t *testing.T) {
 	s := &Suite{Root: filepath.Join("..", ".."), Runner: run.Exec{}, Reporter: progress.New(os.Stderr), Out: os.Stderr}
 	root, err := filepath.Abs(s.Root)

@@ -16,14 +16,14 @@ type event struct {
 	Action, Test, Output, FailedBuild string
 }
 
-// outcome is what one run of go test came to.
+// outcome is the result of one run of go test.
 type outcome struct {
 	// tests holds pass, fail or skip for each test that ran, without subtests.
 	tests map[string]string
-	// unbuilt: the code did not compile. panicked: the process did not end by
-	// itself; asserted: before that, an assertion had failed.
+	// unbuilt: the code did not compile. panicked: the process did not exit
+	// normally; asserted: an assertion had failed before that.
 	unbuilt, panicked, asserted bool
-	// said is the output, for people.
+	// said is the output, for error messages.
 	said string
 }
 
@@ -55,7 +55,7 @@ func parseOutcome(stdout string) (outcome, error) {
 	return o, nil
 }
 
-// passed says why not all of the tests ran and passed.
+// passed returns an error with the reason unless all of the tests ran and passed.
 func (o *outcome) passed(tests []string) error {
 	if o.unbuilt {
 		return fmt.Errorf("the tests do not compile without any mutant:\n%s", run.LastLines(o.said, 12))
@@ -93,7 +93,7 @@ func (o *outcome) caught(tests []string) (by []string, err error) {
 	case o.unbuilt:
 		return nil, fmt.Errorf("the mutant does not compile:\n%s", run.LastLines(o.said, 12))
 	case o.panicked && !o.asserted:
-		return nil, fmt.Errorf("the test ended in a panic or was cut off, which is no assertion:\n%s", run.LastLines(o.said, 20))
+		return nil, fmt.Errorf("the test ended in a panic or was cut off, which does not count as a failed assertion:\n%s", run.LastLines(o.said, 20))
 	case len(by) == 0 && slices.ContainsFunc(tests, func(name string) bool { return o.tests[name] != "pass" }):
 		return nil, fmt.Errorf("not all of the tests ran:\n%s", run.LastLines(o.said, 12))
 	}

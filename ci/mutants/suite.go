@@ -29,8 +29,8 @@ type Suite struct {
 // limit ends a test that a mutant makes hang.
 const limit = 5 * time.Minute
 
-// Check finds out cheaply whether every patch still applies and names tests that
-// exist. It changes nothing.
+// Check quickly verifies that every patch still applies and names existing
+// tests. It changes nothing.
 func (s *Suite) Check(ctx context.Context) error {
 	all, err := Load(s.Root)
 	if err != nil {
@@ -42,7 +42,7 @@ func (s *Suite) Check(ctx context.Context) error {
 			wrong = append(wrong, fmt.Errorf("%s: %w", m.Name, err))
 		}
 	}
-	return progress.WithHint(errors.Join(wrong...), "make the patches in %s anew for the code as it is; a bug that the code can no longer have is deleted", Dir)
+	return progress.WithHint(errors.Join(wrong...), "recreate the patches in %s for the current code; delete a bug that the code can no longer have", Dir)
 }
 
 func (s *Suite) apply(ctx context.Context, dir string, m *Mutant, how ...string) error {
@@ -93,7 +93,7 @@ func (r result) verdict() string {
 }
 
 // Run plants the mutants of these names, or all, one after the other, and prints
-// a table. The error tells which were not caught.
+// a table. The error lists the ones that were not caught.
 func (s *Suite) Run(ctx context.Context, names ...string) error {
 	all, err := Load(s.Root, names...)
 	if err != nil {
@@ -157,7 +157,7 @@ func (s *Suite) plant(ctx context.Context, dir string, m *Mutant) (r result) {
 		return r
 	}
 	defer func() {
-		// Also after an interruption: the next mutant needs the code as it was.
+		// Also after an interruption: the next mutant needs the original code.
 		r.err = errors.Join(r.err, s.apply(context.WithoutCancel(ctx), dir, m, "-R"))
 	}()
 	began := time.Now()
@@ -172,7 +172,7 @@ func (s *Suite) plant(ctx context.Context, dir string, m *Mutant) (r result) {
 }
 
 func (s *Suite) test(ctx context.Context, dir, pkg string, tests, env []string) (outcome, error) {
-	// -trimpath makes the build cache good for the next copy as well.
+	// -trimpath makes the build cache reusable for the next copy.
 	stdout, err := s.Runner.Run(ctx, run.Command{
 		Name: "go",
 		Args: []string{
@@ -186,7 +186,7 @@ func (s *Suite) test(ctx context.Context, dir, pkg string, tests, env []string) 
 	}
 	o, parseErr := parseOutcome(stdout)
 	if parseErr != nil || err != nil && len(o.tests) == 0 && !o.unbuilt && !o.panicked {
-		return o, errors.Join(err, parseErr) // go test itself could not do its work
+		return o, errors.Join(err, parseErr) // go test itself failed
 	}
 	return o, nil
 }

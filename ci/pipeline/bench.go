@@ -11,7 +11,7 @@ import (
 )
 
 // Bench measures the server side by side with etcd and PostgreSQL and writes
-// docs/benchmarks.md. STEMEDB_BENCH_FLAGS are passed on (see test/bench).
+// docs/benchmarks.md. It passes on STEMEDB_BENCH_FLAGS (see test/bench).
 func (p *Pipeline) Bench(ctx context.Context) error {
 	etcd, err := p.Tools.Path(ctx, "etcd")
 	if err != nil {
@@ -38,7 +38,7 @@ func (p *Pipeline) Bench(ctx context.Context) error {
 }
 
 // BenchAgainst measures the server of the working tree against that of another
-// revision, in turns, and prints the table. STEMEDB_BENCH_FLAGS are passed on.
+// revision, interleaved, and prints the table. It passes on STEMEDB_BENCH_FLAGS.
 func (p *Pipeline) BenchAgainst(ctx context.Context, revision string) error {
 	tree, err := os.MkdirTemp("", "stemedb-before-")
 	if err != nil {
@@ -48,7 +48,7 @@ func (p *Pipeline) BenchAgainst(ctx context.Context, revision string) error {
 	var before, now, bench string
 	if err := p.Reporter.Step(ctx, "build both servers and the load generator", func(ctx context.Context) (err error) {
 		if _, err := p.quiet(ctx, ".", nil, "git", "worktree", "add", "--detach", tree, revision); err != nil {
-			return progress.WithHint(err, "REV names the revision to compare with, such as a tag: make bench-against REV=main~1")
+			return progress.WithHint(err, "set REV to the revision to compare with, such as a tag: make bench-against REV=main~1")
 		}
 		defer func() {
 			_, gone := p.quiet(context.WithoutCancel(ctx), ".", nil, "git", "worktree", "remove", "--force", tree)

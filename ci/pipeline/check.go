@@ -16,8 +16,8 @@ import (
 // modules of the checkout whose tests need no cluster.
 var modules = []string{".", "ci", "ci/cluster/conformance", "test", "server/cmd/stemedb-k8s", "test/bench"}
 
-// Check is what a developer runs while working: lint, unit tests, simulation,
-// chart tests. No cluster.
+// Check is for daily work: lint, unit tests, simulation, chart tests. It needs no
+// cluster.
 func (p *Pipeline) Check(ctx context.Context) error {
 	for _, step := range []struct {
 		name string
@@ -50,7 +50,7 @@ func (p *Pipeline) Check(ctx context.Context) error {
 	})
 }
 
-// racePackages are those with goroutines of their own.
+// racePackages are the packages that start goroutines.
 var racePackages = []string{
 	"./server/internal/wal/...", "./server/internal/store/...", "./server/internal/control/...",
 	"./server/internal/cluster/...", "./server/internal/api/...", "./client/...",
@@ -78,7 +78,7 @@ func (p *Pipeline) format(ctx context.Context) error {
 	return err
 }
 
-// Format rewrites every file as gofumpt wants it.
+// Format formats every file with gofumpt.
 func (p *Pipeline) Format(ctx context.Context) error {
 	gofumpt, err := p.Tools.Path(ctx, "gofumpt")
 	if err != nil {
@@ -94,13 +94,13 @@ func (p *Pipeline) lint(ctx context.Context) error {
 	}
 	for _, m := range slices.Concat(modules, []string{"test/e2e", "test/chart/helm3oldest", "test/chart/helm4"}) {
 		if err := p.command(ctx, m, []string{"GOWORK=off"}, linter, "run", "--config", filepath.Join(p.Root, ".golangci.yml"), "./..."); err != nil {
-			return progress.WithHint(err, "mend what is listed; a line is silenced only with //nolint:NAME // and the reason")
+			return progress.WithHint(err, "fix the listed problems; silence a single line only with //nolint:NAME // and the reason")
 		}
 	}
 	return nil
 }
 
-// vulnDatabase is where govulncheck looks known vulnerabilities up.
+// vulnDatabase is govulncheck's source of known vulnerabilities.
 const vulnDatabase = "https://vuln.go.dev/index/modules.json"
 
 func (p *Pipeline) vulnerabilities(ctx context.Context) error {

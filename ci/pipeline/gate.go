@@ -28,8 +28,8 @@ func (p *Pipeline) Test(ctx context.Context) error {
 	return nil
 }
 
-// Gate runs the end-to-end tests on a cluster that it brings up. The cluster
-// is taken down again when it was not there before.
+// Gate runs the end-to-end tests on a cluster that it brings up. It takes the
+// cluster down afterwards unless the cluster was already up.
 func (p *Pipeline) Gate(ctx context.Context) (err error) {
 	if err := p.gateable(); err != nil {
 		return err
@@ -40,7 +40,7 @@ func (p *Pipeline) Gate(ctx context.Context) (err error) {
 	}
 	if !p.running(ctx, cluster) && os.Getenv("STEMEDB_E2E_KEEP") == "" {
 		defer func() {
-			// The way down is worth its time after a failure, too.
+			// Taking the cluster down is worthwhile after a failure too.
 			down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Minute)
 			defer cancel()
 			if downErr := p.cluster(down, cluster, "down"); err == nil {
@@ -77,17 +77,17 @@ func (p *Pipeline) Gate(ctx context.Context) (err error) {
 	})
 }
 
-// gateable refuses at once what could only fail after everything was built.
+// gateable immediately rejects a provider that could only fail after the entire build.
 func (p *Pipeline) gateable() error {
 	existing, err := p.existing()
 	if err == nil && existing {
-		err = progress.WithHint(errors.New("the gate tests cut nodes off and kill containers, which is done to no existing cluster"),
-			"unset STEMEDB_CLUSTER_PROVIDER, and take the existing cluster down (make down): the gate brings up one of its own")
+		err = progress.WithHint(errors.New("the gate tests cut nodes off and kill containers, so they do not run on an existing cluster"),
+			"unset STEMEDB_CLUSTER_PROVIDER, and take the existing cluster down (make down): the gate brings up its own")
 	}
 	return err
 }
 
-// running tells whether the project's cluster is up.
+// running reports whether the project's cluster is up.
 func (p *Pipeline) running(ctx context.Context, cluster string) bool {
 	_, err := p.quiet(ctx, ".", nil, cluster, "status")
 	return err == nil

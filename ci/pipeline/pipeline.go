@@ -1,7 +1,7 @@
-// Package pipeline is what stands behind the Makefile: bring up a release,
-// check the code, run the gate, measure. Each is a list of steps that installs
-// what it needs, shows its progress, can be run twice, and says when it fails
-// which step it was, why, and what to do.
+// Package pipeline implements the Makefile's targets: bring up a release, check
+// the code, run the gate, measure. Each target is a list of steps that installs
+// its dependencies, shows its progress, is idempotent, and names the step, the
+// cause and the remedy on failure.
 package pipeline
 
 import (
@@ -25,10 +25,10 @@ type Pipeline struct {
 	Runner   run.Runner
 	Reporter *progress.Reporter
 	Tools    *tools.Builder
-	Provider string // of the cluster; empty: chosen by what the machine has
+	Provider string // of the cluster; empty: one that the machine supports
 }
 
-// New returns the Pipeline of the checkout that the working directory lies in.
+// New returns the Pipeline of the checkout that contains the working directory.
 func New(reporter *progress.Reporter) (*Pipeline, error) {
 	builder, err := tools.New(run.Exec{}, reporter)
 	if err != nil {
@@ -149,7 +149,7 @@ func (p *Pipeline) client(ctx context.Context, cluster string) (kubeconfig strin
 	if err != nil {
 		return "", nil, err
 	}
-	// In this process's environment: that is where programs are looked up.
+	// Set in this process's environment, which is used to look up programs.
 	path := os.Getenv("PATH")
 	for _, tool := range found {
 		path = filepath.Dir(tool) + string(os.PathListSeparator) + path

@@ -15,8 +15,8 @@ import (
 	"github.com/stemedb/stemedb/ci/run"
 )
 
-// imageVariable names the image that an existing cluster pulls; to every other
-// cluster the image of this checkout is brought.
+// imageVariable names the image that an existing cluster pulls; every other
+// cluster gets the image of this checkout.
 const imageVariable = "STEMEDB_CLUSTER_IMAGE"
 
 const (
@@ -37,7 +37,7 @@ func (p *Pipeline) release(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	if slices.Contains(values, pullAlways) {
-		p.Reporter.Note("the image is named by a tag, so it is pulled again and the pods start anew; REPOSITORY@sha256:DIGEST leaves them alone when nothing has changed")
+		p.Reporter.Note("the image has a tag, so it is pulled again and the pods restart; with REPOSITORY@sha256:DIGEST they restart only if the image has changed")
 	}
 	command, err := p.clusterCommand(ctx)
 	if err != nil {
@@ -50,8 +50,8 @@ func (p *Pipeline) release(ctx context.Context) ([]string, error) {
 		if err := p.images(ctx, command, false); err != nil {
 			return nil, err
 		}
-		// The image keeps its tag from one build to the next, so the pods are
-		// told to start anew when its content changed.
+		// The image keeps its tag from one build to the next, so a change of
+		// its content has to restart the pods.
 		image, err := fileHash(filepath.Join(p.State, "stemedb.tar"))
 		if err != nil {
 			return nil, err
@@ -67,7 +67,7 @@ func (p *Pipeline) release(ctx context.Context) ([]string, error) {
 	})
 }
 
-// existing tells whether the cluster is, or is going to be, somebody else's.
+// existing reports whether the cluster is, or will be, an existing one.
 func (p *Pipeline) existing() (bool, error) {
 	if p.Provider == "existing" {
 		return true, nil
@@ -83,18 +83,18 @@ func recordedExisting() (bool, error) {
 	return cluster.IsExisting(dir)
 }
 
-// existingValues are the values with which the release is installed in somebody
-// else's cluster: an image that it can pull, and volumes of its default class.
+// existingValues are the release's values for an existing cluster: an image
+// that it can pull, and volumes of its default class.
 func existingValues(existing bool) ([]string, error) {
 	image := os.Getenv(imageVariable)
 	switch {
 	case !existing && image != "":
-		return nil, progress.WithHint(fmt.Errorf("%s is set, but this cluster is given the image of this checkout", imageVariable),
-			"unset it, or name a cluster of yours: STEMEDB_CLUSTER_PROVIDER=existing STEMEDB_CLUSTER_CONTEXT=NAME")
+		return nil, progress.WithHint(fmt.Errorf("%s is set, but this cluster gets the image of this checkout", imageVariable),
+			"unset it, or name your own cluster: STEMEDB_CLUSTER_PROVIDER=existing STEMEDB_CLUSTER_CONTEXT=NAME")
 	case !existing:
 		return nil, nil
 	case image == "":
-		return nil, progress.WithHint(errors.New("no image can be put on the nodes of an existing cluster"),
+		return nil, progress.WithHint(errors.New("images cannot be loaded onto the nodes of an existing cluster"),
 			"build it (go -C ci run ./cmd/image stemedb --out stemedb.tar), push it to a registry that the nodes pull from, and name it: %s=REGISTRY/REPOSITORY:TAG make up", imageVariable)
 	}
 	name, digest, _ := strings.Cut(image, "@")
@@ -104,28 +104,28 @@ func existingValues(existing bool) ([]string, error) {
 		repository, tag = name[:i], name[i+1:]
 	}
 	if repository == "" || (tag == "" && digest == "") {
-		return nil, progress.WithHint(fmt.Errorf("%s=%s names no version", imageVariable, image), "write REGISTRY/REPOSITORY:TAG, or …@sha256:DIGEST")
+		return nil, progress.WithHint(fmt.Errorf("%s=%s has no version", imageVariable, image), "write REGISTRY/REPOSITORY:TAG, or …@sha256:DIGEST")
 	}
 	values := []string{
 		"image.registry=", "image.repository=" + repository, "image.tag=" + tag, "image.digest=" + digest,
 		"persistence.wal.storageClassName=", "persistence.db.storageClassName=",
 	}
 	if digest == "" {
-		// A tag may stand for another image than the last time, which neither helm
-		// nor a node that has the old one would notice.
+		// A tag may have moved to another image, which neither helm nor a node
+		// with the old image would notice.
 		values = append(values, pullAlways, imageAnnotation+rand.Text())
 	}
 	return values, nil
 }
 
-// In somebody else's cluster the namespace may be somebody else's too, also
-// from their make up. This label has the owner's id: who has it may install
-// into the namespace and remove it.
+// In an existing cluster the namespace may belong to another user, perhaps from
+// their make up. This label contains the owner's id: only the state folder with
+// this id may install into the namespace and remove it.
 const ownerLabel = "stemedb.dev/made-by"
 
-// owner is the random id of the state folder. It is kept beside the record of
-// the cluster and goes with it, so that no other folder, be it of another user
-// or for another cluster, has the same.
+// owner is the random id of the state folder. It is stored next to the record
+// of the cluster and removed with it, so that no other folder, of another user
+// or for another cluster, has the same id.
 func owner() (string, error) {
 	dir, err := cluster.StateDir()
 	if err != nil {
@@ -146,8 +146,8 @@ func owner() (string, error) {
 	return id, os.WriteFile(path, []byte(id+"\n"), 0o600)
 }
 
-// ours looks for the namespace, and at whether an earlier run with this state
-// folder made it.
+// ours checks whether the namespace exists, and whether an earlier run with
+// this state folder created it.
 func (p *Pipeline) ours(ctx context.Context, env []string, id string) (there, ours bool, err error) {
 	out, err := p.quiet(ctx, ".", env, "kubectl", "get", "namespace", namespace, "--ignore-not-found",
 		"--output", "jsonpath={.metadata.name} {.metadata.labels."+strings.ReplaceAll(ownerLabel, ".", `\.`)+"}")
@@ -158,9 +158,9 @@ func (p *Pipeline) ours(ctx context.Context, env []string, id string) (there, ou
 	return len(found) > 0, len(found) > 1 && found[1] == id, nil
 }
 
-// takeOver is how a namespace becomes ours whose state folder is gone.
+// takeOver is the hint for taking over a namespace whose state folder no longer exists.
 func takeOver(id string) string {
-	return fmt.Sprintf("when it is yours, from a state folder that is gone, make it this one's: kubectl label --overwrite namespace %s %s=%s", namespace, ownerLabel, id)
+	return fmt.Sprintf("if it is yours, from a state folder that no longer exists, assign it to this one: kubectl label --overwrite namespace %s %s=%s", namespace, ownerLabel, id)
 }
 
 func (p *Pipeline) install(ctx context.Context, env []string, existing bool, values []string) error {
@@ -179,8 +179,8 @@ func (p *Pipeline) install(ctx context.Context, env []string, existing bool, val
 			return err
 		}
 	case existing && !ours:
-		return progress.WithHint(fmt.Errorf("that cluster has a namespace %s already, and no make up with this state folder made it; what is in there is left alone", namespace),
-			"use a cluster without it, or install the chart by hand, as charts/stemedb/README.md says; %s", takeOver(id))
+		return progress.WithHint(fmt.Errorf("that cluster already has a namespace %s that was not created by make up with this state folder; its content is not changed", namespace),
+			"use a cluster without it, or install the chart manually, as described in charts/stemedb/README.md; %s", takeOver(id))
 	}
 	if _, err := p.quiet(ctx, ".", env, "kubectl", "label", "--overwrite", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"); err != nil {
 		return err
@@ -190,11 +190,11 @@ func (p *Pipeline) install(ctx context.Context, env []string, existing bool, val
 		args = append(args, "--set-string", value)
 	}
 	_, err = p.quiet(ctx, ".", env, "helm", append(args, "--wait", "--timeout", "5m")...)
-	return progress.WithHint(err, "look at: kubectl -n %s get pods; kubectl -n %s logs %s-0 (KUBECONFIG as `make up` sets it)", namespace, namespace, releaseName)
+	return progress.WithHint(err, "check: kubectl -n %s get pods; kubectl -n %s logs %s-0 (with the KUBECONFIG of `make up`)", namespace, namespace, releaseName)
 }
 
-// uninstall takes the release out of somebody else's cluster, with the
-// namespace that was made for it and so with its volumes, and nothing else.
+// uninstall removes the release from an existing cluster, with the namespace
+// that was created for it and therefore with its volumes, and nothing else.
 func (p *Pipeline) uninstall(ctx context.Context, command string) error {
 	_, env, err := p.client(ctx, command)
 	if err != nil {
@@ -206,11 +206,11 @@ func (p *Pipeline) uninstall(ctx context.Context, command string) error {
 	}
 	there, ours, err := p.ours(ctx, env, id)
 	if err != nil {
-		return progress.WithHint(err, "when that cluster is gone for good, forget it: go -C ci run ./cmd/cluster down")
+		return progress.WithHint(err, "if that cluster no longer exists, remove its record: go -C ci run ./cmd/cluster down")
 	}
 	if !ours {
 		if there {
-			p.Reporter.Note("no make up with this state folder made the namespace %s; it is left alone; %s", namespace, takeOver(id))
+			p.Reporter.Note("the namespace %s was not created by make up with this state folder, so it is not removed; %s", namespace, takeOver(id))
 		}
 		return nil
 	}

@@ -18,7 +18,7 @@ import (
 	"github.com/stemedb/stemedb/ci/tools"
 )
 
-// machine runs nothing; what a build is told to write appears, empty.
+// machine runs nothing; the output files of a build appear, empty.
 type machine struct{ runtest.Recorder }
 
 func (m *machine) Run(ctx context.Context, c run.Command) (string, error) {
@@ -33,8 +33,8 @@ func (m *machine) Run(ctx context.Context, c run.Command) (string, error) {
 	return m.Recorder.Run(ctx, c)
 }
 
-// spoken lists what was said to the cluster, without building and kubectl's
-// address of it.
+// spoken lists the commands sent to the cluster, without builds and without
+// kubectl's address arguments.
 func (m *machine) spoken(p *Pipeline) []string {
 	var lines []string
 	for _, line := range m.Commands() {
@@ -52,7 +52,7 @@ func testPipeline(t *testing.T, provider string) (*Pipeline, *machine) {
 	require.NoError(t, err)
 	t.Setenv("STEMEDB_STATE", t.TempDir())
 	t.Setenv("STEMEDB_CLUSTER_IMAGE", "")
-	t.Setenv("PATH", os.Getenv("PATH")) // which the pipeline changes
+	t.Setenv("PATH", os.Getenv("PATH")) // the pipeline changes it
 	m, reporter := &machine{}, progress.New(io.Discard)
 	p := &Pipeline{Root: root, State: t.TempDir(), Runner: m, Reporter: reporter, Provider: provider}
 	p.Tools = &tools.Builder{Dir: filepath.Join(root, "ci", "tools"), Cache: t.TempDir(), Runner: m, Reporter: reporter}
@@ -60,7 +60,7 @@ func testPipeline(t *testing.T, provider string) (*Pipeline, *machine) {
 	return p, m
 }
 
-// recordExisting is what `cluster up` leaves behind with the provider existing.
+// recordExisting writes the state that `cluster up` leaves with the provider existing.
 func recordExisting(t *testing.T) {
 	t.Helper()
 	dir := filepath.Join(os.Getenv("STEMEDB_STATE"), "cluster")
@@ -78,7 +78,7 @@ func ownerID(t *testing.T) string {
 
 const lookForOurs = `kubectl get namespace stemedb --ignore-not-found --output 'jsonpath={.metadata.name} {.metadata.labels.stemedb\.dev/made-by}'`
 
-// withoutText has TEXT where a line of helm's has random text.
+// withoutText replaces random text in a line of helm's with TEXT.
 func withoutText(lines []string) []string {
 	for i, line := range lines {
 		lines[i] = regexp.MustCompile(`/image=[A-Z2-7]{26}`).ReplaceAllString(line, "/image=TEXT")
@@ -86,8 +86,7 @@ func withoutText(lines []string) []string {
 	return lines
 }
 
-// On an existing cluster nothing is built or loaded: it pulls the image that it
-// is told.
+// For an existing cluster nothing is built or loaded: it pulls the named image.
 func TestUpOnAnExistingCluster(t *testing.T) {
 	const volumes = " persistence.wal.storageClassName= persistence.db.storageClassName="
 	for reference, want := range map[string]string{
@@ -113,14 +112,14 @@ func TestUpOnAnExistingCluster(t *testing.T) {
 	}
 }
 
-// What cannot work is refused before anything is built or asked.
+// Impossible requests are rejected before anything is built or queried.
 func TestUpRefusesAtOnce(t *testing.T) {
 	for name, c := range map[string]struct{ provider, image, says string }{
-		"no image":                   {"existing", "", "no image can be put on the nodes"},
-		"no version":                 {"existing", "host:5000/stemedb", "names no version"},
-		"no name":                    {"existing", ":1", "names no version"},
-		"an image for our cluster":   {"", "stemedb:1", "given the image of this checkout"},
-		"an image for a k3d cluster": {"k3d", "stemedb:1", "given the image of this checkout"},
+		"no image":                   {"existing", "", "images cannot be loaded onto the nodes"},
+		"no version":                 {"existing", "host:5000/stemedb", "has no version"},
+		"no name":                    {"existing", ":1", "has no version"},
+		"an image for our cluster":   {"", "stemedb:1", "gets the image of this checkout"},
+		"an image for a k3d cluster": {"k3d", "stemedb:1", "gets the image of this checkout"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, m := testPipeline(t, c.provider)
@@ -132,15 +131,15 @@ func TestUpRefusesAtOnce(t *testing.T) {
 	t.Run("the existing cluster of an earlier run", func(t *testing.T) {
 		p, m := testPipeline(t, "")
 		recordExisting(t)
-		require.ErrorContains(t, p.Up(t.Context()), "no image can be put on the nodes")
+		require.ErrorContains(t, p.Up(t.Context()), "images cannot be loaded onto the nodes")
 		require.ErrorContains(t, p.Gate(t.Context()), "the gate tests cut nodes off")
 		require.ErrorContains(t, p.Test(t.Context()), "the gate tests cut nodes off")
 		require.Empty(t, m.Commands())
 	})
 }
 
-// A release that somebody else installed is neither changed nor removed, also
-// when they did it with make up.
+// Another user's release is neither changed nor removed, even if it was
+// installed by make up.
 func TestSomebodyElsesNamespaceIsLeftAlone(t *testing.T) {
 	t.Setenv("STEMEDB_STATE", t.TempDir())
 	colleague := ownerID(t)
@@ -150,7 +149,7 @@ func TestSomebodyElsesNamespaceIsLeftAlone(t *testing.T) {
 			t.Setenv("STEMEDB_CLUSTER_IMAGE", "host/stemedb:1")
 			m.On("kubectl get namespace", "stemedb "+label)
 			_, err := p.release(t.Context())
-			require.ErrorContains(t, err, "no make up with this state folder made it")
+			require.ErrorContains(t, err, "was not created by make up with this state folder")
 			recordExisting(t)
 			require.NoError(t, p.Down(t.Context()))
 			require.Equal(t, []string{
@@ -161,9 +160,9 @@ func TestSomebodyElsesNamespaceIsLeftAlone(t *testing.T) {
 	}
 }
 
-// The release of an earlier run with the same state folder is brought up to
-// date: with a tag the pods start anew, since it may stand for another image by
-// now; with a digest they do when the digest is another one.
+// The release of an earlier run with the same state folder is updated: with a
+// tag the pods restart, since it may refer to another image by now; with a
+// digest they restart only if the digest has changed.
 func TestUpAgainOnAnExistingCluster(t *testing.T) {
 	for image, restarts := range map[string]bool{"host/stemedb:1": true, "host/stemedb:1@sha256:ab": false} {
 		t.Run(image, func(t *testing.T) { upAgain(t, image, restarts) })
@@ -199,7 +198,7 @@ func TestDownOnAnExistingCluster(t *testing.T) {
 		"cluster down",
 	}, m.spoken(p))
 
-	// What could not be removed is still known afterwards.
+	// A release that could not be removed is still recorded afterwards.
 	p, m = testPipeline(t, "")
 	recordExisting(t)
 	m.On("kubectl get namespace", "stemedb "+ownerID(t)).Fail("helm uninstall", "no answer")
@@ -207,7 +206,7 @@ func TestDownOnAnExistingCluster(t *testing.T) {
 	require.NotContains(t, m.spoken(p), "cluster down")
 }
 
-// A cluster of our own goes away as a whole.
+// Our own cluster is removed completely.
 func TestDownOnOurCluster(t *testing.T) {
 	p, m := testPipeline(t, "")
 	require.NoError(t, p.Down(t.Context()))

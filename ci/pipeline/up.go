@@ -30,20 +30,20 @@ const (
 
 // sample is a code base that `make up` scans into the release.
 type sample struct {
-	project string // whose key it is scanned with
+	project string // the project whose key is used for the scan
 	name    string
 	module  string // of the Go module cache; empty: this checkout
 }
 
-// The two modules are there anyway: the cluster's own tools are built from them.
+// The two modules are already in the cache: the cluster's own tools are built from them.
 var samples = []sample{
 	{project: "stemedb", name: "stemedb"},
 	{project: "upstream", name: "kubernetes", module: "k8s.io/kubernetes@v1.37.2"},
 	{project: "upstream", name: "coredns", module: "github.com/coredns/coredns@v1.15.0"},
 }
 
-// Up brings a cluster, the release with values/dev.yaml and real data in it,
-// and prints what to try next.
+// Up brings up a cluster, installs the release with values/dev.yaml, loads real
+// data into it, and prints the next commands to try.
 func (p *Pipeline) Up(ctx context.Context) error {
 	env, err := p.release(ctx)
 	if err != nil {
@@ -101,8 +101,8 @@ func (p *Pipeline) rootKey(ctx context.Context, env []string) (string, error) {
 	return string(raw), err
 }
 
-// projectKey returns the key of a project: the one kept from an earlier run
-// when the release still knows it, else a new one.
+// projectKey returns the key of a project: the saved one from an earlier run if
+// the release still knows it, else a new one.
 func (p *Pipeline) projectKey(ctx context.Context, root, project string) (string, error) {
 	kept := filepath.Join(p.State, "key-"+project)
 	if raw, err := os.ReadFile(kept); err == nil {
@@ -163,7 +163,7 @@ func (p *Pipeline) scanSamples(ctx context.Context, keys map[string]string) erro
 		if err := os.MkdirAll(state, 0o755); err != nil {
 			return err
 		}
-		// Beside the state, not in the code: a module cache is read-only.
+		// In the state folder, not in the code, since a module cache is read-only.
 		config := filepath.Join(state, "config.toml")
 		where := []string{dir, "--config", config, "--state-dir", state}
 		if _, err := os.Stat(config); err != nil {
@@ -181,7 +181,7 @@ func (p *Pipeline) scanSamples(ctx context.Context, keys map[string]string) erro
 	return nil
 }
 
-// moduleDir is where the module cache keeps a module.
+// moduleDir is the folder of a module in the module cache.
 func (p *Pipeline) moduleDir(ctx context.Context, module string) (string, error) {
 	out, err := p.quiet(ctx, ".", []string{"GOFLAGS=-mod=mod"}, "go", "mod", "download", "-json", module)
 	if err != nil {
@@ -195,7 +195,7 @@ func (p *Pipeline) moduleDir(ctx context.Context, module string) (string, error)
 }
 
 // Forward keeps a port of this machine connected to the gateway until it is
-// ended: a forward of kubectl's ends with the pod that it chose.
+// stopped. It restarts kubectl's port-forward, which ends with its pod.
 func (p *Pipeline) Forward(ctx context.Context) error {
 	_, env, err := p.client(ctx, filepath.Join(p.State, "bin", "cluster"))
 	if err != nil {
@@ -203,7 +203,7 @@ func (p *Pipeline) Forward(ctx context.Context) error {
 	}
 	for ctx.Err() == nil {
 		_, err := p.quiet(ctx, ".", env, "kubectl", "-n", namespace, "port-forward", "service/"+releaseName, localPort+":"+localPort)
-		p.Reporter.Note("the forward ended and begins anew: %v", err)
+		p.Reporter.Note("the port-forward ended and is restarted: %v", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
@@ -221,7 +221,7 @@ func (p *Pipeline) startForward(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// `go run` removes its binary when it ends; the forward needs one that stays.
+	// `go run` removes its binary when it ends; the forward needs a permanent one.
 	stays := filepath.Join(p.State, "bin", "dev")
 	if err := copyFile(self, stays); err != nil {
 		return err
@@ -251,11 +251,11 @@ func (p *Pipeline) startForward(ctx context.Context) error {
 		case <-time.After(time.Second):
 		}
 	}
-	return progress.WithHint(progress.WithLog(errors.New(localURL+" does not answer"), logPath), "see that nothing else listens on port %s, then run make up again", localPort)
+	return progress.WithHint(progress.WithLog(errors.New(localURL+" does not answer"), logPath), "make sure that nothing else listens on port %s, then run make up again", localPort)
 }
 
-// stopForward ends the process that an earlier run left, and its kubectl: they
-// are a process group of their own.
+// stopForward ends the process of an earlier run and its kubectl, which form a
+// separate process group.
 func (p *Pipeline) stopForward() {
 	raw, err := os.ReadFile(p.forwardPID())
 	if err != nil {
@@ -266,14 +266,14 @@ func (p *Pipeline) stopForward() {
 	if err != nil || pid <= 1 {
 		return
 	}
-	// The number may have been given to somebody else since.
+	// Another process may have reused the number since.
 	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && strings.HasPrefix(exe, filepath.Join(p.State, "bin", "dev")) {
 		_ = syscall.Kill(-pid, syscall.SIGTERM)
 	}
 }
 
-// Down takes away what Up made: the forward, and the cluster with the release;
-// of somebody else's cluster the release alone.
+// Down removes the forward and the cluster with the release that Up created;
+// from an existing cluster it removes only the release.
 func (p *Pipeline) Down(ctx context.Context) error {
 	p.stopForward()
 	command, err := p.clusterCommand(ctx)

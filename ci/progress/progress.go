@@ -1,9 +1,9 @@
-// Package progress tells a person in front of a terminal, or a pipeline's log,
-// what a long command is doing: one line when a step begins, a sign of life
-// while it lasts, one line when it ends, each with the time since the start.
+// Package progress reports the progress of a long command to a terminal or a
+// pipeline's log: one line when a step begins, a heartbeat while it lasts, one
+// line when it ends, each with the time since the start.
 //
-// It also gives failures one form: which step, why, the end of the log that
-// explains it, and what to do next.
+// It also gives failures one format: the step, the cause, the end of the
+// relevant log, and the remedy.
 package progress
 
 import (
@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// heartbeat is how long a step may be silent.
+// heartbeat is the longest time without output during a step.
 const heartbeat = 20 * time.Second
 
 // Reporter prints steps. It is safe for concurrent use; steps that run side by
@@ -39,7 +39,7 @@ func (r *Reporter) Note(format string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	elapsed := time.Since(r.start).Round(time.Second)
-	// A writer that is gone must not stop the work that it was told about.
+	// A closed writer must not stop the work that is reported to it.
 	_, _ = fmt.Fprintf(r.w, "[%3d:%02d] %s\n", int(elapsed.Minutes()), int(elapsed.Seconds())%60, fmt.Sprintf(format, args...))
 }
 
@@ -59,7 +59,7 @@ func (r *Reporter) Step(ctx context.Context, name string, do func(context.Contex
 			case <-stop:
 				return
 			case <-tick.C:
-				r.Note("%s: still at it, %s so far", name, time.Since(begin).Round(time.Second))
+				r.Note("%s: still running, %s so far", name, time.Since(begin).Round(time.Second))
 			}
 		}
 	}()
@@ -99,7 +99,7 @@ type hinted struct {
 
 func (h *hinted) Unwrap() error { return h.error }
 
-// WithHint adds to err what the reader can do about it.
+// WithHint adds a remedy to err.
 func WithHint(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
@@ -122,7 +122,7 @@ func WithLog(err error, path string) error {
 	return &logged{error: err, path: path}
 }
 
-// Explain prints err for a person: step, cause, end of the log, remedy.
+// Explain prints err for a user: step, cause, end of the log, remedy.
 func Explain(w io.Writer, err error) {
 	var b strings.Builder
 	step, cause := "", err

@@ -26,7 +26,7 @@ func TestStepBeats(t *testing.T) {
 	beaten := func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		return strings.Contains(out.String(), "slow: still at it")
+		return strings.Contains(out.String(), "slow: still running")
 	}
 	require.NoError(t, r.Step(t.Context(), "slow", func(context.Context) error {
 		require.Eventually(t, beaten, 10*time.Second, time.Millisecond)

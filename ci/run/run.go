@@ -42,7 +42,7 @@ func (c Command) String() string {
 }
 
 // Runner runs commands. Run returns the command's standard output; an error is
-// always an *Error and carries what the command said on standard error.
+// always an *Error and contains the command's standard error.
 type Runner interface {
 	Run(ctx context.Context, c Command) (string, error)
 }
@@ -55,7 +55,8 @@ type Error struct {
 	Err     error
 }
 
-// Error names the command, why it failed and the last lines of its standard error.
+// Error names the command, the reason of the failure and the last lines of its
+// standard error.
 func (e *Error) Error() string {
 	msg := fmt.Sprintf("%s: %v", e.Command, e.Err)
 	if tail := LastLines(e.Stderr, 12); tail != "" {
@@ -67,7 +68,7 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// NotFound says whether err is a program that is not installed.
+// NotFound reports whether err means that a program is not installed.
 func NotFound(err error) bool { return errors.Is(err, exec.ErrNotFound) }
 
 // Exec is the Runner that really runs commands.

@@ -1,7 +1,7 @@
 package tools
 
 // A Family is one nested module below ci/tools and the programs built from it.
-// A family stands alone so that its requirements move only when it is upgraded.
+// A family is separate so that its requirements change only when it is upgraded.
 type Family struct {
 	Name     string
 	Binaries []Binary
@@ -42,15 +42,15 @@ func Families() []Family {
 	}
 }
 
-// helmFlags tell helm its version, and which Kubernetes `helm template` renders
-// for when it is given none: without them it takes v1.20, which a chart's
-// kubeVersion refuses.
+// helmFlags set helm's version, and the default Kubernetes version of
+// `helm template`: without them it is v1.20, which a chart's kubeVersion
+// rejects.
 const helmFlags = "-X helm.sh/helm/v3/internal/version.version=v3.22.0" +
 	" -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=37" +
 	" -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=37"
 
-// kubernetes binaries carry their version in a linker flag; without it the
-// server calls itself v0.0.0-master and a chart's kubeVersion refuses it.
+// A linker flag sets the version of kubernetes binaries; without it the server
+// reports v0.0.0-master, which a chart's kubeVersion rejects.
 func kubernetes(names ...string) []Binary {
 	const base, client = "k8s.io/component-base/version", "k8s.io/client-go/pkg/version"
 	flags := "-X " + base + ".gitVersion=" + KubernetesVersion +
@@ -75,7 +75,7 @@ func find(name string) (Family, Binary, bool) {
 	return Family{}, Binary{}, false
 }
 
-// ClusterTools are the programs that the source cluster runs or is driven with.
+// ClusterTools are the source cluster's components and its command-line tools.
 func ClusterTools() []string {
 	return []string{
 		"kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubectl",

@@ -1,12 +1,12 @@
 // Package tools builds the programs that development and tests need from Go
 // modules, and keeps them in a cache outside the checkout.
 //
-// A program is built once for one state of its module: the cache folder's name
-// holds a hash of go.mod, go.sum, the module's own sources, the compiler's
-// version and the flags. So a second checkout builds nothing, an upgrade builds
-// only its own family, and two processes that want the same program at the same
-// time build it once. A program in the cache is complete: it is renamed into
-// place after it was built.
+// A program is built once per state of its module: the name of the cache folder
+// contains a hash of go.mod, go.sum, the module's own sources, the compiler's
+// version and the flags. A second checkout therefore builds nothing, an upgrade
+// builds only its own family, and two processes that need the same program
+// concurrently build it once. A program in the cache is always complete, since
+// it is renamed into place after the build.
 package tools
 
 import (
@@ -37,7 +37,7 @@ type Builder struct {
 	Reporter *progress.Reporter
 }
 
-// New returns a Builder for the checkout that the working directory lies in.
+// New returns a Builder for the checkout that contains the working directory.
 func New(runner run.Runner, reporter *progress.Reporter) (*Builder, error) {
 	root, err := CheckoutDir()
 	if err != nil {
@@ -50,7 +50,7 @@ func New(runner run.Runner, reporter *progress.Reporter) (*Builder, error) {
 	return &Builder{Dir: filepath.Join(root, "ci", "tools"), Cache: cache, Runner: runner, Reporter: reporter}, nil
 }
 
-// CacheDir is where built programs live: STEMEDB_CACHE, else stemedb below
+// CacheDir is the folder of built programs: STEMEDB_CACHE, else stemedb below
 // XDG_CACHE_HOME, else ~/.cache/stemedb.
 func CacheDir() (string, error) {
 	if dir := os.Getenv("STEMEDB_CACHE"); dir != "" {
@@ -58,12 +58,12 @@ func CacheDir() (string, error) {
 	}
 	base, err := os.UserCacheDir()
 	if err != nil {
-		return "", progress.WithHint(fmt.Errorf("finding a folder for built tools: %w", err), "set STEMEDB_CACHE to a folder with 2 GiB to spare")
+		return "", progress.WithHint(fmt.Errorf("finding a folder for built tools: %w", err), "set STEMEDB_CACHE to a folder with 2 GiB of free space")
 	}
 	return filepath.Join(base, "stemedb"), nil
 }
 
-// CheckoutDir is the root of the checkout that the working directory lies in.
+// CheckoutDir is the root of the checkout that contains the working directory.
 func CheckoutDir() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -79,8 +79,7 @@ func CheckoutDir() (string, error) {
 	}
 }
 
-// Path builds the program of that name unless the cache has it, and returns
-// where it is.
+// Path builds the program of that name unless it is cached, and returns its path.
 func (b *Builder) Path(ctx context.Context, name string) (string, error) {
 	family, binary, ok := find(name)
 	if !ok {
@@ -100,7 +99,7 @@ func (b *Builder) Path(ctx context.Context, name string) (string, error) {
 	}
 	defer unlock()
 	if _, err := os.Stat(path); err == nil {
-		return path, nil // somebody else built it while this process waited
+		return path, nil // another process built it meanwhile
 	}
 	err = b.Reporter.Step(ctx, "build "+name, func(ctx context.Context) error {
 		return b.build(ctx, family, binary, path)
@@ -149,7 +148,7 @@ func (b *Builder) build(ctx context.Context, family Family, binary Binary, path 
 		Env: []string{"CGO_ENABLED=0", "GOWORK=off", "GOFLAGS="},
 	})
 	if err != nil {
-		return progress.WithHint(err, "the build needs the Go module proxy and about 4 GiB below %s; run it again, what was compiled is kept", b.Cache)
+		return progress.WithHint(err, "the build needs the Go module proxy and about 4 GiB below %s; run it again, compiled packages are kept", b.Cache)
 	}
 	if err := os.Rename(temporary, path); err != nil {
 		return fmt.Errorf("moving %s into the cache: %w", binary.Name, err)
@@ -162,7 +161,7 @@ func (b *Builder) folder(ctx context.Context, family Family) (string, error) {
 	source := filepath.Join(b.Dir, family.Name)
 	version, err := b.Runner.Run(ctx, run.Command{Name: "go", Args: []string{"env", "GOVERSION"}, Dir: source})
 	if err != nil {
-		return "", progress.WithHint(err, "install Go as the checkout's go.mod asks for")
+		return "", progress.WithHint(err, "install the Go version in the checkout's go.mod")
 	}
 	h := sha256.New()
 	fmt.Fprintf(h, "%s %s/%s\n", strings.TrimSpace(version), runtime.GOOS, runtime.GOARCH)
@@ -184,7 +183,7 @@ func (b *Builder) folder(ctx context.Context, family Family) (string, error) {
 	return filepath.Join(b.Cache, "tools", family.Name+"-"+hex.EncodeToString(h.Sum(nil))[:16]), nil
 }
 
-// sources lists the files that decide what is built, relative to dir, sorted.
+// sources lists the files that determine the build, relative to dir, sorted.
 func sources(dir string) ([]string, error) {
 	var files []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -220,7 +219,7 @@ func (b *Builder) lock(ctx context.Context, dir, name string) (unlock func(), er
 	if err != nil {
 		return nil, fmt.Errorf("locking the cache: %w", err)
 	}
-	// Polled, not awaited: a blocking flock could not be interrupted.
+	// Polled, because a blocking flock could not be interrupted.
 	take := func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
 	err = take()
 	if errors.Is(err, unix.EWOULDBLOCK) {

@@ -16,7 +16,7 @@ import (
 	"github.com/stemedb/stemedb/ci/run"
 )
 
-// compiler stands in for go: it answers GOVERSION and writes the output file.
+// compiler simulates go: it answers GOVERSION and writes the output file.
 type compiler struct {
 	version string
 	fail    error

@@ -1,9 +1,9 @@
-// Package doctest runs the commands that the documentation shows, as a reader
-// would paste them: every block marked sh on a page, in order, in one shell.
+// Package doctest runs the commands in the documentation as a reader would
+// paste them: every block marked sh on a page, in order, in one shell.
 //
 // It promises that a page passes only when each of its commands succeeds, each
-// curl on it reached the server, and the server refused no request and no item of
-// a batch.
+// curl on it reached the server, and the server rejected no request and no item
+// of a batch.
 package doctest
 
 import (
@@ -28,7 +28,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Server is where the commands go. A reader names it in STEMEDB_URL,
+// Server is the target of the commands. A reader names it in STEMEDB_URL,
 // STEMEDB_API_KEY and STEMEDB_ADMIN_KEY.
 type Server struct {
 	URL      string
@@ -54,9 +54,8 @@ func (e *Exchange) refused() bool {
 // pageTime bounds one page.
 const pageTime = 5 * time.Minute
 
-// Pages runs the commands of every page below root that a reader of the
-// documentation is sent to, against one server, and checks that each route of
-// the server is shown on one of them.
+// Pages runs the commands of every documentation page below root against one
+// server, and checks that the pages show each route of the server.
 func Pages(t *testing.T, root string, s Server) {
 	root, err := filepath.Abs(root)
 	require.NoError(t, err)
@@ -80,7 +79,7 @@ func Pages(t *testing.T, root string, s Server) {
 	t.Run("every route is shown", func(t *testing.T) { everyRoute(t, s, all) })
 }
 
-// build puts the program that the pages use into a folder.
+// build compiles the program that the pages use into a folder.
 func build(t *testing.T, root string) string {
 	t.Helper()
 	_, err := exec.LookPath("curl")
@@ -95,8 +94,8 @@ func build(t *testing.T, root string) string {
 }
 
 // Run runs one page's commands in the folder home, with the programs in bin
-// first on the path. A page that builds something does so in the checkout, which
-// is root. The error says everything that is wrong.
+// first on the path. A page that builds something does so in the checkout,
+// which is root. The error lists all problems.
 func Run(ctx context.Context, markdown, root, bin, home string, s Server) ([]Exchange, error) {
 	script := Script(markdown)
 	if script == "" {
@@ -134,15 +133,15 @@ func Run(ctx context.Context, markdown, root, bin, home string, s Server) ([]Exc
 		}
 	}
 	if shown := len(curl.FindAllString(script, -1)); curls != shown {
-		wrong = append(wrong, fmt.Errorf("the page shows curl %d times and the server met it %d times", shown, curls))
+		wrong = append(wrong, fmt.Errorf("the page shows curl %d times but the server received it %d times", shown, curls))
 	}
 	if wrong != nil {
-		wrong = append(wrong, fmt.Errorf("what the commands printed:\n%s", out))
+		wrong = append(wrong, fmt.Errorf("output of the commands:\n%s", out))
 	}
 	return rec.all, errors.Join(wrong...)
 }
 
-// clean leaves out what would change what the commands do.
+// clean omits variables that would change the commands' behaviour.
 func clean(environ []string) (out []string) {
 	for _, kv := range environ {
 		if !strings.HasPrefix(kv, "STEMEDB_") && !strings.HasPrefix(kv, "STEME_") && !strings.HasPrefix(strings.ToLower(kv), "http_proxy=") {
@@ -152,7 +151,7 @@ func clean(environ []string) (out []string) {
 	return out
 }
 
-// recorder stands between the commands and the server.
+// recorder is a proxy between the commands and the server.
 type recorder struct {
 	mu  sync.Mutex
 	all []Exchange
@@ -186,7 +185,7 @@ func (r *recorder) proxy(server string) (*httptest.Server, error) {
 
 var (
 	fence = regexp.MustCompile("^```(.*)$")
-	// curl is one on a line of a script.
+	// curl matches a curl command on a line of a script.
 	curl = regexp.MustCompile(`(?m)(?:^|[\s(|;&])curl\s+-`)
 )
 
@@ -201,8 +200,7 @@ func Script(markdown string) string {
 	return script.String()
 }
 
-// Outside gives the numbers of the lines that show a curl which Script leaves
-// out.
+// Outside returns the numbers of the lines with a curl that is not part of Script.
 func Outside(markdown string) (lines []int) {
 	walk(markdown, func(n int, line string, runs bool) {
 		if !runs && curl.MatchString(line) {
@@ -212,7 +210,7 @@ func Outside(markdown string) (lines []int) {
 	return lines
 }
 
-// walk visits every line but the fences.
+// walk visits every line except the fences.
 func walk(markdown string, visit func(n int, line string, runs bool)) {
 	kind, inside := "", false
 	for n, line := range strings.Split(markdown, "\n") {

@@ -20,10 +20,10 @@ import (
 
 const root = "../.."
 
-// Every command works against the server that `make run` starts, without keys
-// and with them. STEMEDB_DOCS_URL names another server instead, such as the one
-// of `make up`; STEMEDB_DOCS_KEY and STEMEDB_DOCS_ADMIN_KEY then hold a
-// project's key and an administrator's.
+// Every command works against the server of `make run`, with and without keys.
+// STEMEDB_DOCS_URL selects a different server, such as the one of `make up`;
+// STEMEDB_DOCS_KEY and STEMEDB_DOCS_ADMIN_KEY then hold a project's key and an
+// administrator's.
 func TestTheCommandsInTheDocumentationWork(t *testing.T) {
 	if url := os.Getenv("STEMEDB_DOCS_URL"); url != "" {
 		Pages(t, root, Server{URL: url, Key: os.Getenv("STEMEDB_DOCS_KEY"), AdminKey: os.Getenv("STEMEDB_DOCS_ADMIN_KEY")})
@@ -67,7 +67,7 @@ func running(t *testing.T, flags ...string) string {
 	return url
 }
 
-// freePorts finds four ports in a row that nobody listens on.
+// freePorts finds four consecutive ports without a listener.
 func freePorts(t *testing.T) int {
 	t.Helper()
 	for range 1000 {
@@ -87,7 +87,7 @@ func freePorts(t *testing.T) int {
 	return 0
 }
 
-// mint makes a project's key; the root key is registered soon after the start.
+// mint mints a project's key; the root key is registered soon after the start.
 func mint(t *testing.T, s Server) (key string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -108,7 +108,7 @@ func mint(t *testing.T, s Server) (key string) {
 	return key
 }
 
-// asPage makes a page of a script.
+// asPage turns a script into a page.
 func asPage(script string) string { return "# Page\n\n```sh\n" + script + "\n```\n" }
 
 // The checks of this package fail when they should.
@@ -126,7 +126,7 @@ func TestAPageThatDoesNotWorkIsFound(t *testing.T) {
 		"is refused in part":         {`curl -sS "$STEMEDB_URL/batch"`, "answered 200"},
 		"fails":                      {"false", "a command failed"},
 		"uses a variable not set":    {`curl -sS "$NOWHERE/good"`, "a command failed"},
-		"does not reach the server":  {`curl -sS -V`, "1 times and the server met it 0 times"},
+		"does not reach the server":  {`curl -sS -V`, "1 times but the server received it 0 times"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Run(t.Context(), asPage(row.script), root, t.TempDir(), t.TempDir(), Server{URL: front.URL})

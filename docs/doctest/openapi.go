@@ -12,12 +12,11 @@ import (
 
 var (
 	parameter = regexp.MustCompile(`\{\w+\}`)
-	// method tells an operation from what else a path has.
+	// method matches the operations among the entries of a path.
 	method = regexp.MustCompile(`^(get|put|post|delete|patch|head)$`)
 )
 
-// everyRoute checks that each route that the server describes is shown with
-// curl.
+// everyRoute checks that the pages show each route of the server's description with curl.
 func everyRoute(t *testing.T, s Server, all []Exchange) {
 	for path, operations := range describe(t, s.URL).Paths {
 		pattern := regexp.MustCompile("^" + parameter.ReplaceAllString(path, "[^/]+") + "$")
@@ -33,7 +32,8 @@ func everyRoute(t *testing.T, s Server, all []Exchange) {
 	}
 }
 
-// description is what is needed of /openapi.json: which methods a path has.
+// description is the part of /openapi.json that the check needs: the methods of
+// each path.
 type description struct {
 	Paths map[string]map[string]any
 }

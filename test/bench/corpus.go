@@ -11,9 +11,9 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// corpus makes the records of a run: the same size and shape for every
-// system, ids that look random, and no record twice over all runs of a
-// program (each corpus has a number of its own).
+// corpus makes the records of a run: the same size and shape for every system,
+// ids that look random, and no record twice over all runs of a program (each
+// corpus has a unique number).
 type corpus struct {
 	number uint64
 	agent  ed25519.PrivateKey

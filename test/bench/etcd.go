@@ -17,9 +17,9 @@ import (
 // log and synced before it is answered.
 type etcd struct {
 	proc *process
-	// clients have a connection each, as clients on different machines do and
-	// as those of the other systems here; shared is one connection for all,
-	// which saves both sides system calls.
+	// clients have one connection each, like clients on different machines and
+	// like the clients of the other systems here; shared is one connection for
+	// all, which saves system calls on both sides.
 	clients []*clientv3.Client
 	shared  *clientv3.Client
 }

@@ -11,23 +11,23 @@ import (
 )
 
 // op does one request on behalf of a client. seq counts from 0 over all
-// clients, so that every request carries records that nobody sent before.
+// clients, so that every request carries new records.
 type op func(ctx context.Context, client int, seq int64) error
 
 // result is one measured run.
 type result struct {
 	Requests int64
-	Records  int64 // Requests times the records in each
+	Records  int64 // Requests times the records per request
 	Elapsed  time.Duration
-	Latency  *hdrhistogram.Histogram // microseconds a request
+	Latency  *hdrhistogram.Histogram // microseconds per request
 	ServerMS float64                 // processor time of the server, milliseconds
 }
 
 func (r result) rate() float64 { return float64(r.Records) / r.Elapsed.Seconds() }
 
-// measure sends requests requests from clients concurrent clients and waits
-// for every answer. The first error ends the run: a benchmark with failures
-// measures nothing.
+// measure sends requests requests from clients concurrent clients and waits for
+// every answer. The first error ends the run, because a benchmark with failures
+// is meaningless.
 func measure(ctx context.Context, clients int, requests, recordsEach int64, do op) (result, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

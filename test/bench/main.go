@@ -1,10 +1,11 @@
 // Command bench measures StemeDB side by side with etcd and PostgreSQL on the
-// same disk in the same minutes, and against itself where a ratio says more
-// than a number: queries against the health path, a start after kill -9.
+// same disk in the same minutes, and against itself where a ratio is more
+// meaningful than a number: queries against the health path, a start after kill
+// -9.
 //
-// Every system runs as a process of its own with its own durability switched
-// on; their turns are interleaved and repeated, medians are printed, and what
-// is claimed is the ratio.
+// Every system runs as a separate process with its durability switched on. The
+// runs are interleaved and repeated, the report shows medians, and the ratio is
+// the claim.
 package main
 
 import (
@@ -67,7 +68,7 @@ func run(ctx context.Context, o options) error {
 			return err
 		}
 		defer os.RemoveAll(dir)
-		if err := os.Chmod(dir, 0o755); err != nil { // PostgreSQL runs as a user of its own
+		if err := os.Chmod(dir, 0o755); err != nil { // PostgreSQL runs as a separate user
 			return err
 		}
 		o.dir = dir
@@ -101,7 +102,7 @@ func run(ctx context.Context, o options) error {
 // load is one row of the ingest table.
 type load struct {
 	clients  int
-	each     int64 // records a request
+	each     int64 // records per request
 	requests int64
 }
 
@@ -135,11 +136,11 @@ func ingest(ctx context.Context, o options, rep *report) error {
 	for _, l := range loads {
 		l.requests = max(int64(float64(l.requests)*o.scale), int64(l.clients))
 		for round := range o.rounds {
-			runs := contenders(l, st, et, pg, func() *corpus { // no run meets the records of another
+			runs := contenders(l, st, et, pg, func() *corpus { // no run sees the records of another
 				number++
 				return newCorpus(number)
 			})
-			// A different order each round, so that nobody always runs first.
+			// A different order each round, so that no system always runs first.
 			for i := range runs {
 				r := runs[(i+round)%len(runs)]
 				used := r.proc.cpu()
@@ -164,8 +165,8 @@ type contender struct {
 	do             op
 }
 
-// contenders are what a load is measured with. etcd's put, one record a
-// request, is the baseline of the batches as well.
+// contenders are the systems and request types measured under a load. etcd's
+// put, one record per request, is also the baseline of the batches.
 func contenders(l load, st *stemedb, et *etcd, pg *postgres, fresh func() *corpus) []contender {
 	singles := max(l.requests, 48*int64(l.clients)) // for a batch load, whose own requests are too few
 	runs := []contender{
@@ -188,8 +189,8 @@ func contenders(l load, st *stemedb, et *etcd, pg *postgres, fresh func() *corpu
 		contender{fmt.Sprintf("PostgreSQL, %d rows a statement", l.each), pg.proc, l.requests, l.each, pg.insertMany(fresh(), l.each)})
 }
 
-// profiles says what bounds ingest at 256 clients: where the server's processor
-// time goes.
+// profiles shows the bottleneck of ingest at 256 clients: the distribution of
+// the server's CPU time.
 func profiles(ctx context.Context, o options, rep *report) error {
 	const number = 1 << 20
 	st, err := startStemedb(ctx, o.stemedb, o.dir, 28480, 256)
@@ -280,7 +281,7 @@ func restart(ctx context.Context, o options, rep *report) error {
 	rep.fact(fmt.Sprintf("Memory with %d records, under load", o.records), fmt.Sprintf("%.0f MiB resident, %.0f MiB at its peak", rss, peak), "under 512 MiB")
 	var times []time.Duration
 	for i := range o.rounds {
-		// Killed while writes are in flight, not in a quiet moment.
+		// Killed while writes are in flight, not while idle.
 		bodies := prepare(newCorpus(1<<34+uint64(i)), cborSequence, 400, each)
 		go func() { _, _ = measure(ctx, 16, 400, each, st.batch(cborSequence, bodies, each)) }()
 		time.Sleep(time.Second)

@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 )
 
-// paired measures two builds of the server in turns, on the same disk in the same
-// minutes: the one of --against is the baseline.
+// paired measures two builds of the server, interleaved, on the same disk in
+// the same minutes: the one of --against is the baseline.
 func paired(ctx context.Context, o options, rep *report) error {
 	const most = 256
 	builds := []struct {

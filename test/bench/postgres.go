@@ -14,8 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// postgres is one server with synchronous_commit=on and everything else that
-// matters to durability at its default.
+// postgres is one server with synchronous_commit=on and all other durability
+// settings at their defaults.
 type postgres struct {
 	proc *process
 	pool *pgxpool.Pool
@@ -68,7 +68,7 @@ func startPostgres(ctx context.Context, bin, dir string, port, clients int) (*po
 }
 
 // unprivileged: PostgreSQL refuses to run as root, so as root it runs as the
-// user that Debian's package made.
+// user that Debian's package created.
 func unprivileged(dir string) (*syscall.SysProcAttr, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil

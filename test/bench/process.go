@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// process is a server under measurement: started here, ended here, by its own pid.
+// process is a server under measurement, started and stopped here by its pid.
 type process struct {
 	name string
 	cmd  *exec.Cmd
@@ -36,8 +36,7 @@ func startAs(name, dir string, attr *syscall.SysProcAttr, env []string, path str
 	}
 	defer out.Close()
 	cmd := exec.Command(path, args...) //nolint:noctx // it is ended by stop, gracefully
-	// Nothing of this process's own environment: a server refuses settings that
-	// it does not know.
+	// Without this process's environment, because a server rejects unknown settings.
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}, env...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = attr
@@ -63,7 +62,7 @@ func (p *process) stop(sig syscall.Signal) {
 	}
 }
 
-// await polls until ready says so, the process ends, or the time is over.
+// await polls until ready returns true, the process ends, or the time is over.
 func (p *process) await(ctx context.Context, limit time.Duration, ready func() error) (time.Duration, error) {
 	began := time.Now()
 	for {
@@ -90,7 +89,7 @@ func (p *process) cpu() float64 {
 	if err != nil {
 		return 0
 	}
-	// The command's name may hold spaces; the fields are counted behind it.
+	// The command's name may contain spaces; the fields are counted after it.
 	fields := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:]))
 	var ticks float64
 	for _, i := range []int{11, 12} {
@@ -122,7 +121,7 @@ func (p *process) memory() (rss, peak float64) {
 	return rss, peak
 }
 
-// httpOK asks for a URL once and wants a 200.
+// httpOK requests a URL once and expects 200.
 func httpOK(ctx context.Context, client *http.Client, url string) func() error {
 	return func() error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

@@ -32,25 +32,25 @@ func (r *report) add(section, load, system string, res result) {
 	r.runs[c] = append(r.runs[c], res)
 }
 
-func (r *report) fact(what, seen, floor string) {
-	r.facts = append(r.facts, [3]string{what, seen, floor})
+func (r *report) fact(measurement, result, limit string) {
+	r.facts = append(r.facts, [3]string{measurement, result, limit})
 }
 func (r *report) note(title, text string) { r.notes = append(r.notes, [2]string{title, text}) }
 
-// baseline is the system that a section's ratios are against.
+// baseline is the reference system of a section's ratios.
 var baseline = map[string]string{"ingest": "etcd put", "query": "/v1/health/live", "paired": "before"}
 
 func (r *report) markdown() string {
 	var b strings.Builder
 	b.WriteString("# Benchmarks\n\nWritten by `make bench`; do not edit. Every figure is the median of ")
-	fmt.Fprintf(&b, "%d interleaved runs; what counts is the ratio, measured in one run on one machine.\n\n", r.rounds)
+	fmt.Fprintf(&b, "%d interleaved runs; the meaningful figure is the ratio, measured in one run on one machine.\n\n", r.rounds)
 	fmt.Fprintf(&b, "Machine: %d cores, %s/%s, %s, %s. Date: %s.\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), kernel(), time.Now().UTC().Format(time.DateOnly))
 	b.WriteString("Clients and servers share the machine. Server CPU is the server process's processor time for each record or request.\n")
 	for _, section := range []string{"ingest", "query", "paired"} {
 		r.table(&b, section)
 	}
 	if len(r.facts) > 0 {
-		b.WriteString("\n## Restart and memory\n\n| what | seen | floor |\n|---|---|---|\n")
+		b.WriteString("\n## Restart and memory\n\n| measurement | result | limit |\n|---|---|---|\n")
 		for _, f := range r.facts {
 			fmt.Fprintf(&b, "| %s | %s | %s |\n", f[0], f[1], f[2])
 		}

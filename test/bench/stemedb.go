@@ -30,8 +30,8 @@ type stemedb struct {
 	url    string // of the node's API
 	debug  string // of its profiles
 	key    string
-	// clients is for set-up; load is lean, since a load generator that needs as
-	// much of the processor as the server measures itself.
+	// clients is for set-up; load is lean, since a load generator that uses as
+	// much CPU as the server would measure itself.
 	clients *http.Client
 	load    *fasthttp.HostClient
 }
@@ -58,7 +58,7 @@ func startStemedb(ctx context.Context, binary, dir string, port, clients int) (*
 	return s, s.mint(ctx)
 }
 
-// start runs the server on its folders and tells how long it took until ready.
+// start runs the server on its folders and returns the time until it is ready.
 func (s *stemedb) start(ctx context.Context) (time.Duration, error) {
 	at := func(n int) string { return "127.0.0.1:" + strconv.Itoa(s.port+n) }
 	proc, err := start("stemedb", s.dir, []string{
@@ -81,7 +81,7 @@ func (s *stemedb) start(ctx context.Context) (time.Duration, error) {
 
 func (s *stemedb) stop() { s.proc.stop(syscall.SIGTERM) }
 
-// mint makes the key of the project that the runs write as.
+// mint mints the key of the project for the runs.
 func (s *stemedb) mint(ctx context.Context) error {
 	body := []byte(`{"project":"bench","role":"write_agent","label":"bench"}`)
 	deadline := time.Now().Add(20 * time.Second)
@@ -120,7 +120,7 @@ func (s *stemedb) send(ctx context.Context, method, path, mediaType, key string,
 	return resp.StatusCode, answer, err
 }
 
-// request sends one request of a measured run and shows the answer to check.
+// request sends one request of a measured run and passes the answer to check.
 func (s *stemedb) request(ctx context.Context, method, path, mediaType string, body []byte, check func(status int, answer []byte) error) error {
 	req, resp := fasthttp.AcquireRequest(), fasthttp.AcquireResponse()
 	defer fasthttp.ReleaseRequest(req)
@@ -179,8 +179,8 @@ var (
 	}
 )
 
-// prepare signs and encodes requests of each records, on all processors,
-// before the clock runs: in the field the clients do this elsewhere.
+// prepare signs and encodes requests of each records, on all processors, before
+// the measurement starts: in production the clients do this on other machines.
 func prepare(c *corpus, enc encoding, requests, each int64) [][]byte {
 	bodies := make([][]byte, requests)
 	var wg sync.WaitGroup
@@ -205,7 +205,7 @@ func prepare(c *corpus, enc encoding, requests, each int64) [][]byte {
 	return bodies
 }
 
-// assert sends one record a request.
+// assert sends one record per request.
 func (s *stemedb) assert(enc encoding, bodies [][]byte) op {
 	check := wants(http.StatusCreated)
 	return func(ctx context.Context, _ int, seq int64) error {
@@ -213,10 +213,10 @@ func (s *stemedb) assert(enc encoding, bodies [][]byte) op {
 	}
 }
 
-// batch sends many records a request and looks that each was created.
+// batch sends many records per request and checks that each was created.
 func (s *stemedb) batch(enc encoding, bodies [][]byte, each int64) op {
-	// The counts stand at the beginning; reading every result would be the
-	// client's processor time, not the server's.
+	// The counts are at the beginning; reading every result would cost the
+	// client's CPU time, not the server's.
 	want := []byte(fmt.Sprintf(`{"created":%d,`, each))
 	check := func(status int, answer []byte) error {
 		if status != http.StatusOK || !bytes.HasPrefix(answer, want) {
@@ -229,7 +229,7 @@ func (s *stemedb) batch(enc encoding, bodies [][]byte, each int64) op {
 	}
 }
 
-// get asks for the given paths in turn and wants a 200 from each.
+// get requests the given paths in turn and expects 200 from each.
 func (s *stemedb) get(paths []string) op {
 	check := wants(http.StatusOK)
 	return func(ctx context.Context, _ int, seq int64) error {

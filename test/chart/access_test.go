@@ -167,14 +167,14 @@ func matches(want, labels map[string]string) bool {
 
 const closed = "networkPolicy: {enabled: true, scrapers: {prometheus: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}}}"
 
-// One rule a port and peers in each, so that no rule can widen another.
+// One rule per port, each with its peers, so that no rule can widen another.
 func TestNetworkPolicyHasOneRuleAPort(t *testing.T) {
 	policy := one[*networkingv1.NetworkPolicy](t, renderWith(t, closed), "r-stemedb").Spec
 	require.Equal(t, selector, policy.PodSelector.MatchLabels)
 	require.ElementsMatch(t, []networkingv1.PolicyType{"Ingress", "Egress"}, policy.PolicyTypes)
 	seen := map[string][]networkingv1.NetworkPolicyPeer{}
 	for _, rule := range policy.Ingress {
-		require.NotEmpty(t, rule.From, "an empty from is everybody")
+		require.NotEmpty(t, rule.From, "an empty from allows all peers")
 		require.NotEmpty(t, rule.Ports, "no ports are all ports")
 		for _, port := range rule.Ports {
 			key := string(*port.Protocol) + "/" + port.Port.String()
@@ -205,7 +205,7 @@ func TestNetworkPolicyNamesWhatGoesOut(t *testing.T) {
 	for _, rule := range policy.Egress {
 		require.NotEmpty(t, rule.To, "an empty to is everywhere")
 		for _, port := range rule.Ports {
-			require.NotEqual(t, "443", port.Port.String(), "the server calls nobody outside")
+			require.NotEqual(t, "443", port.Port.String(), "the server opens no connections to the outside")
 		}
 	}
 }
@@ -214,7 +214,7 @@ func TestNetworkPolicyOverlays(t *testing.T) {
 	policy := one[*networkingv1.NetworkPolicy](t, renderWith(t, closed,
 		"networkPolicy: {clients: {sameNamespace: null, lan: {ipBlock: {cidr: 10.0.0.0/8}}}, scrapers: {prometheus: null}, dns: {ports: [53, 5353]},"+
 			" extraEgress: {a: {to: [{podSelector: {}}], ports: [{port: 9}]}}, extraIngress: {b: {from: [{podSelector: {}}], ports: [{port: 8}]}}}"), "r-stemedb").Spec
-	require.Len(t, policy.Ingress[0].From, 1, "the scraper is gone")
+	require.Len(t, policy.Ingress[0].From, 1, "the scraper is removed")
 	require.Len(t, policy.Ingress[1].From, 2)
 	require.Equal(t, "10.0.0.0/8", policy.Ingress[1].From[1].IPBlock.CIDR)
 	require.Len(t, policy.Egress[0].Ports, 4)
@@ -222,7 +222,7 @@ func TestNetworkPolicyOverlays(t *testing.T) {
 	require.Len(t, policy.Ingress, 5)
 }
 
-// Whatever runs in a closed release is chosen by exactly one policy.
+// Exactly one policy selects each pod of a closed release.
 func TestEveryPodHasItsPolicy(t *testing.T) {
 	got := renderWith(t, closed)
 	policies := all[*networkingv1.NetworkPolicy](got)
@@ -245,7 +245,7 @@ func TestEveryPodHasItsPolicy(t *testing.T) {
 	require.Equal(t, "10.0.0.1/32", named.Egress[0].To[0].IPBlock.CIDR)
 }
 
-// The Services and the budget choose the server's pods and nothing else.
+// The Services and the budget select the server's pods and nothing else.
 func TestSelectorsChooseTheServerAlone(t *testing.T) {
 	got := renderWith(t, closed)
 	chosen := 0

@@ -19,8 +19,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// everything switches on every object that the chart has but for those of the
-// secret source, of which there is one at a time.
+// everything switches on every object of the chart except those of the secret
+// sources, only one of which can be active.
 const everything = published + closed + "\n---\n" + `
 networkPolicy: {clients: {ingress: {podSelector: {matchLabels: {app: ingress}}}}}
 ingress: {traefik: {rateLimit: {enabled: true}}}
@@ -52,8 +52,8 @@ func TestEachEnvironmentLints(t *testing.T) {
 	}
 }
 
-// Rendering is a pure function of the values: a GitOps tool renders again and
-// again, and each difference would be applied.
+// Rendering is a pure function of the values: a GitOps tool renders repeatedly
+// and would apply each difference.
 func TestRenderingIsPure(t *testing.T) {
 	for _, env := range environments(t) {
 		first := render(t, options{env: env}).files
@@ -83,7 +83,7 @@ func TestTemplatesUseNothingImpure(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// One object a file, and every file on a screen.
+// One object per file, and every file fits on a screen.
 func TestTemplatesFitOnAScreen(t *testing.T) {
 	err := filepath.WalkDir(filepath.Join(chartDir, "templates"), func(path string, entry os.DirEntry, err error) error {
 		if err != nil || entry.IsDir() || filepath.Base(path) == "_checks.tpl" {
@@ -152,7 +152,7 @@ merge:
 	require.Equal(t, "fast", *set.Spec.VolumeClaimTemplates[0].Spec.VolumeAttributesClassName)
 }
 
-// Prometheus' own braces in a manifest are no template of the chart's.
+// Prometheus' own braces in a manifest are not a template of the chart.
 func TestExtraObjects(t *testing.T) {
 	got := renderWith(t, `
 extraObjects:
@@ -169,7 +169,7 @@ extraObjects:
   gone: null
 `)
 	rule := one[*monitoringv1.PrometheusRule](t, got, "alerts")
-	require.Equal(t, "{{ $labels.pod }} is down", rule.Spec.Groups[0].Rules[0].Annotations["summary"], "a manifest is taken as it is")
+	require.Equal(t, "{{ $labels.pod }} is down", rule.Spec.Groups[0].Rules[0].Annotations["summary"], "a manifest is rendered unchanged")
 	require.True(t, got.has("ConfigMap", "r-text"))
 }
 

@@ -1,7 +1,7 @@
 // Package chart holds the tests of charts/stemedb. They render the chart in
-// process with Helm's own packages, exactly as `helm install` would, and read
-// what comes out as typed Kubernetes objects: an unknown field, a duplicate key
-// or a wrong type in any template fails the test that rendered it.
+// process with Helm's own packages, exactly as `helm install` would, and decode
+// the output as typed Kubernetes objects: an unknown field, a duplicate key or
+// a wrong type in any template fails the test that rendered it.
 package chart
 
 import (
@@ -41,18 +41,18 @@ func environments(t testing.TB) []string {
 	return names
 }
 
-// options says how a release is rendered; the zero value is release "r" in
+// options configure the rendering of a release; the zero value is release "r" in
 // namespace "ns" with the chart's own values.
 type options struct {
 	release     string
 	namespace   string
 	env         string   // a file of values/, without .yaml
-	values      []string // YAML, each document laid over the ones before
+	values      []string // YAML, each document merged over the previous ones
 	kubeVersion string
 	apis        []string // API versions the cluster serves besides Helm's default set
-	strict      bool     // a missing value is an error, not nothing
-	noSchema    bool     // the schema was asked before
-	upgrade     bool     // of a release that is there, not its install
+	strict      bool     // a missing value is an error
+	noSchema    bool     // the schema was checked before
+	upgrade     bool     // of an existing release, not an install
 	edit        func(*chart.Chart)
 }
 
@@ -64,7 +64,7 @@ func render(t testing.TB, o options) *release {
 	return got
 }
 
-// renderWith renders release "r" with YAML laid over the chart's values.
+// renderWith renders release "r" with YAML merged over the chart's values.
 func renderWith(t testing.TB, overlays ...string) *release {
 	t.Helper()
 	return render(t, options{values: overlays})
@@ -103,18 +103,18 @@ func tryRenderChart(t testing.TB, loaded *chart.Chart, o options) (*release, err
 	return decodeRelease(t, files), nil
 }
 
-// mergeValues lays the overlays over one another with Helm's own rules for -f.
+// mergeValues merges the overlays with Helm's own rules for -f.
 func mergeValues(t testing.TB, o options) map[string]any {
 	t.Helper()
 	var files []string
 	if o.env != "" {
 		files = append(files, filepath.Join(valuesDir, o.env+".yaml"))
 	}
-	dir, err := os.MkdirTemp("", "values") // t.TempDir's names are no URLs, which Helm takes files for
+	dir, err := os.MkdirTemp("", "values") // Helm could mistake t.TempDir's names for URLs
 	require.NoError(t, err)
 	defer os.RemoveAll(dir)
 	for i, overlay := range strings.Split(strings.Join(o.values, "\n---\n"), "\n---\n") {
-		require.NoError(t, yaml.UnmarshalStrict([]byte(overlay), &map[string]any{}), "a key stands twice in\n%s", overlay)
+		require.NoError(t, yaml.UnmarshalStrict([]byte(overlay), &map[string]any{}), "duplicate key in\n%s", overlay)
 		file := filepath.Join(dir, fmt.Sprintf("%d.yaml", i))
 		require.NoError(t, os.WriteFile(file, []byte(overlay), 0o600))
 		files = append(files, file)
@@ -141,7 +141,7 @@ func either(value, otherwise string) string {
 	return value
 }
 
-// release is what one rendering holds.
+// release is the result of one rendering.
 type release struct {
 	notes   string
 	objects []object
@@ -231,7 +231,7 @@ func one[T any](t testing.TB, r *release, name string) T {
 	return want
 }
 
-// has says whether the release holds an object of that kind and name.
+// has reports whether the release contains an object of that kind and name.
 func (r *release) has(kind, name string) bool {
 	return slices.ContainsFunc(r.objects, func(o object) bool { return o.kind == kind && o.name == name })
 }

@@ -16,11 +16,11 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
-// otherHelms are programs that render with another Helm than this package
-// does. Each is a module of its own below this folder (docs/decisions/0001).
+// otherHelms are programs that render with other Helm versions than this
+// package. Each is a separate module below this folder (docs/decisions/0001).
 var otherHelms = []string{"helm3oldest", "helm4"}
 
-// helmRequest and helmAnswer are what these programs read and write.
+// helmRequest and helmAnswer are the input and output of these programs.
 type helmRequest struct {
 	Chart       string
 	Release     string
@@ -35,7 +35,7 @@ type helmAnswer struct {
 	Error string
 }
 
-// helmsDir is where buildHelms put the programs, empty when it did not run.
+// helmsDir is the folder of the programs from buildHelms, empty if it did not run.
 var helmsDir string
 
 // buildHelms builds the programs once; Go's own cache makes it seconds.
@@ -113,7 +113,7 @@ func TestEveryHelmRendersTheSame(t *testing.T) {
 	}
 }
 
-// Every Helm refuses what the schema and the checks refuse.
+// Every Helm version rejects the values that the schema and the checks reject.
 func TestEveryHelmRefusesTheSame(t *testing.T) {
 	var values, says []string
 	for _, bad := range impossible {
@@ -147,7 +147,8 @@ func umbrella(t *testing.T, values string) string {
 }
 
 // The chart under an alias in a parent chart, with each environment's values in
-// the parent's own values.yaml: every Helm renders it, and all alike.
+// the parent's own values.yaml: every Helm version renders it, with the same
+// result.
 func TestEveryHelmRendersAnUmbrella(t *testing.T) {
 	for _, env := range environments(t) {
 		raw, err := os.ReadFile(filepath.Join(valuesDir, env+".yaml"))
@@ -166,8 +167,8 @@ func TestEveryHelmRendersAnUmbrella(t *testing.T) {
 	}
 }
 
-// Helm 4 passes no null on from a parent's values: what removes an entry that
-// has a default must work in every Helm.
+// Helm 4 does not pass null on from a parent's values: the removal of an entry
+// with a default must work in every Helm version.
 func TestDefaultEntriesCanBeRemovedInAnUmbrella(t *testing.T) {
 	dir := umbrella(t, `
 networkPolicy:

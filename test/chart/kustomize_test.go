@@ -34,8 +34,8 @@ func readmeBlock(t *testing.T, after, kind string, nth int) string {
 
 const withoutHooks = "\n**Without hooks**"
 
-// templating is the README's `helm template` command, read: what is rendered,
-// and the file that it goes to.
+// templating parses the README's `helm template` command: the rendering options
+// and the output file.
 func templating(t *testing.T) (o options, file string) {
 	t.Helper()
 	script := strings.ReplaceAll(readmeBlock(t, withoutHooks, "sh", 1), "\\\n", " ")
@@ -70,7 +70,7 @@ func templating(t *testing.T) (o options, file string) {
 	return o, file
 }
 
-// template is what the command writes.
+// template is the output of the command.
 func template(t *testing.T, o options) (manifests string, objects map[string]object) {
 	t.Helper()
 	objects = map[string]object{}
@@ -98,8 +98,8 @@ func mine(t *testing.T, o options) []options {
 	return cases
 }
 
-// The README's way without hooks: what is applied a second time is what was
-// applied the first time, and no hook and no pod of the test is in it.
+// The README's steps without hooks: the second rendering equals the first one,
+// and contains no hook and no pod of the test.
 func TestTheTemplateIsTheSameEachTime(t *testing.T) {
 	o, _ := templating(t)
 	for _, o := range mine(t, o) {
@@ -143,7 +143,7 @@ func kustomize(t *testing.T, kustomization, file, manifests string) map[string]o
 }
 
 // The README's kustomization builds typed objects, the same each time, which
-// differ from the chart's in what it patches and in nothing else.
+// differ from the chart's only in the patched fields.
 func TestTheKustomizationOfTheReadmeBuilds(t *testing.T) {
 	o, file := templating(t)
 	kustomization := readmeBlock(t, withoutHooks, "yaml", 1)
@@ -165,10 +165,10 @@ func TestTheKustomizationOfTheReadmeBuilds(t *testing.T) {
 }
 
 // The README's commands themselves on a server: a second apply changes no
-// object, and the kustomization changes the object that it patches. Objects
-// are compared rather than the words that kubectl prints: it calls each
-// PodDisruptionBudget configured every time, because the patch strategy of its
-// selector makes the patch never empty (kubernetes/kubernetes, policy/v1).
+// object, and the kustomization changes the object that it patches. The test
+// compares objects rather than kubectl's output: kubectl reports each
+// PodDisruptionBudget as configured every time, because the patch strategy of
+// its selector makes the patch never empty (kubernetes/kubernetes, policy/v1).
 func TestServerAppliesWithoutHooks(t *testing.T) {
 	s := connectServer(t)
 	for _, program := range []string{"sh", "kubectl", "helm"} {

@@ -35,7 +35,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// The longest release name that Helm takes (53), and the longest overrides.
+// The longest release name that Helm accepts (53), and the longest overrides.
 func TestLongNamesFit(t *testing.T) {
 	long := strings.Repeat("a", 53)
 	seen := map[string]bool{}
@@ -63,7 +63,7 @@ func TestLongNamesFit(t *testing.T) {
 	}
 }
 
-// Decoding fails where one of these came out as a number or a boolean.
+// Decoding fails if one of these is rendered as a number or a boolean.
 func TestReleasesAndNamespacesMayLookLikeNumbers(t *testing.T) {
 	for _, name := range []string{"1234", "0123", "1e3", "true", "null"} {
 		for _, source := range []string{"", external, "\n---\n" + existingMine} {

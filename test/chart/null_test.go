@@ -35,9 +35,9 @@ func eachPath(values map[string]any, at []string, visit func([]string)) {
 	}
 }
 
-// Null means the default: each value that has one is set to null, at any depth
-// and with everything switched on, and renders what leaving it out renders; in
-// maps of named entries it removes the entry.
+// Null selects the default: each value with a default is set to null, at any
+// depth and with everything switched on, and renders the same as without it; in
+// maps of named entries null removes the entry.
 func TestNullMeansTheDefault(t *testing.T) {
 	defaults := parse(t, readFile(t, filepath.Join(chartDir, "values.yaml")))
 	open := openMaps(t)
@@ -55,7 +55,7 @@ func TestNullMeansTheDefault(t *testing.T) {
 		want, wantErr := tryRender(t, options{values: []string{string(without)}})
 		got, gotErr := tryRender(t, options{values: []string{string(null)}})
 		if slices.ContainsFunc(open, func(p string) bool { return strings.HasPrefix(at, p+"/") }) {
-			if gotErr != nil { // a peer that chooses nobody is refused
+			if gotErr != nil { // a peer without a selector is rejected
 				require.ErrorContains(t, gotErr, "don't meet the specifications of the schema", "%s: null", at)
 			}
 			return
@@ -105,7 +105,7 @@ func readFile(t *testing.T, file string) string {
 	return string(raw)
 }
 
-// The defaults that stand in for null are those of values.yaml.
+// The defaults that replace null are those of values.yaml.
 func TestDefaultsAreThoseOfTheValues(t *testing.T) {
 	want, err := yaml.Marshal(parse(t, readFile(t, filepath.Join(chartDir, "values.yaml"))))
 	require.NoError(t, err)
@@ -119,7 +119,7 @@ func TestDefaultsAreThoseOfTheValues(t *testing.T) {
 }
 
 // `helm upgrade --reuse-values` renders this chart with the values of the last
-// release alone: what is new has its default.
+// release alone: new values get their defaults.
 func TestValuesOfTheLastVersionRender(t *testing.T) {
 	files, err := filepath.Glob("testdata/values-*.yaml")
 	require.NoError(t, err)
@@ -134,7 +134,7 @@ func TestValuesOfTheLastVersionRender(t *testing.T) {
 	}
 }
 
-// situationsOfTheLastVersion are what its users may have set.
+// situationsOfTheLastVersion are values that its users may have set.
 var situationsOfTheLastVersion = []string{
 	"secrets: {source: existing, existing: {name: mine}}",
 	"secrets: {source: externalSecret, externalSecret: {secretStoreRef: {name: s}, rootApiKey: {key: a}, clusterSecret: {key: b}}}",
@@ -144,8 +144,8 @@ var situationsOfTheLastVersion = []string{
 	"extraVolumes: {a: {mountPath: /a, source: {emptyDir: {}}}}\nmerge: {pod: {spec: {hostUsers: false}}}",
 }
 
-// Nothing that has a default is ever required: a key that is new is missing in
-// the values of an older release.
+// A value with a default is never required: a new key is missing in the values
+// of an older release.
 func TestTheSchemaRequiresNothingThatHasADefault(t *testing.T) {
 	schema := readSchema(t)
 	defaults := parse(t, readFile(t, filepath.Join(chartDir, "values.yaml")))

@@ -45,7 +45,7 @@ func TestBudgetsTakePercentagesAndMinimums(t *testing.T) {
 	require.Equal(t, "51%", budget("podDisruptionBudget: {minAvailable: 51%}").MinAvailable.StrVal)
 }
 
-// What users of other charts set for all of them is honoured here.
+// The chart honours the values that users set globally for several charts.
 func TestGlobalStorageClassIsHonoured(t *testing.T) {
 	classes := func(values string) []string {
 		var found []string
@@ -83,8 +83,7 @@ monitoring: {serviceMonitor: {enabled: true, honorLabels: true}}
 	require.True(t, one[*monitoringv1.ServiceMonitor](t, got, "r-stemedb").Spec.Endpoints[0].HonorLabels)
 }
 
-// The notes name the address that the values lead to, in commands that a shell
-// can read.
+// The notes contain the address that follows from the values, in valid shell commands.
 func TestNotesTellTheWay(t *testing.T) {
 	digest := "sha256:" + strings.Repeat("0", 64)
 	for values, want := range map[string][]string{
@@ -96,7 +95,7 @@ func TestNotesTellTheWay(t *testing.T) {
 		"service: {gateway: {type: LoadBalancer, port: 80}}":         {"status.loadBalancer.ingress[0].ip", "PORT=80", "WARNING: the Service of type LoadBalancer speaks plain HTTP"},
 		"service: {gateway: {type: NodePort}}\ntls: {secretName: c}": {"nodePort}'", "InternalIP", "https, port $PORT (below) of every node"},
 		"image: {digest: '" + digest + "'}":                          {"StemeDB " + digest + " is installed", "stemedb/stemedb@" + digest},
-		"replicas: 1":                                                {"members        1; the loss of any is an outage", "Wait until the member is ready"},
+		"replicas: 1":                                                {"members        1; the failure of any member is an outage", "Wait until the member is ready"},
 		published:                                                    {"URL=https://a.example"},
 	} {
 		notes := renderWith(t, values).notes

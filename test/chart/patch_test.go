@@ -74,7 +74,7 @@ func TestPatchSaysWhatItCannotDo(t *testing.T) {
 		"{op: remove, path: /spec/ports/1}":              `a list of 1 entries has no entry "1"`,
 		"{op: remove, path: /spec/ports/-}":              `a list of 1 entries has no entry "-"`,
 		"{op: remove, path: /spec/ports/00}":             `a list of 1 entries has no entry "00"`,
-		"{op: add, path: /spec/type/a, value: 1}":        `"a" is below something that is neither a map nor a list`,
+		"{op: add, path: /spec/type/a, value: 1}":        `the parent of "a" is neither a map nor a list`,
 		"{op: test, path: /spec/type, value: NodePort}":  `the object has "ClusterIP" there, so the patch is not applied`,
 		"{op: copy, from: /spec/none, path: /spec/type}": `there is no "none"`,
 	} {

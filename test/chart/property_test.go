@@ -14,8 +14,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// situations are laid over testdata/full.yaml: some values show only where
-// another one does not take their place.
+// situations are merged over testdata/full.yaml: some values take effect only
+// if another one does not replace them.
 var situations = []string{
 	"",
 	"global: {imageRegistry: '', image: null, storageClass: '', defaultStorageClass: ''}\nnameOverride: ''\nfullnameOverride: ''\n" +
@@ -24,7 +24,7 @@ var situations = []string{
 		"fullnameOverride: ''\ningress: {traefik: {rateLimit: {sourceCriterion: {ipStrategy: null, requestHost: true}}}}\npersistence: {wal: {storageClassName: ''}, db: {storageClassName: ''}}",
 }
 
-// place is where a string is in the values: its path, and how to change it.
+// place is the location of a string in the values: its path, and the way to change it.
 type place struct {
 	path []any // keys and indexes
 	key  bool  // the last key itself, of a map whose keys are the user's
@@ -41,7 +41,7 @@ func (p place) String() string {
 	return out.String()
 }
 
-// parent is the map or list that holds the place.
+// parent is the map or list that contains the place.
 func (p place) parent(values map[string]any) any {
 	var node any = values
 	for _, step := range p.path[:len(p.path)-1] {
@@ -52,7 +52,7 @@ func (p place) parent(values map[string]any) any {
 
 func (p place) last() any { return p.path[len(p.path)-1] }
 
-// put writes a string into that place and returns how to take it back.
+// put writes a string into that place and returns a function that restores it.
 func (p place) put(values map[string]any, text string) (undo func()) {
 	if !p.key {
 		return p.putValue(values, text)
@@ -109,7 +109,7 @@ func deepCopy(t *testing.T, values map[string]any) map[string]any {
 	return copied
 }
 
-// places finds every string and every key of a map of the user's own.
+// places finds every string and every key of a user's own map.
 func places(values map[string]any) []place {
 	var found []place
 	var walk func(at []any, node any)
@@ -197,8 +197,8 @@ func scalars(r *release) []string {
 	return found
 }
 
-// testdata/full.yaml holds every property of the schema, so that the properties
-// above and below are of the whole schema.
+// testdata/full.yaml contains every property of the schema, so that the
+// property tests above and below cover the entire schema.
 func TestFullValuesHoldTheWholeSchema(t *testing.T) {
 	schema := readSchema(t)
 	holds := map[string]bool{}
@@ -215,7 +215,7 @@ func TestFullValuesHoldTheWholeSchema(t *testing.T) {
 	})
 }
 
-// mark notes which properties of the schema the values use.
+// mark records which properties of the schema the values use.
 func mark(holds map[string]bool, root, schema map[string]any, path string, value any) {
 	if ref, ok := schema["$ref"].(string); ok {
 		name := strings.TrimPrefix(ref, "#/$defs/")

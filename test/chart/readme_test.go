@@ -21,8 +21,8 @@ const (
 	tableEnd   = "<!-- End of the table. -->"
 )
 
-// The README's table of values is made from values.yaml and cannot drift: every
-// value is in it, with its default and its comment.
+// The README's table of values is generated from values.yaml and cannot drift:
+// it contains every value, with its default and its comment.
 func TestReadmeListsTheValues(t *testing.T) {
 	file := filepath.Join(chartDir, "README.md")
 	raw, err := os.ReadFile(file)
@@ -46,8 +46,8 @@ var (
 	keyLine     = regexp.MustCompile(`^( *)([A-Za-z][A-Za-z0-9]*):`)
 )
 
-// valuesTable reads values.yaml by its lines: "# @section" begins a table,
-// "# --" documents the key on the next line with all that is below it.
+// valuesTable reads values.yaml line by line: "# @section" begins a table, "#
+// --" documents the key on the next line and everything below it.
 func valuesTable(t *testing.T) string {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(chartDir, "values.yaml"))
@@ -61,7 +61,7 @@ func valuesTable(t *testing.T) string {
 	doc := ""
 	for number, line := range strings.Split(string(raw), "\n") {
 		if m := sectionLine.FindStringSubmatch(line); m != nil {
-			fmt.Fprintf(&table, "\n### %s\n\n| Value | Default | What it is |\n|---|---|---|\n", m[1])
+			fmt.Fprintf(&table, "\n### %s\n\n| Value | Default | Meaning |\n|---|---|---|\n", m[1])
 			continue
 		}
 		if m := docLine.FindStringSubmatch(line); m != nil {
@@ -70,7 +70,7 @@ func valuesTable(t *testing.T) string {
 		}
 		m := keyLine.FindStringSubmatch(line)
 		if m == nil {
-			require.Empty(t, doc, "line %d: a comment with -- must stand right above its key", number+1)
+			require.Empty(t, doc, "line %d: a comment with -- must be directly above its key", number+1)
 			continue
 		}
 		path = append(path[:len(m[1])/2], m[2])

@@ -14,7 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// nested makes a document with one value at a path.
+// nested creates a document with one value at a path.
 func nested(t *testing.T, path []string, value any) string {
 	t.Helper()
 	for _, step := range slices.Backward(path) {
@@ -25,9 +25,9 @@ func nested(t *testing.T, path []string, value any) string {
 	return string(raw)
 }
 
-// Whatever null removes from a map with default entries is removed without null
-// too, since Helm 4 passes no null on from a parent chart: `enabled: false` in a
-// named entry, an empty string in place of a value.
+// Every entry that null removes from a map with default entries can also be
+// removed without null, since Helm 4 does not pass null on from a parent chart:
+// `enabled: false` in a named entry, an empty string in place of a value.
 func TestEveryDefaultEntryIsRemovedWithoutNull(t *testing.T) {
 	defaults := parse(t, readFile(t, filepath.Join(chartDir, "values.yaml")))
 	const shows = "networkPolicy: {enabled: true, clients: &own {own: {podSelector: {matchLabels: {a: b}}}}, dns: {peers: *own}}"
@@ -44,11 +44,11 @@ func TestEveryDefaultEntryIsRemovedWithoutNull(t *testing.T) {
 			switch lookup(defaults, path).(type) {
 			case map[string]any:
 				if !named || len(below) > 1 {
-					return // what is in it is removed one by one
+					return // its entries are removed one by one
 				}
 				empty = map[string]any{"enabled": false}
 			case bool, []any:
-				return // its other value says the same
+				return // its other value has the same meaning
 			default:
 				if named {
 					return // part of an entry
@@ -63,8 +63,8 @@ func TestEveryDefaultEntryIsRemovedWithoutNull(t *testing.T) {
 	require.Greater(t, removed, 12)
 }
 
-// A map of named entries that has default ones is one in which they can be
-// removed: the test above covers every such map.
+// Default entries of a map of named entries can be removed: the test above
+// covers every such map.
 func TestEveryMapWithDefaultEntriesIsOpen(t *testing.T) {
 	schema := readSchema(t)
 	open := openMaps(t)
@@ -108,12 +108,13 @@ func everyPath(at []any, node any, visit func([]any)) {
 	}
 }
 
-// literal are places where null is what the user writes: an instruction, or part
-// of a manifest.
+// literal are places where null is part of the user's own content: an
+// instruction, or part of a manifest.
 var literal = regexp.MustCompile(`^/(patch|merge|extraObjects/map)/`)
 
-// Null where nothing has a default (entries of maps and lists, optional values)
-// is what leaving it out is, or the schema names it: no template stumbles over it.
+// Null without a default (entries of maps and lists, optional values) is
+// equivalent to omission, or the schema rejects it by name: no template fails
+// because of it.
 func TestNullWithoutADefaultIsNothing(t *testing.T) {
 	schema, err := jsonschema.NewCompiler().Compile(filepath.Join(chartDir, "values.schema.json"))
 	require.NoError(t, err)
@@ -156,7 +157,7 @@ func TestNullWithoutADefaultIsNothing(t *testing.T) {
 	require.Greater(t, compared, 10)
 }
 
-// nullIsNothing returns 1 when both renderings were there to be compared.
+// nullIsNothing returns 1 if both renderings exist and were compared.
 func nullIsNothing(t *testing.T, full map[string]any, p place) (int, error) {
 	t.Helper()
 	values, left := deepCopy(t, full), deepCopy(t, full)

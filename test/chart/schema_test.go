@@ -12,7 +12,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// What the schema must refuse, and the words that tell the user where and why.
+// Values that the schema must reject, and the words that show the user the
+// place and the reason.
 var badValues = []struct{ values, says string }{
 	{"replcas: 3", "additional properties 'replcas' not allowed"},
 	{"replicas: 0", "'/replicas': minimum: got 0, want 1"},
@@ -119,7 +120,7 @@ func TestSchemaRefuses(t *testing.T) {
 	}
 }
 
-// Values at the edge of what is allowed, so that the schema is not merely strict.
+// Values at the edge of the allowed range, so that the schema is not merely strict.
 func TestSchemaAccepts(t *testing.T) {
 	for _, good := range []string{
 		"enabled: true",
@@ -139,8 +140,8 @@ func TestSchemaAccepts(t *testing.T) {
 	}
 }
 
-// freeMaps are the only objects that take any key: named here so that a new one
-// is a decision. "*" stands for the names of a map.
+// freeMaps are the only objects that accept any key: they are listed here so
+// that a new one is a deliberate decision. "*" represents the names of a map.
 var freeMaps = []string{
 	"/properties/global",
 	"/properties/global/properties/compatibility",
@@ -171,14 +172,14 @@ func TestSchemaIsClosed(t *testing.T) {
 	require.Equal(t, want, open)
 }
 
-// walkSchema visits every schema that says what values look like; the branches
-// of if, oneOf and allOf only narrow what another schema has closed.
+// walkSchema visits every schema that describes values; the branches of if,
+// oneOf and allOf only narrow a schema that is already closed.
 func walkSchema(path string, node map[string]any, visit func(string, map[string]any)) {
 	visit(path, node)
 	for _, key := range []string{"properties", "patternProperties", "$defs"} {
 		for name, child := range asMap(node[key]) {
 			if key == "patternProperties" {
-				name = "*" // one pattern a map; its text says nothing about where we are
+				name = "*" // one pattern per map; its text does not identify the place
 			}
 			walkSchema(path+"/"+key+"/"+name, asMap(child), visit)
 		}
@@ -195,8 +196,8 @@ func walkSchema(path string, node map[string]any, visit func(string, map[string]
 	}
 }
 
-// A value that the schema does not know cannot be set, a property that
-// values.yaml does not hold is documented nowhere.
+// A value that is not in the schema cannot be set, and a property that is not
+// in values.yaml is undocumented.
 func TestSchemaAndValuesNameTheSame(t *testing.T) {
 	raw, err := os.ReadFile(filepath.Join(chartDir, "values.yaml"))
 	require.NoError(t, err)

@@ -62,7 +62,7 @@ func TestExternalSecret(t *testing.T) {
 	require.Equal(t, "p", second["remoteRef"].(map[string]any)["property"])
 }
 
-// The Secret is made in the cluster by a Job, under the narrowest rights that
+// A Job creates the Secret in the cluster, with the narrowest permissions that
 // Kubernetes can express, and Helm never owns it: an uninstall keeps it.
 func TestGeneratedSecret(t *testing.T) {
 	got := renderWith(t)
@@ -90,8 +90,8 @@ func TestGeneratedSecret(t *testing.T) {
 	require.Equal(t, []rbacv1.Subject{{Kind: "ServiceAccount", Name: pod.ServiceAccountName, Namespace: "ns"}}, binding.Subjects)
 }
 
-// Jobs are hooks that are made anew each time (a Job's template is immutable),
-// and what a Job needs comes before it.
+// Jobs are hooks that are recreated each time (a Job's template is immutable),
+// and a Job's dependencies precede it.
 func TestHooks(t *testing.T) {
 	weights := map[string][]string{}
 	for _, o := range renderWith(t, closed).objects {
@@ -118,7 +118,7 @@ func TestHooks(t *testing.T) {
 func TestNotes(t *testing.T) {
 	notes := renderWith(t).notes
 	for _, want := range []string{
-		"installed as r-stemedb in namespace ns", "which 1 may be lost at once",
+		"installed as r-stemedb in namespace ns", "which 1 can fail at once",
 		"http://r-stemedb.ns.svc.cluster.local:18181",
 		"kubectl -n ns get secret r-stemedb-secrets -o jsonpath='{.data.root-api-key}' | base64 -d",
 		`curl "$URL/v1/health"`, `curl -H "X-API-Key: $KEY" "$URL/v1/whoami"`, `curl -H "X-API-Key: $KEY" "$URL/v1/cluster/status"`,
@@ -131,7 +131,7 @@ func TestNotes(t *testing.T) {
 
 	for values, want := range map[string]string{
 		"replicas: 1": "WARNING: one replica.",
-		"replicas: 4": "WARNING: 4 replicas survive no more losses than 3.",
+		"replicas: 4": "WARNING: 4 replicas tolerate as many failures as 3.",
 		"server: {authEnabled: false}\nextraEnv: {STEMEDB_UNSAFE_SKIP_SIGNATURES: true}": "WARNING: authentication is off.",
 		"resources: {limits: {memory: null}}":                                            "WARNING: no memory limit",
 		"persistence: {retention: {whenDeleted: Delete}}":                                "WARNING: uninstalling deletes the data",
@@ -149,18 +149,18 @@ func TestNotes(t *testing.T) {
 	}
 }
 
-// The chart cannot see how many members there were, so the notes of an upgrade
-// that leaves too few for three say what it means, and the way back.
+// The chart cannot see the previous number of members, so the notes of an
+// upgrade to fewer than three explain the consequence and the way back.
 func TestNotesWarnOfTooFewMembers(t *testing.T) {
-	const warning = "those that are gone still count for the majority"
+	const warning = "the removed ones still count for the majority"
 	notes := func(upgrade bool, values string) string {
 		return render(t, options{upgrade: upgrade, values: []string{values}}).notes
 	}
 	for _, few := range []string{"replicas: 1", "replicas: 2"} {
 		require.Contains(t, notes(true, few), warning)
-		require.Contains(t, notes(true, few), "Set replicas back to what it was; their volumes are kept.")
-		require.Contains(t, notes(true, few+"\npersistence: {retention: {whenScaled: Delete}}"), "what was only on their volumes is lost")
-		require.NotContains(t, notes(false, few), warning, "nothing was there before an install")
+		require.Contains(t, notes(true, few), "Set replicas back to its previous value; the volumes of the removed members are kept.")
+		require.Contains(t, notes(true, few+"\npersistence: {retention: {whenScaled: Delete}}"), "records that were only on the volumes of the removed members are lost")
+		require.NotContains(t, notes(false, few), warning, "an install has no previous members")
 	}
 	require.NotContains(t, notes(true, ""), warning)
 }

@@ -13,8 +13,8 @@ import (
 )
 
 // The manifests that this chart replaces had errors; each test here names one
-// and holds production to the right form. Those of alerts, backup and
-// provisioning are tested where these are.
+// and checks that production is correct. The errors in alerts, backup and
+// provisioning are tested next to those features.
 
 func production(t *testing.T, overlays ...string) *release {
 	t.Helper()
@@ -53,12 +53,12 @@ func TestNetworkPolicyOpensWhatIsNeeded(t *testing.T) {
 	require.Equal(t, map[string]bool{"UDP/53": true, "TCP/53": true, "TCP/18180": true, "TCP/18182": true, "TCP/18183": true, "UDP/18183": true}, out)
 }
 
-// It was maxUnavailable 0, which blocks every drain for ever.
+// It was maxUnavailable 0, which blocks every drain permanently.
 func TestBudgetLetsANodeDrain(t *testing.T) {
 	require.EqualValues(t, 1, one[*policyv1.PodDisruptionBudget](t, production(t), "stemedb").Spec.MaxUnavailable.IntVal)
 }
 
-// traefik.containo.us is gone in Traefik 3, external-secrets.io/v1beta1 is no
+// traefik.containo.us was removed in Traefik 3, external-secrets.io/v1beta1 is no
 // longer served; decoding has checked both against the operators' CRDs.
 func TestOperatorsServeTheAPIs(t *testing.T) {
 	got := production(t)
@@ -98,7 +98,7 @@ func TestProbesHaveSlackAndPathsOfTheirOwn(t *testing.T) {
 }
 
 // The root was writable, no capability was dropped, seccomp was off, and
-// readOnlyRootFilesystem stood where Kubernetes does not know it.
+// readOnlyRootFilesystem was in a place where Kubernetes ignores it.
 func TestProductionIsHardened(t *testing.T) {
 	for _, template := range podTemplates(production(t)) {
 		security := template.Spec.Containers[0].SecurityContext
@@ -108,7 +108,7 @@ func TestProductionIsHardened(t *testing.T) {
 	}
 }
 
-// prometheus.io annotations beside a ServiceMonitor scrape twice.
+// prometheus.io annotations in addition to a ServiceMonitor cause a second scrape.
 func TestNoScrapeAnnotations(t *testing.T) {
 	for _, o := range production(t).objects {
 		require.NotContains(t, o.text, "prometheus.io/")
@@ -132,8 +132,8 @@ func TestVolumesMountFast(t *testing.T) {
 	require.Equal(t, corev1.FSGroupChangeOnRootMismatch, *statefulSet(t, production(t)).Spec.Template.Spec.SecurityContext.FSGroupChangePolicy)
 }
 
-// Claims of fixed names and a second pod at a ReadWriteOnce volume: nothing but
-// the server's own pods mounts its claims.
+// It had claims with fixed names and a second pod on a ReadWriteOnce volume:
+// only the server's own pods may mount its claims.
 func TestNobodyElseMountsTheClaims(t *testing.T) {
 	got := production(t)
 	for _, template := range podTemplates(got) {

@@ -25,7 +25,7 @@ func growSteps(t *testing.T) string {
 	return readmeBlock(t, "\n### Growing a volume\n", "sh", 1)
 }
 
-// The commands are whole, and of a release that values/production.yaml makes.
+// The commands are complete, and match a release with values/production.yaml.
 func TestReadmeGrowsWhatIsThere(t *testing.T) {
 	steps := growSteps(t)
 	out, err := exec.CommandContext(t.Context(), "sh", "-n", "-c", steps).CombinedOutput()
@@ -43,10 +43,10 @@ func TestReadmeGrowsWhatIsThere(t *testing.T) {
 	require.Contains(t, steps, "pvc db-stemedb-$i")
 }
 
-// The README's commands, as they stand there but for the namespace, on a server
-// with its controllers: each is accepted, and the pods outlive it. The pods are
-// never scheduled and the volumes are names, so what is not shown is the growing
-// of a disk, which is the storage's business.
+// The README's commands, verbatim except for the namespace, on a server with
+// its controllers: each is accepted, and the pods outlive it. The pods are
+// never scheduled and the volumes are only names, so the test does not cover
+// the growth of a disk, which is up to the storage.
 func TestServerGrowsAVolume(t *testing.T) {
 	s := connectServer(t)
 	for _, program := range []string{"sh", "kubectl", "helm"} {
@@ -117,13 +117,13 @@ persistence:
 		require.Nil(t, pod.DeletionTimestamp, pod.Name)
 		after[pod.Name] = pod.UID
 	}
-	require.Equal(t, before, after, "a pod was made anew")
+	require.Equal(t, before, after, "a pod was recreated")
 
-	// From now on upgrades are as usual.
+	// Later upgrades work as usual.
 	shell(upgrade + " --set persistence.db.size=100Gi --set server.logLevel=debug")
 }
 
-// expandableVolumes makes a StorageClass of the namespace's name that allows
+// expandableVolumes creates a StorageClass with the namespace's name that allows
 // expansion, and a volume for each claim: there is no provisioner.
 func (s *server) expandableVolumes(t *testing.T, namespace, size string, claims ...string) {
 	t.Helper()
@@ -162,7 +162,7 @@ func (s *server) expandableVolumes(t *testing.T, namespace, size string, claims 
 func (s *server) members(t *testing.T, namespace string) []corev1.Pod {
 	pods, err := s.typed.CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=server"})
 	if err != nil {
-		return nil // asked again
+		return nil // retried
 	}
 	return pods.Items
 }
@@ -170,7 +170,7 @@ func (s *server) members(t *testing.T, namespace string) []corev1.Pod {
 func (s *server) bound(t *testing.T, namespace string) int {
 	claims, err := s.typed.CoreV1().PersistentVolumeClaims(namespace).List(t.Context(), metav1.ListOptions{})
 	if err != nil {
-		return 0 // asked again
+		return 0 // retried
 	}
 	n := 0
 	for _, claim := range claims.Items {
@@ -181,8 +181,8 @@ func (s *server) bound(t *testing.T, namespace string) int {
 	return n
 }
 
-// resize says of each claim that it is as large as it was asked to be, as the
-// storage's own controller does when it has grown the volume.
+// resize sets each claim's capacity to the requested size, as the storage's
+// controller does after growing the volume.
 func (s *server) resize(ctx context.Context, namespace string) {
 	claims := s.typed.CoreV1().PersistentVolumeClaims(namespace)
 	for ctx.Err() == nil {

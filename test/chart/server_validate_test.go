@@ -31,11 +31,11 @@ import (
 )
 
 // kubeconfigEnv names the cluster to validate against. Nothing else is ever
-// used: not KUBECONFIG, not a current context of the user's. The cluster keeps
-// the CRDs that the tests install; namespaces of theirs are removed.
+// used, neither KUBECONFIG nor the user's current context. The cluster keeps
+// the CRDs that the tests install; the tests remove their namespaces.
 const kubeconfigEnv = "STEMEDB_KUBECONFIG"
 
-// server is a real apiserver and what it warned about.
+// server is a real apiserver with the warnings that it returned.
 type server struct {
 	config  *rest.Config
 	typed   kubernetes.Interface
@@ -62,7 +62,7 @@ func (s *server) takeWarnings() []string {
 }
 
 // connectServer returns the server that STEMEDB_KUBECONFIG names, with the CRDs
-// of test/crds installed, or skips the test, loudly.
+// of test/crds installed, or skips the test with a visible message.
 func connectServer(t *testing.T) *server {
 	t.Helper()
 	file := os.Getenv(kubeconfigEnv)
@@ -117,7 +117,7 @@ func (s *server) installCRDs(t *testing.T) {
 	s.takeWarnings() // of the operators' CRDs, not ours
 }
 
-// restrictedNamespace makes a namespace that enforces and warns "restricted".
+// restrictedNamespace creates a namespace that enforces and warns "restricted".
 func (s *server) restrictedNamespace(t *testing.T) string {
 	t.Helper()
 	namespace, err := s.typed.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
@@ -136,7 +136,7 @@ func (s *server) restrictedNamespace(t *testing.T) string {
 	return namespace.Name
 }
 
-// resource returns where objects of that kind are served.
+// resource returns the API resource of that kind.
 func (s *server) resource(t *testing.T, o *unstructured.Unstructured) dynamic.ResourceInterface {
 	t.Helper()
 	gvk := o.GroupVersionKind()
@@ -164,7 +164,7 @@ func custom(o object) *unstructured.Unstructured {
 	return (&unstructured.Unstructured{Object: runtime.DeepCopyJSON(jsonNumbers(o.fields).(map[string]any))}).DeepCopy()
 }
 
-// jsonNumbers makes whole floats integers, as decoding JSON into an
+// jsonNumbers turns integral floats into integers, as decoding JSON into an
 // unstructured object does.
 func jsonNumbers(v any) any {
 	switch v := v.(type) {
@@ -188,7 +188,7 @@ func jsonNumbers(v any) any {
 	return v
 }
 
-// asPod makes a Pod of an object's pod template, since admission looks at Pods;
+// asPod creates a Pod from an object's pod template, since admission checks Pods;
 // with its claims as volumes, as the StatefulSet's controller adds them.
 func asPod(t *testing.T, o object) *unstructured.Unstructured {
 	t.Helper()
@@ -212,7 +212,7 @@ func asPod(t *testing.T, o object) *unstructured.Unstructured {
 	return &unstructured.Unstructured{Object: fields}
 }
 
-// variants are renderings beyond the environments: what no environment uses.
+// variants are renderings of features that no environment uses.
 var variants = map[string]string{
 	"defaults":   "",
 	"everything": everything,
@@ -225,8 +225,8 @@ var variants = map[string]string{
 	"long names": "fullnameOverride: " + strings.Repeat("a", 63),
 }
 
-// Every environment, object by object, before a real apiserver that knows every
-// CRD: it refuses what it does not know, and a warning fails too.
+// Every environment, object by object, on a real apiserver with every CRD: it
+// rejects unknown fields, and a warning fails the test too.
 func TestServerAcceptsEveryEnvironment(t *testing.T) {
 	s := connectServer(t)
 	cases := map[string]options{}
@@ -240,7 +240,7 @@ func TestServerAcceptsEveryEnvironment(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o.namespace = s.restrictedNamespace(t)
 			got := render(t, o)
-			for _, o := range got.objects { // a Pod is refused before its ServiceAccount exists
+			for _, o := range got.objects { // a Pod is rejected before its ServiceAccount exists
 				if o.kind == "ServiceAccount" {
 					s.create(t, custom(o))
 				}
@@ -261,8 +261,8 @@ func TestServerAcceptsEveryEnvironment(t *testing.T) {
 	}
 }
 
-// The checks above can fail: the same server refuses what is not restricted,
-// what it does not know, and warns about a template.
+// The checks above can fail: the same server rejects pods that are not
+// restricted and unknown fields, and warns about a template.
 func TestServerRefusesWhatItShould(t *testing.T) {
 	s := connectServer(t)
 	namespace := s.restrictedNamespace(t)
@@ -300,15 +300,16 @@ func customObject(t *testing.T, r *release, kind string) *unstructured.Unstructu
 	return nil
 }
 
-// The server is the judge of what is immutable: the next chart version goes
-// over the installed one, and what the README says of a bigger volume is true.
+// The server decides which fields are immutable: the next chart version can
+// replace the installed one, and the README's statement about a bigger volume
+// is true.
 func TestServerAcceptsTheNextVersion(t *testing.T) {
 	s := connectServer(t)
 	for _, env := range environments(t) {
 		t.Run(env, func(t *testing.T) {
 			o := options{env: env, namespace: s.restrictedNamespace(t)}
 			installed := customObject(t, render(t, o), "StatefulSet")
-			require.NoError(t, unstructured.SetNestedField(installed.Object, int64(0), "spec", "replicas")) // start nothing
+			require.NoError(t, unstructured.SetNestedField(installed.Object, int64(0), "spec", "replicas")) // start no pods
 			s.create(t, installed)
 			update := func(o options) error {
 				next := customObject(t, render(t, o), "StatefulSet")
@@ -330,7 +331,7 @@ func TestServerAcceptsTheNextVersion(t *testing.T) {
 	}
 }
 
-// The Job's rights by RBAC itself: its own Secret, and no other.
+// The Job's permissions according to RBAC: its own Secret, and no other.
 func TestServerLimitsTheSecretJob(t *testing.T) {
 	s := connectServer(t)
 	namespace := s.restrictedNamespace(t)

@@ -48,7 +48,7 @@ var selector = map[string]string{
 	"app.kubernetes.io/component": "server",
 }
 
-// Immutable after the first install: what stands here can never be changed.
+// These fields are immutable after the first install and can never be changed.
 func TestImmutableFieldsAreFrozen(t *testing.T) {
 	spec := statefulSet(t, renderWith(t)).Spec
 	require.Equal(t, "r-stemedb-headless", spec.ServiceName)
@@ -75,7 +75,7 @@ func TestImmutableFieldsAreFrozen(t *testing.T) {
 }
 
 // A new version of chart and server must be installable over the old one, and
-// with the same image it must restart nobody.
+// with the same image it must restart no pod.
 func TestNewChartVersionChangesNothingImmutable(t *testing.T) {
 	for _, name := range environments(t) {
 		older := statefulSet(t, render(t, options{env: name})).Spec
@@ -94,7 +94,7 @@ func TestNewChartVersionChangesNothingImmutable(t *testing.T) {
 	}
 }
 
-// Labels and annotations of the user's own never reach immutable fields.
+// The user's own labels and annotations never reach immutable fields.
 func TestCommonLabelsStayOutOfSelectors(t *testing.T) {
 	got := renderWith(t, "commonLabels: {team: a}\npodLabels: {x: z}\ncommonAnnotations: {note: b}")
 	set := statefulSet(t, got)
@@ -121,7 +121,7 @@ func TestScalingRestartsNobody(t *testing.T) {
 
 func TestServerEnvironment(t *testing.T) {
 	c := serverContainer(t, renderWith(t))
-	require.Equal(t, "POD_NAME", c.Env[0].Name, "$(POD_NAME) sees only what stands before it")
+	require.Equal(t, "POD_NAME", c.Env[0].Name, "$(POD_NAME) resolves only preceding variables")
 	require.Equal(t, "metadata.name", c.Env[0].ValueFrom.FieldRef.FieldPath)
 	require.Equal(t, map[string]string{
 		"POD_NAME":                    "",
@@ -146,8 +146,8 @@ func TestServerEnvironment(t *testing.T) {
 	require.Empty(t, c.Command, "the image's entrypoint")
 }
 
-// The server refuses to start with a STEMEDB_ name that it does not know, so the
-// chart may set and reserve only what the server's settings list.
+// The server refuses to start with an unknown STEMEDB_ name, so the chart may
+// set and reserve only names from the server's settings.
 func TestTheServerKnowsEveryVariable(t *testing.T) {
 	source, err := os.ReadFile("../../server/internal/config/settings.go")
 	require.NoError(t, err)
@@ -198,7 +198,7 @@ func TestGoMemLimitIsNineTenths(t *testing.T) {
 	require.NotContains(t, env(serverContainer(t, renderWith(t, "resources: {limits: null}"))), "GOMEMLIMIT")
 }
 
-// The helper against Kubernetes' own reading of a quantity.
+// Compares the helper with Kubernetes' own parsing of a quantity.
 func TestGoMemLimitAgreesWithKubernetes(t *testing.T) {
 	random := rand.New(rand.NewSource(1))
 	suffixes := []string{"", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti", "e3", "e6"}

@@ -17,8 +17,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// hostile are strings that YAML takes for something else when they stand bare.
-// The empty string is the eighth; it has a test of its own below.
+// hostile are strings that unquoted YAML interprets as another type. The empty
+// string is the eighth; it has a separate test below.
 var hostile = []string{"123", "0123", "true", "NO", "1e3", "null", "~"}
 
 // nameOnly are keys that name an entry for overlays and are rendered nowhere.
@@ -27,7 +27,7 @@ var nameOnly = regexp.MustCompile(`^/(extraObjects|networkPolicy/[a-zA-Z/]+)/tex
 // manifests are places where the user writes YAML or names a kind of object.
 var manifests = []string{"/extraObjects/text", "/extraObjects/map/apiVersion", "/extraObjects/map/kind"}
 
-// setting is a place, the marker that stands for its string, and the string.
+// setting is a place, the marker that represents its string, and the string.
 type setting struct {
 	place
 	marker, text string
@@ -35,18 +35,18 @@ type setting struct {
 
 func (s setting) String() string { return fmt.Sprintf("%s = %q", s.place, s.text) }
 
-// experiment is one situation, with what became of its places.
+// experiment is one situation, with the results for its places.
 type experiment struct {
 	values map[string]any
 	schema *jsonschema.Schema
 	places []place
 
 	mu       sync.Mutex
-	shown    map[string]bool // by path: the string came out in an object or in the notes
+	shown    map[string]bool // by path: the string appeared in an object or in the notes
 	accepted map[string]bool // by setting
 }
 
-// markerFor names a place by four letters that nothing else in a rendering has.
+// markerFor identifies a place by four letters that occur nowhere else in a rendering.
 func markerFor(i int) string {
 	const letters = "abcdefghijklmnoprstuvwxy" // no q and z, so that two in a row cannot be misread
 	return "qz" + string(letters[i/len(letters)]) + string(letters[i%len(letters)])
@@ -66,7 +66,7 @@ func newExperiment(t *testing.T, schema *jsonschema.Schema, situation string) *e
 	return x
 }
 
-// takes says whether the schema accepts a string in a place. Not for parallel use.
+// takes reports whether the schema accepts a string in a place. Not for parallel use.
 func (x *experiment) takes(p place, text string) bool {
 	defer p.put(x.values, text)()
 	return x.schema.Validate(x.values) == nil
@@ -85,8 +85,8 @@ func (x *experiment) round(turn int, done map[string]bool) (settings []setting) 
 	return settings
 }
 
-// apart are the settings of the base name: most of the strings are none, and the
-// refusal would hide all other places.
+// apart are the settings of the base name: most of the strings are invalid
+// names, and the rejection would hide all other places.
 func apart(settings []setting) (together, names []setting) {
 	for _, s := range settings {
 		if path := s.place.String(); path == "/nameOverride" || path == "/fullnameOverride" {
@@ -98,8 +98,7 @@ func apart(settings []setting) (together, names []setting) {
 	return together, names
 }
 
-// free keeps the places that have still something to show and that are not
-// bound to another value.
+// free keeps the places that are not yet shown and not bound to another value.
 func (x *experiment) free(t *testing.T, done map[string]bool) {
 	t.Helper()
 	var open []setting
@@ -116,9 +115,9 @@ func (x *experiment) free(t *testing.T, done map[string]bool) {
 
 func asMarker(s setting) string { return s.marker }
 
-// unbind leaves out the settings that the chart's checks refuse in this
-// situation, whatever the string: they are bound to another value, and another
-// situation sets them free.
+// unbind omits the settings that the chart's checks reject in this situation
+// for every string: they are bound to another value, and another situation
+// frees them.
 func (x *experiment) unbind(t *testing.T, settings []setting) (free []setting) {
 	t.Helper()
 	if len(settings) == 0 {
@@ -135,9 +134,9 @@ func (x *experiment) unbind(t *testing.T, settings []setting) (free []setting) {
 	return append(x.unbind(t, settings[:half]), x.unbind(t, settings[half:])...)
 }
 
-// hold renders all settings at once. When the result is not right it halves
-// them, down to the one setting that is at fault; two that only disturb each
-// other (two pull secrets of one name are one) end in different halves.
+// hold renders all settings at once. If the result is wrong, it bisects them,
+// down to the single faulty setting; two settings that only interfere with each
+// other (two pull secrets with the same name are one) end in different halves.
 func (x *experiment) hold(t *testing.T, settings []setting) {
 	t.Helper()
 	if len(settings) == 0 {
@@ -146,9 +145,9 @@ func (x *experiment) hold(t *testing.T, settings []setting) {
 	hidden, err := x.keepText(t, settings)
 	switch {
 	case err == nil && len(hidden) < len(settings):
-		x.hold(t, hidden) // others took their place: now without these
+		x.hold(t, hidden) // others replaced them: now without these
 	case err == nil, len(settings) == 1 && isRefused(err):
-		// Hidden, or bound to another value, in this situation; another one sets it free.
+		// Hidden, or bound to another value, in this situation; another one frees it.
 	case len(settings) == 1:
 		t.Errorf("%s: %v", settings[0], err)
 	default:
@@ -158,8 +157,9 @@ func (x *experiment) hold(t *testing.T, settings []setting) {
 	}
 }
 
-// keepText renders the settings' strings, and their markers, and wants the one
-// to be the other with the markers replaced. It returns what shows nowhere.
+// keepText renders the settings' strings, and their markers, and requires the
+// first rendering to equal the second one with the markers replaced. It returns
+// the settings that appear nowhere.
 func (x *experiment) keepText(t *testing.T, settings []setting) (hidden []setting, err error) {
 	t.Helper()
 	got, err := x.render(t, settings, func(s setting) string { return s.text })
@@ -196,7 +196,7 @@ func (x *experiment) keepText(t *testing.T, settings []setting) (hidden []settin
 	return hidden, nil
 }
 
-// sameLines says what two sorted lists do not share.
+// sameLines reports the difference of two sorted lists.
 func sameLines(want, got []string) error {
 	if slices.Equal(want, got) {
 		return nil
@@ -219,15 +219,15 @@ func without(list, other []string) (rest []string) {
 func (x *experiment) render(t *testing.T, settings []setting, choose func(setting) string) (*release, error) {
 	t.Helper()
 	values := deepCopy(t, x.values)
-	for _, s := range slices.Backward(settings) { // what is deeper first: its path holds the old keys
+	for _, s := range slices.Backward(settings) { // deeper ones first: their paths contain the old keys
 		s.put(values, choose(s))
 	}
 	return renderValues(t, values)
 }
 
-// renderValues renders values that are whole: the chart's own are not laid
-// below, and the caller has asked the schema. An object that cannot be decoded
-// is an error as well, so that the caller can say what made it.
+// renderValues renders complete values: the chart's own are not merged in, and
+// the caller has checked the schema. An object that cannot be decoded is also
+// an error, so that the caller can report its cause.
 func renderValues(t *testing.T, values map[string]any) (got *release, err error) {
 	t.Helper()
 	raw, err := yaml.Marshal(values)
@@ -244,7 +244,7 @@ func renderValues(t *testing.T, values map[string]any) (got *release, err error)
 	return tryRender(c, options{values: []string{string(raw)}, noSchema: true, edit: func(c *chart.Chart) { c.Values = map[string]any{} }})
 }
 
-// catcher makes the end of a test out of a failed requirement an error.
+// catcher turns a failed requirement into an error instead of ending the test.
 type catcher struct {
 	testing.TB
 	said string
@@ -255,9 +255,9 @@ func (c *catcher) FailNow()                          { panic(c) }
 
 func isRefused(err error) bool { return strings.Contains(err.Error(), "These values cannot work") }
 
-// Every string and every key that a value can reach stays a string, whatever it
-// looks like: it is set to each string that YAML would take for a number, a
-// boolean or null, and comes out as that very text.
+// Every string and every key that a value can set stays a string: it is set to
+// each string that YAML would interpret as a number, a boolean or null, and is
+// rendered as exactly that text.
 func TestEveryStringStaysAString(t *testing.T) {
 	schema, err := jsonschema.NewCompiler().Compile(filepath.Join(chartDir, "values.schema.json"))
 	require.NoError(t, err)
@@ -298,11 +298,11 @@ func TestEveryStringStaysAString(t *testing.T) {
 	require.Greater(t, len(accepted), 600)
 }
 
-// emptyMeans are the places where the empty string is a choice of its own, which
-// the values' comments describe and tests of their own hold.
+// emptyMeans are the places where the empty string has a special meaning, which
+// the values' comments describe and separate tests check.
 var emptyMeans = []string{"/tls/caKey"}
 
-// The empty string stays itself, or means that nothing was given, in every
+// The empty string is rendered as such, or is equivalent to omission, in every
 // place whose schema accepts it.
 func TestTheEmptyStringIsEmptyOrNothing(t *testing.T) {
 	schema, err := jsonschema.NewCompiler().Compile(filepath.Join(chartDir, "values.schema.json"))
@@ -338,8 +338,8 @@ func TestTheEmptyStringIsEmptyOrNothing(t *testing.T) {
 	require.Greater(t, len(held), 60)
 }
 
-// emptyOrNothing wants the rendering of an empty string to be the one of the
-// value left out, or the one in which the string itself is empty.
+// emptyOrNothing requires the rendering of an empty string to equal the
+// rendering without the value, or the one in which the string itself is empty.
 func (x *experiment) emptyOrNothing(t *testing.T, s setting) error {
 	t.Helper()
 	got, err := x.render(t, []setting{s}, func(s setting) string { return s.text })

@@ -15,14 +15,14 @@ const (
 	staged       = "secrets: {externalSecret: {staged: true, secretStoreRef: {name: s}, rootApiKey: {key: a}, clusterSecret: {key: b}}}"
 )
 
-// The contract with stemedb-k8s (server/cmd/stemedb-k8s/inuse.go), which finds
-// out from the StatefulSet what the members use: the annotation of the source,
-// the volume's name, and the two files in it.
+// The contract with stemedb-k8s (server/cmd/stemedb-k8s/inuse.go), which
+// derives the members' current secret from the StatefulSet: the annotation of
+// the source, the volume's name, and the two files in it.
 func TestTheStatefulSetSaysWhatTheMembersUse(t *testing.T) {
 	for source, values := range map[string]string{"generated": "", "existing": existingMine, "externalSecret": strings.TrimPrefix(external, "\n---\n")} {
 		set := statefulSet(t, renderWith(t, values))
 		require.Equal(t, source, set.Annotations["stemedb.io/secrets-source"])
-		require.Empty(t, set.Spec.Template.Annotations, "a change of the source alone restarts nobody")
+		require.Empty(t, set.Spec.Template.Annotations, "a change of the source alone restarts no pod")
 	}
 	paths := map[string]bool{}
 	for _, item := range secretVolume(t, renderWith(t)).Items {
@@ -35,8 +35,8 @@ func TestTheStatefulSetSaysWhatTheMembersUse(t *testing.T) {
 	}
 }
 
-// Every source has the Job before an upgrade and a rollback, where it refuses
-// other values; only a generated Secret may it make.
+// With every source, the Job runs before an upgrade and a rollback, and rejects
+// different values; it may create only a generated Secret.
 func TestEverySourceIsCheckedBeforeAChange(t *testing.T) {
 	for source, values := range map[string]string{"existing": existingMine, "externalSecret": strings.TrimPrefix(external, "\n---\n")} {
 		got := renderWith(t, values+"\n---\nsecrets: {previous: {name: before}}")
@@ -65,8 +65,8 @@ func TestEverySourceIsCheckedBeforeAChange(t *testing.T) {
 	require.Contains(t, accepts.Spec.Template.Spec.Containers[0].Args, "--accept-new-values")
 }
 
-// The Secret outlives its ExternalSecret, and what is staged beside another
-// source never touches the Secret that the members use.
+// The Secret outlives its ExternalSecret, and staged values never change the
+// members' Secret.
 func TestExternalSecretsKeepTheirSecret(t *testing.T) {
 	field := func(r *release, name string, path ...string) string {
 		found, _, err := unstructured.NestedString(one[*unstructured.Unstructured](t, r, name).Object, path...)
@@ -86,8 +86,8 @@ func TestExternalSecretsKeepTheirSecret(t *testing.T) {
 	require.Equal(t, "0", field(renderWith(t, strings.TrimPrefix(external, "\n---\n")+"\n---\nsecrets: {externalSecret: {refreshInterval: '0'}}"), "r-stemedb-secrets", "spec", "refreshInterval"))
 }
 
-// Tools that run no hooks get an ordinary Job, whose name changes with what it
-// runs, since a Job cannot be changed.
+// Tools that run no hooks get an ordinary Job, whose name changes with its
+// content, since a Job is immutable.
 func TestWithoutHooksTheJobIsAnOrdinaryOne(t *testing.T) {
 	plain := "secrets: {job: {hook: false}}"
 	jobs := func(values string) string {
@@ -109,7 +109,7 @@ func TestWithoutHooksTheJobIsAnOrdinaryOne(t *testing.T) {
 	require.Empty(t, all[*batchv1.Job](renderWith(t, existingMine+"\n---\n"+plain)), "nothing would be compared before the change")
 }
 
-// The Job is pulled, placed and labelled like the server, and has time for it.
+// The Job has the image, placement and labels of the server, and enough time.
 func TestTheJobRunsWhereTheServerRuns(t *testing.T) {
 	got := renderWith(t, "podLabels: {a: b}\npodAnnotations: {c: d}\ntolerations: [{operator: Exists}]\nnodeSelector: {disk: ssd}\nimage: {pullSecrets: [{name: p}]}\npriorityClassName: high")
 	for _, template := range podTemplates(got) {
@@ -123,8 +123,8 @@ func TestTheJobRunsWhereTheServerRuns(t *testing.T) {
 	require.EqualValues(t, 600, *one[*batchv1.Job](t, got, "r-stemedb-ensure-secret").Spec.ActiveDeadlineSeconds)
 }
 
-// A refusal is final: the Job ends at the exit code that stemedb-k8s has for it
-// (server/cmd/stemedb-k8s/main.go), and tries again after any other failure.
+// A rejection is final: the Job stops at the exit code of stemedb-k8s for it
+// (server/cmd/stemedb-k8s/main.go), and retries after any other failure.
 func TestARefusalEndsTheJobAtOnce(t *testing.T) {
 	spec := one[*batchv1.Job](t, renderWith(t), "r-stemedb-ensure-secret").Spec
 	require.Positive(t, *spec.BackoffLimit)

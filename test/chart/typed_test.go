@@ -28,7 +28,7 @@ import (
 )
 
 // newTyped returns an empty object of Kubernetes' or an operator's Go type, nil
-// when only the operator's CRD is at hand.
+// when only the operator's CRD is available.
 func newTyped(apiVersion, kind string) any {
 	switch apiVersion + " " + kind {
 	case "apps/v1 StatefulSet":
@@ -62,7 +62,7 @@ func newTyped(apiVersion, kind string) any {
 }
 
 // decodeTyped reads an object strictly: fields are matched by case, unknown and
-// duplicate ones fail. What has no Go type here is checked against its CRD.
+// duplicate ones fail. Objects without a Go type are checked against their CRD.
 func decodeTyped(t testing.TB, o object) any {
 	t.Helper()
 	typed := newTyped(o.apiVersion, o.kind)
@@ -98,7 +98,7 @@ var crdFiles = map[string][]string{
 	},
 }
 
-// crds returns the CRDs out of the Go module cache, read once.
+// crds returns the CRDs from the Go module cache, read once.
 var crds = sync.OnceValues(func() ([]*apiextensionsv1.CustomResourceDefinition, error) {
 	var found []*apiextensionsv1.CustomResourceDefinition
 	for module, files := range crdFiles {
@@ -121,7 +121,7 @@ var crds = sync.OnceValues(func() ([]*apiextensionsv1.CustomResourceDefinition, 
 	return found, nil
 })
 
-// moduleDir returns where the module cache holds a module of test/crds.
+// moduleDir returns the folder of a module of test/crds in the module cache.
 func moduleDir(module string) (string, error) {
 	for _, args := range [][]string{{"mod", "download", module}, {"list", "-m", "-f", "{{.Dir}}", module}} {
 		command := exec.Command("go", args...)

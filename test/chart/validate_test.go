@@ -7,49 +7,49 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// published is an overlay of its own in front of what follows it.
+// published is a separate overlay in front of the following one.
 const published = "ingress: {enabled: true, host: a.example}\n---\n"
 
-// What the schema cannot see is refused by a sentence that names the value and
-// says what to do.
+// Errors that the schema cannot detect are reported by a sentence that names
+// the value and the remedy.
 var impossible = []struct{ name, values, says string }{
 	{"existing is not chosen", "secrets: {existing: {name: a}}", `secrets.existing.name is set but secrets.source is "generated"`},
 	{"store is not chosen", "secrets: {externalSecret: {secretStoreRef: {name: a}}}", `secrets.externalSecret.secretStoreRef.name is set but secrets.source is "generated"`},
 	{"one key for two secrets", "secrets: {keys: {rootApiKey: a, clusterSecret: a}}", `secrets.keys.rootApiKey and secrets.keys.clusterSecret are both "a"`},
-	{"latest", "image: {tag: latest}", `image.tag "latest" means another server after every restart`},
-	{"no DNS", "networkPolicy: {enabled: true, dns: {peers: {kubeDNS: {enabled: false}}}}", "networkPolicy.dns.peers names nobody"},
-	{"no DNS by null", "networkPolicy: {enabled: true, dns: {peers: {kubeDNS: null}}}", "networkPolicy.dns.peers names nobody"},
-	{"scraped and closed", "networkPolicy: {enabled: true}\nmonitoring: {serviceMonitor: {enabled: true}}", "networkPolicy.scrapers names nobody, so every target would be down for ever. Add Prometheus, for example networkPolicy.scrapers.prometheus"},
-	{"scrapers off", closed + "\n---\nnetworkPolicy: {scrapers: {prometheus: {enabled: false}}}\nmonitoring: {serviceMonitor: {enabled: true}}", "networkPolicy.scrapers names nobody"},
-	{"published and closed", published + "networkPolicy: {enabled: true}", "networkPolicy.clients does not name the Ingress controller, so nothing would come through"},
-	{"balanced and closed", "networkPolicy: {enabled: true}\nservice: {gateway: {type: LoadBalancer}}", "service.gateway.type is LoadBalancer, but networkPolicy.clients names no address outside the cluster"},
+	{"latest", "image: {tag: latest}", `image.tag is "latest": each restart could run a different server version`},
+	{"no DNS", "networkPolicy: {enabled: true, dns: {peers: {kubeDNS: {enabled: false}}}}", "networkPolicy.dns.peers lists no peer"},
+	{"no DNS by null", "networkPolicy: {enabled: true, dns: {peers: {kubeDNS: null}}}", "networkPolicy.dns.peers lists no peer"},
+	{"scraped and closed", "networkPolicy: {enabled: true}\nmonitoring: {serviceMonitor: {enabled: true}}", "networkPolicy.scrapers lists no peer, so every target would be down permanently. Add Prometheus, for example networkPolicy.scrapers.prometheus"},
+	{"scrapers off", closed + "\n---\nnetworkPolicy: {scrapers: {prometheus: {enabled: false}}}\nmonitoring: {serviceMonitor: {enabled: true}}", "networkPolicy.scrapers lists no peer"},
+	{"published and closed", published + "networkPolicy: {enabled: true}", "networkPolicy.clients does not list the Ingress controller, so no request would get through"},
+	{"balanced and closed", "networkPolicy: {enabled: true}\nservice: {gateway: {type: LoadBalancer}}", "service.gateway.type is LoadBalancer, but networkPolicy.clients lists no address outside the cluster"},
 	{"node port and closed", "networkPolicy: {enabled: true}\nservice: {gateway: {type: NodePort}}", "service.gateway.type is NodePort, but"},
 	{"certificate of no host", published + "ingress: {tls: {secretNames: {b.example: b}}}", "ingress.tls.secretNames has b.example, which is neither ingress.host nor in ingress.extraHosts"},
-	{"nobody makes the Secret", "secrets: {job: {enabled: false}}", "secrets.job.enabled is false, so nothing makes the Secret"},
+	{"nobody makes the Secret", "secrets: {job: {enabled: false}}", "secrets.job.enabled is false, so nothing creates the Secret"},
 	{"two budgets", "podDisruptionBudget: {maxUnavailable: 2, minAvailable: 2}", "are both set, and Kubernetes takes one"},
-	{"budget of nobody", "podDisruptionBudget: {minAvailable: 3}", "no pod of 3 may go, so every drain of a node would be blocked"},
-	{"budget that stays by percent", "podDisruptionBudget: {minAvailable: 70%}", "no pod of 3 may go"},
+	{"budget of nobody", "podDisruptionBudget: {minAvailable: 3}", "none of the 3 pods may be evicted, so every drain of a node would be blocked"},
+	{"budget that stays by percent", "podDisruptionBudget: {minAvailable: 70%}", "none of the 3 pods may be evicted"},
 	{"budget below the majority", "replicas: 5\npodDisruptionBudget: {minAvailable: 2}", "Set it to 3 or more or raise replicas to 7."},
-	{"budget by percent", "podDisruptionBudget: {maxUnavailable: 34%}", "podDisruptionBudget.maxUnavailable is 34%, but 3 replicas keep their majority only while at most 1 are away"},
-	{"budget", "podDisruptionBudget: {maxUnavailable: 2}", "3 replicas keep their majority only while at most 1 are away. Set it to 1 or raise replicas to 5."},
+	{"budget by percent", "podDisruptionBudget: {maxUnavailable: 34%}", "podDisruptionBudget.maxUnavailable is 34%, but 3 replicas keep their majority only while at most 1 are unavailable"},
+	{"budget", "podDisruptionBudget: {maxUnavailable: 2}", "3 replicas keep their majority only while at most 1 are unavailable. Set it to 1 or raise replicas to 5."},
 	{"partition", "updateStrategy: {partition: 4}", "updateStrategy.partition is 4, beyond the 3 replicas"},
 	{"kill before goodbye", "terminationGracePeriodSeconds: 54", "Set it to 55 or more, or lower server.shutdownGrace."},
-	{"grace in minutes", "server: {shutdownGrace: 2m}", "serves on for 120 s"},
+	{"grace in minutes", "server: {shutdownGrace: 2m}", "continues to serve for 120 s"},
 	{"scrape", "monitoring: {serviceMonitor: {interval: 5s}}", "scrapeTimeout is 10s, longer than the interval of 5s"},
 	{"memory", "resources: {requests: {memory: 2Gi}, limits: {memory: 2G}}", "resources.requests.memory (2Gi) is more than resources.limits.memory (2G)"},
 	{"port", "extraEnv: {STEMEDB_BIND_ADDR: ':1'}", "extraEnv.STEMEDB_BIND_ADDR is set by the chart. Change nothing (the port is fixed) instead."},
 	{"secret in values", "extraEnv: {STEMEDB_ROOT_API_KEY: steme_live_1}", "extraEnv.STEMEDB_ROOT_API_KEY is set by the chart. Change secrets instead."},
-	{"signatures", "extraEnv: {STEMEDB_UNSAFE_SKIP_SIGNATURES: true}", "the server refuses to start like that"},
+	{"signatures", "extraEnv: {STEMEDB_UNSAFE_SKIP_SIGNATURES: true}", "the server refuses to start with both"},
 	{"selector label", "podLabels: {app.kubernetes.io/name: x}", "podLabels holds app.kubernetes.io/name"},
 	{"chart label", "commonLabels: {helm.sh/chart: x}", "commonLabels holds helm.sh/chart"},
-	{"TLS twice", published + "tls: {secretName: a}", "set tls.behindIngress to true if both are meant"},
-	{"open to the world", published + "server: {authEnabled: false}", "published by an Ingress: anybody could write"},
+	{"TLS twice", published + "tls: {secretName: a}", "set tls.behindIngress to true if both are intended"},
+	{"open to the world", published + "server: {authEnabled: false}", "published by an Ingress: anyone could write"},
 	{"open by load balancer", "service: {gateway: {type: LoadBalancer}}\nserver: {authEnabled: false}", "published by a Service of type LoadBalancer"},
-	{"node port", "service: {gateway: {nodePort: 30000}}", "do nothing for a Service of type ClusterIP"},
+	{"node port", "service: {gateway: {nodePort: 30000}}", "have no effect on a Service of type ClusterIP"},
 	{"class", "service: {gateway: {type: NodePort, loadBalancerClass: a}}", "need service.gateway.type LoadBalancer, not NodePort"},
 	{"volume name", "extraVolumes: {wal: {mountPath: /x, source: {emptyDir: {}}}}", "extraVolumes.wal has the name of one of the chart's own volumes"},
 	{"volume place", "extraVolumes: {x: {mountPath: /data/wal/x, source: {emptyDir: {}}}}", "mounted at /data/wal/x, inside the server's own directories"},
-	{"container name", "extraContainers: {stemedb: {image: a}}", "cannot hold a container named stemedb"},
+	{"container name", "extraContainers: {stemedb: {image: a}}", "must not contain a container named stemedb"},
 	{"name", "fullnameOverride: 1a", `The base name "1a" is not a valid Service name`},
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/stemedb/stemedb/docs/doctest"
 )
 
-// TestDocumentation installs a release of its own for the documentation.
+// TestDocumentation installs a separate release for the documentation.
 func TestDocumentation(t *testing.T) {
 	t.Parallel()
 	r := install(t, "docs")
@@ -17,8 +17,8 @@ func TestDocumentation(t *testing.T) {
 	r.documentation(t)
 }
 
-// documentation runs what docs/ shows against the release, as a reader would
-// who has a project's key and an administrator's.
+// documentation runs the commands of docs/ against the release, like a reader
+// with a project's key and an administrator's key.
 func (r *release) documentation(t *testing.T) {
 	url, done := r.tunnel(t, k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
 	defer done()

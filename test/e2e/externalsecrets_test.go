@@ -18,12 +18,12 @@ import (
 
 var externalSecretResource = schema.GroupVersionResource{Group: "external-secrets.io", Version: "v1", Resource: "externalsecrets"}
 
-// externalSecrets stands in for the External Secrets operator with one store.
-// It follows the operator's documented rules for spec.target: the Secret is
-// made when it is missing and overwritten when it differs from the store,
-// creationPolicy Owner makes the ExternalSecret its owner (the cluster's garbage
-// collector then deletes it), Orphan sets no owner. It refreshes all the time,
-// whatever refreshInterval says. The store is read by remoteRef.key.
+// externalSecrets simulates the External Secrets operator with one store. It
+// follows the operator's documented rules for spec.target: it creates a missing
+// Secret and overwrites one that differs from the store, creationPolicy Owner
+// makes the ExternalSecret its owner (the cluster's garbage collector then
+// deletes it), Orphan sets no owner. It refreshes continuously, regardless of
+// refreshInterval. It reads the store by remoteRef.key.
 type externalSecrets struct {
 	namespace string
 	typed     kubernetes.Interface
@@ -31,7 +31,7 @@ type externalSecrets struct {
 	store     func(key string) string // empty: the store has no such key
 }
 
-// runExternalSecrets starts the stand-in; it ends with the test.
+// runExternalSecrets starts the simulated operator; it ends with the test.
 func (r *release) runExternalSecrets(t *testing.T, store func(key string) string) {
 	t.Helper()
 	r.kubectl(t, "get", "crd", "externalsecrets.external-secrets.io") // the chart's tests on a server install it
@@ -80,7 +80,7 @@ func (o *externalSecrets) reconcile(ctx context.Context) error {
 	return nil
 }
 
-// fetch is what spec.data names, or nil when the store lacks a key.
+// fetch returns the values that spec.data names, or nil if the store lacks a key.
 func (o *externalSecrets) fetch(found *unstructured.Unstructured) map[string][]byte {
 	data := map[string][]byte{}
 	items, _, _ := unstructured.NestedSlice(found.Object, "spec", "data")

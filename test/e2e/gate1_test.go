@@ -13,14 +13,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// settle is how long after a change of endpoints the last request may fail that
-// began before: every node has its rules by then, and a request that went to the
-// wrong place has had its time-out (see requestTimeout and keptIdle in loadgen).
+// settle is the time after a change of endpoints in which an earlier request
+// may still fail: afterwards every node has its rules, and a request to the
+// wrong address has reached its time-out (see requestTimeout and keptIdle in
+// loadgen).
 const settle = 15 * time.Second
 
-// TestGate1 is the first gate: a release that forms a cluster, refuses
-// strangers, and loses nothing that it acknowledged while it is restarted,
-// killed, robbed of a member's volumes and cut in two.
+// TestGate1 is the first gate: a release that forms a cluster, rejects unknown
+// callers, and loses no acknowledged record while it is restarted, killed,
+// deprived of a member's volumes and partitioned.
 func TestGate1(t *testing.T) {
 	r := install(t, "gate1")
 	r.allWhole(t, 2*time.Minute)
@@ -93,7 +94,7 @@ func TestGate1(t *testing.T) {
 	})
 
 	t.Run("a member that lost both volumes becomes whole by itself", func(t *testing.T) {
-		// The pod is stopped in good order, so nobody notices.
+		// The pod shuts down gracefully, so no client notices.
 		l.withoutFailure(t, func() {
 			victim := r.pod(1)
 			old := r.kubectl(t, "get", "pod", victim, "-o", "jsonpath={.metadata.uid}")
@@ -119,8 +120,8 @@ func TestGate1(t *testing.T) {
 		}
 		require.NotEmpty(t, victim)
 		var cut time.Time
-		// Until Kubernetes has noticed, a third of the connections and of the
-		// look-ups in DNS lead to the dead node, and nobody here tries twice.
+		// Until Kubernetes has noticed, a third of the connections and DNS
+		// look-ups go to the dead node, and the clients here do not retry.
 		s := l.during(t, func() {
 			cut = time.Now()
 			r.onCluster(t, "node-cut", victim)
@@ -154,7 +155,7 @@ func TestGate1(t *testing.T) {
 		require.Equal(t, http.StatusOK, status, "%s", body)
 		var found struct{ Claims []json.RawMessage }
 		require.NoError(t, json.Unmarshal(body, &found))
-		require.Empty(t, found.Claims, "what it wrote is in everybody's corpus")
+		require.Empty(t, found.Claims, "its records are in the shared corpus")
 	})
 }
 

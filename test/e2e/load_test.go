@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// summary and verdict are what the load generator answers (see loadgen).
+// summary and verdict are the answers of the load generator (see loadgen).
 type summary struct {
 	Seconds           float64        `json:"seconds"`
 	Requests          int            `json:"requests"`
@@ -80,7 +80,7 @@ func (r *release) startLoadgen(t *testing.T) *load {
 	return &load{r: r}
 }
 
-// control opens a way to the load generator; do sends it one request.
+// control opens a connection to the load generator; do sends it one request.
 func (l *load) control(t *testing.T) (do func(method, path string, body, into any), done func()) {
 	t.Helper()
 	url, done := l.r.tunnel(t, k8s.ResourceTypePod, "loadgen", 8080)
@@ -101,8 +101,7 @@ func (l *load) send(t *testing.T, method, path string, into any) {
 	do(method, path, nil, into)
 }
 
-// during sends requests all the while that fault runs, and for a moment
-// before and after it.
+// during sends requests while fault runs, and for a moment before and after it.
 func (l *load) during(t *testing.T, fault func()) summary {
 	t.Helper()
 	l.send(t, http.MethodPost, "/start", nil)
@@ -113,20 +112,20 @@ func (l *load) during(t *testing.T, fault func()) summary {
 	l.send(t, http.MethodPost, "/stop", &s)
 	t.Logf("%d requests in %.0f s (%.0f/s): %d asserts, %d reads (%d over fresh connections), %d failed, %.1f s at most without a success, p50 %.1f ms, p99 %.1f ms; failures: %v",
 		s.Requests, s.Seconds, float64(s.Requests)/s.Seconds, s.Asserts, s.Reads, s.Fresh, s.Failures, s.LongestGapSeconds, s.P50Millis, s.P99Millis, s.FailureKinds)
-	require.Empty(t, s.LostReads, "a read did not find what had been acknowledged")
+	require.Empty(t, s.LostReads, "a read did not find an acknowledged record")
 	require.Greater(t, float64(s.Requests)/s.Seconds, 200.0, "the load generator itself was too slow for the test to mean anything")
 	require.Positive(t, s.Asserts)
 	require.Positive(t, s.Reads)
 	return s
 }
 
-// longestGap is how long a cluster with a majority may go without one success,
-// generously: a node that is silent is noticed within seconds.
+// longestGap is a generous limit for the time that a cluster with a majority
+// may go without a success: a silent node is noticed within seconds.
 const longestGap = 30.0 // seconds
 
-// serves requires that of the asserts and of the reads, half of the requests
-// each, more than one in share succeeded: reads from two members that are left
-// say nothing about writes, which need both.
+// serves requires that more than one in share of the asserts and of the reads,
+// half of the requests each, succeeded: reads from the two remaining members
+// prove nothing about writes, which need both.
 func (s *summary) serves(t *testing.T, share int, why string) {
 	t.Helper()
 	require.Greater(t, s.Asserts, s.Requests/2/share, "asserts: %s: %v", why, s.FailureKinds)
@@ -134,10 +133,10 @@ func (s *summary) serves(t *testing.T, share int, why string) {
 	require.Less(t, s.LongestGapSeconds, longestGap, "%s: %v", why, s.FailureKinds)
 }
 
-// quiet is the time that is watched where nothing may fail.
+// quiet is the observation time in which nothing may fail.
 const quiet = 10 * time.Second
 
-// withoutFailure sends requests while do runs and lets not one of them fail.
+// withoutFailure sends requests while do runs and allows no failure.
 func (l *load) withoutFailure(t *testing.T, do func()) {
 	t.Helper()
 	s := l.during(t, do)
@@ -146,11 +145,12 @@ func (l *load) withoutFailure(t *testing.T, do func()) {
 }
 
 // withoutFailureOnceConnected is withoutFailure for the minutes after a pod was
-// lost without a goodbye. Connection tracking on the client's node remembers
-// every attempt to reach that pod for two minutes (nf_conntrack_tcp_timeout_syn_sent),
-// and one that happens to get the source port of such an attempt is sent after
-// it, whatever the Service's endpoints are by then. No release can help that;
-// what was connected is answered.
+// lost abruptly. Connection tracking on the client's node remembers every
+// attempt to reach that pod for two minutes
+// (nf_conntrack_tcp_timeout_syn_sent), and one that happens to get the source
+// port of such an attempt is sent after it, regardless of the Service's current
+// endpoints. No release can prevent that; requests on established connections
+// are answered.
 func (l *load) withoutFailureOnceConnected(t *testing.T, do func()) {
 	t.Helper()
 	s := l.during(t, do)
@@ -158,7 +158,7 @@ func (l *load) withoutFailureOnceConnected(t *testing.T, do func()) {
 	require.Less(t, s.Unconnected, s.Fresh/5, "%v", s.Examples)
 }
 
-// resumes waits until asserts and reads succeed again, in the run under way.
+// resumes waits until asserts and reads succeed again in the current run.
 func (l *load) resumes(t *testing.T, limit time.Duration) {
 	t.Helper()
 	const enough = 100 // of each kind: a second's worth
@@ -173,7 +173,8 @@ func (l *load) resumes(t *testing.T, limit time.Duration) {
 	}
 }
 
-// piece is how many ids one /verify reads: seconds' worth on a slow machine.
+// piece is the number of ids that one /verify reads: a few seconds' work on a
+// slow machine.
 const piece = 5000
 
 // everyPodHoldsAll reads each acknowledged id from each pod alone.
@@ -183,7 +184,7 @@ func (l *load) everyPodHoldsAll(t *testing.T) {
 	defer done()
 	for i := range replicas {
 		// A replica may still be pulling the last records that the other two
-		// acknowledged; it has to get there without anyone's help, and soon.
+		// acknowledged; it has to finish soon and without intervention.
 		const soon = time.Minute
 		began, checked := time.Now(), 0
 		var incomplete time.Time // since when

@@ -18,7 +18,7 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// TestMove runs the steps of docs/moving.md as they are written: into another
+// TestMove runs the steps of docs/moving.md verbatim: into another
 // namespace and under another release name, with all volumes and claims.
 func TestMove(t *testing.T) {
 	t.Parallel()

@@ -24,9 +24,9 @@ type switching struct {
 }
 
 // TestEverySwitchOfTheSecretsSource goes through the six changes of
-// secrets.source by the steps of the chart's README. After each one a pod that
-// starts anew joins the others, and the root key and all claims are as before.
-// A change without its steps is refused and changes nothing.
+// secrets.source by the steps of the chart's README. After each one a restarted
+// pod joins the others, and the root key and all claims are unchanged. A change
+// without its steps is rejected and has no effect.
 func TestEverySwitchOfTheSecretsSource(t *testing.T) {
 	t.Parallel()
 	r := install(t, "switch")
@@ -40,10 +40,10 @@ func TestEverySwitchOfTheSecretsSource(t *testing.T) {
 	s.values = strings.Replace(regexp.MustCompile(`(?m)^secrets:\n  source: generated\n`).ReplaceAllString(string(dev), ""), "tag: dev", "tag: "+r.image, 1)
 	require.NotContains(t, s.values, "secrets:")
 	s.values = strings.Replace(s.values, "shutdownGrace: 10s", "shutdownGrace: 1s", 1) + "minReadySeconds: 0\n" // nothing here is under load
-	stage, fill := s.readme(t, "To stage a change to"), s.readme(t, "To give an `existing` Secret the")
+	stage, fill := s.readme(t, "To stage a change to"), s.readme(t, "To copy the current values into")
 
 	clusterSecret := r.secret(t, "switch-stemedb-secrets", "cluster-secret")
-	var wrong atomic.Bool // the store holds other values than the members use
+	var wrong atomic.Bool // the values in the store differ from the members' values
 	r.runExternalSecrets(t, func(key string) string {
 		switch {
 		case wrong.Load():
@@ -65,7 +65,7 @@ func TestEverySwitchOfTheSecretsSource(t *testing.T) {
 	s.shell(t, fill)
 	s.changes(t, "generated to existing", "{source: existing, existing: {name: mine}}")
 
-	r.kubectl(t, "delete", "secret", "switch-stemedb-secrets") // so that nothing but previous.name can give the values
+	r.kubectl(t, "delete", "secret", "switch-stemedb-secrets") // so that only previous.name can supply the values
 	s.changes(t, "existing to generated", "{source: generated, previous: {name: mine}}")
 
 	s.refused(t, "{source: externalSecret, "+store+"}", "are not known")
@@ -97,7 +97,7 @@ func TestEverySwitchOfTheSecretsSource(t *testing.T) {
 	}
 }
 
-// changes upgrades, and wants a pod that starts anew to be one of the cluster.
+// changes upgrades, and requires a restarted pod to join the cluster.
 func (s *switching) changes(t *testing.T, name, secrets string) {
 	t.Helper()
 	began := time.Now()
@@ -109,8 +109,8 @@ func (s *switching) changes(t *testing.T, name, secrets string) {
 	t.Logf("%s: %s", name, time.Since(began).Round(time.Second))
 }
 
-// refused wants the upgrade to fail with that reason in the Job's log, and the
-// release to go on with its values.
+// refused requires the upgrade to fail with that reason in the Job's log, and
+// the release to keep its values.
 func (s *switching) refused(t *testing.T, secrets, reason string) {
 	t.Helper()
 	before := s.kubectl(t, "get", "statefulset", "switch-stemedb", "-o", "jsonpath={.metadata.generation}")
@@ -122,7 +122,7 @@ func (s *switching) refused(t *testing.T, secrets, reason string) {
 	require.Equal(t, before, s.kubectl(t, "get", "statefulset", "switch-stemedb", "-o", "jsonpath={.metadata.generation}"))
 }
 
-// write makes mine.yaml, the values of the next upgrade.
+// write writes mine.yaml, the values of the next upgrade.
 func (s *switching) write(t *testing.T, secrets string) {
 	t.Helper()
 	require.NoError(t, os.WriteFile(filepath.Join(s.folder, "mine.yaml"), []byte(s.values+"\nsecrets: "+secrets+"\n"), 0o600))
@@ -133,7 +133,7 @@ func (s *switching) upgrade(t *testing.T) (string, error) {
 	return s.run(t, "helm upgrade switch "+s.chart+" -n "+s.opts.Namespace+" -f mine.yaml --wait --timeout 3m")
 }
 
-// untilStaged waits until the stand-in has brought the store's values.
+// untilStaged waits until the simulated operator has fetched the store's values.
 func (s *switching) untilStaged(t *testing.T, clusterSecret string) {
 	t.Helper()
 	require.Eventually(t, func() bool {

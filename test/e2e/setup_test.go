@@ -25,7 +25,7 @@ const (
 	project     = "e2e"
 )
 
-// environment is what `make gate` tells the tests.
+// environment holds the settings that `make gate` passes to the tests.
 type environment struct {
 	kubeconfig string
 	image      string // tag of docker.io/stemedb/stemedb on every node
@@ -50,7 +50,7 @@ func fromEnvironment(t *testing.T) environment {
 	return env
 }
 
-// release is one installed chart in a namespace of its own that enforces the
+// release is one installed chart in a separate namespace that enforces the
 // restricted Pod Security Standard.
 type release struct {
 	environment
@@ -104,7 +104,7 @@ func install(t *testing.T, name string) *release {
 	return r
 }
 
-// dump says what a reader of a failed run wants to see first.
+// dump prints the first information that a reader of a failed run needs.
 func (r *release) dump(t *testing.T) {
 	for _, args := range [][]string{
 		{"get", "pods,pvc,endpointslices", "-o", "wide"},
@@ -123,7 +123,7 @@ func (r *release) kubectl(t *testing.T, args ...string) string {
 	return out
 }
 
-// onCluster runs the cluster command: faults that no kubectl can make.
+// onCluster runs the cluster command, for faults that kubectl cannot inject.
 func (r *release) onCluster(t *testing.T, args ...string) {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), r.cluster, args...).CombinedOutput()
@@ -137,7 +137,7 @@ func (r *release) secret(t *testing.T, name, field string) string {
 	return string(s.Data[field])
 }
 
-// tunnel forwards a local port to a pod or a service and gives its URL.
+// tunnel forwards a local port to a pod or a service and returns its URL.
 func (r *release) tunnel(t *testing.T, kind k8s.KubeResourceType, name string, port int) (url string, closeTunnel func()) {
 	t.Helper()
 	tun := k8s.NewTunnel(r.opts, kind, name, 0, port)
@@ -145,7 +145,7 @@ func (r *release) tunnel(t *testing.T, kind k8s.KubeResourceType, name string, p
 	return "http://" + tun.Endpoint(), tun.Close
 }
 
-// call sends one request and gives status and body.
+// call sends one request and returns status and body.
 func call(t *testing.T, method, url, key string, body any) (int, []byte) {
 	t.Helper()
 	var in io.Reader
@@ -170,7 +170,7 @@ func call(t *testing.T, method, url, key string, body any) (int, []byte) {
 	return resp.StatusCode, out
 }
 
-// mint makes a key for the test's project with the root key.
+// mint mints a key for the test's project with the root key.
 func (r *release) mint(t *testing.T) string {
 	t.Helper()
 	url, done := r.tunnel(t, k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
@@ -201,8 +201,8 @@ func (r *release) members(t *testing.T) []member {
 	return answer.Members
 }
 
-// allWhole waits until all pods are ready and the cluster says that every
-// member is alive and whole.
+// allWhole waits until all pods are ready and the cluster reports every member
+// as alive and whole.
 func (r *release) allWhole(t *testing.T, limit time.Duration) {
 	t.Helper()
 	began := time.Now()
@@ -227,7 +227,7 @@ func (r *release) allWhole(t *testing.T, limit time.Duration) {
 	}
 }
 
-// ready names the pods that the gateway Service leads to.
+// ready names the pods that the gateway Service routes to.
 func (r *release) ready(t *testing.T) []string {
 	t.Helper()
 	var found struct {

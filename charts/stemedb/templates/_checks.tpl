@@ -1,4 +1,4 @@
-{{/* The checks of validate.yaml: each writes "- sentence" lines, or nothing. */}}
+{{/* The checks of validate.yaml: each one writes "- sentence" lines, or nothing. */}}
 
 {{- define "stemedb.check.names" -}}
 {{- $full := include "stemedb.fullname" . -}}
@@ -16,42 +16,42 @@
 - secrets.externalSecret.secretStoreRef.name is set but secrets.source is "{{ $secrets.source }}", so two sources claim the secrets. Set secrets.source to "externalSecret", or secrets.externalSecret.staged to true to prepare that change, or leave the name empty.
 {{- end }}
 {{- if and (eq $secrets.source "generated") (not $secrets.job.enabled) }}
-- secrets.job.enabled is false, so nothing makes the Secret of secrets.source "generated". Turn the Job on, or make the Secret yourself and set secrets.source to "existing".
+- secrets.job.enabled is false, so nothing creates the Secret of secrets.source "generated". Turn the Job on, or create the Secret yourself and set secrets.source to "existing".
 {{- end }}
 {{- if eq $secrets.keys.rootApiKey $secrets.keys.clusterSecret }}
-- secrets.keys.rootApiKey and secrets.keys.clusterSecret are both "{{ $secrets.keys.rootApiKey }}": the two secrets need a key each.
+- secrets.keys.rootApiKey and secrets.keys.clusterSecret are both "{{ $secrets.keys.rootApiKey }}": each of the two secrets needs its own key. Set them to different names.
 {{- end }}
 {{- end -}}
 
 {{- define "stemedb.check.image" -}}
 {{- if and (eq .Values.image.tag "latest") (not .Values.image.digest) }}
-- image.tag "latest" means another server after every restart, and nobody can roll it back. Name a version, or leave it empty for the chart's own ({{ .Chart.AppVersion }}).
+- image.tag is "latest": each restart could run a different server version, and a rollback is impossible. Name a version, or leave it empty for the chart's own ({{ .Chart.AppVersion }}).
 {{- end }}
 {{- end -}}
 
 {{- define "stemedb.check.replicas" -}}
 {{- $replicas := int .Values.replicas -}}
 {{- $budget := .Values.podDisruptionBudget -}}
-{{- $bearable := max 1 (div (sub $replicas 1) 2) | int -}}
+{{- $tolerated := max 1 (div (sub $replicas 1) 2) | int -}}
 {{- $away := include "stemedb.podsOf" (list $budget.maxUnavailable $replicas) | int -}}
 {{- $what := printf "podDisruptionBudget.maxUnavailable is %v" $budget.maxUnavailable -}}
 {{- if $budget.minAvailable -}}
 {{- $away = sub $replicas (include "stemedb.podsOf" (list $budget.minAvailable $replicas) | int) | int -}}
-{{- $what = printf "podDisruptionBudget.minAvailable is %v, which lets %d go" $budget.minAvailable $away -}}
+{{- $what = printf "podDisruptionBudget.minAvailable is %v, which allows %d to be unavailable" $budget.minAvailable $away -}}
 {{- end -}}
 {{- if and $budget.minAvailable (ne (toString $budget.maxUnavailable) "1") }}
 - podDisruptionBudget.maxUnavailable and minAvailable are both set, and Kubernetes takes one. Leave maxUnavailable at 1, or remove minAvailable.
 {{- else if and $budget.enabled (ge $replicas 2) (lt $away 1) }}
-- {{ $what }}: no pod of {{ $replicas }} may go, so every drain of a node would be blocked for ever. Lower it.
-{{- else if and $budget.enabled (ge $replicas 2) (gt $away $bearable) }}
-- {{ $what }}, but {{ $replicas }} replicas keep their majority only while at most {{ $bearable }} are away. {{ ternary (printf "Set it to %d or more" (sub $replicas $bearable)) (printf "Set it to %d" $bearable) (not (empty $budget.minAvailable)) }} or raise replicas to {{ add (mul 2 $away) 1 }}.
+- {{ $what }}: none of the {{ $replicas }} pods may be evicted, so every drain of a node would be blocked permanently. Lower it.
+{{- else if and $budget.enabled (ge $replicas 2) (gt $away $tolerated) }}
+- {{ $what }}, but {{ $replicas }} replicas keep their majority only while at most {{ $tolerated }} are unavailable. {{ ternary (printf "Set it to %d or more" (sub $replicas $tolerated)) (printf "Set it to %d" $tolerated) (not (empty $budget.minAvailable)) }} or raise replicas to {{ add (mul 2 $away) 1 }}.
 {{- end }}
 {{- if ge (int .Values.updateStrategy.partition) (add $replicas 1 | int) }}
 - updateStrategy.partition is {{ int .Values.updateStrategy.partition }}, beyond the {{ $replicas }} replicas. Use 0 to update all, or {{ $replicas }} to hold back all.
 {{- end }}
 {{- end -}}
 
-{{/* How many pods a number or a percentage means; Kubernetes rounds percentages up. */}}
+{{/* The number of pods for a number or a percentage; Kubernetes rounds percentages up. */}}
 {{- define "stemedb.podsOf" -}}
 {{- $value := index . 0 -}}
 {{- if kindIs "string" $value -}}
@@ -64,13 +64,13 @@
 {{- define "stemedb.check.shutdown" -}}
 {{- $grace := include "stemedb.seconds" .Values.server.shutdownGrace | atoi -}}
 {{- $kill := int .Values.terminationGracePeriodSeconds -}}
-{{- /* Then it finishes requests, hands leadership over and says goodbye, 10 s each at most, and closes the store. */}}
+{{- /* After the grace it finishes requests, transfers the leadership and leaves the gossip, 10 s each at most, and closes the store. */}}
 {{- if lt $kill (add $grace 40 | int) }}
-- terminationGracePeriodSeconds is {{ $kill }}, but a server that serves on for {{ $grace }} s after SIGTERM needs up to 40 s more to finish, hand over and close before it is killed. Set it to {{ add $grace 40 }} or more, or lower server.shutdownGrace.
+- terminationGracePeriodSeconds is {{ $kill }}, but the server continues to serve for {{ $grace }} s after SIGTERM and then needs up to 40 s to finish, hand over and close. Set it to {{ add $grace 40 }} or more, or lower server.shutdownGrace.
 {{- end }}
 {{- $monitor := .Values.monitoring.serviceMonitor -}}
 {{- if gt (include "stemedb.seconds" $monitor.scrapeTimeout | atoi) (include "stemedb.seconds" $monitor.interval | atoi) }}
-- monitoring.serviceMonitor.scrapeTimeout is {{ $monitor.scrapeTimeout }}, longer than the interval of {{ $monitor.interval }}, which Prometheus refuses. Lower it.
+- monitoring.serviceMonitor.scrapeTimeout is {{ $monitor.scrapeTimeout }}, longer than the interval of {{ $monitor.interval }}, and Prometheus rejects that. Lower it.
 {{- end }}
 {{- end -}}
 
@@ -79,12 +79,12 @@
 {{- $limit := get (get .Values.resources "limits" | default dict) "memory" -}}
 {{- if and $request $limit -}}
 {{- if gt (include "stemedb.bytes" $request | atoi) (include "stemedb.bytes" $limit | atoi) }}
-- resources.requests.memory ({{ $request }}) is more than resources.limits.memory ({{ $limit }}), which Kubernetes refuses. Raise the limit or lower the request.
+- resources.requests.memory ({{ $request }}) is more than resources.limits.memory ({{ $limit }}), and Kubernetes rejects that. Raise the limit or lower the request.
 {{- end }}
 {{- end }}
 {{- end -}}
 
-{{/* What extraEnv may not set, and which value does. */}}
+{{/* Variables that extraEnv must not set, and the values that set them. */}}
 {{- define "stemedb.ownEnv" -}}
 STEMEDB_BIND_ADDR: nothing (the port is fixed)
 STEMEDB_GATEWAY_ADDR: nothing (the port is fixed)
@@ -121,7 +121,7 @@ POD_NAME: nothing (it is the pod's name)
 {{- end }}
 {{- end }}
 {{- if and .Values.server.authEnabled (eq (get .Values.extraEnv "STEMEDB_UNSAFE_SKIP_SIGNATURES" | toString) "true") }}
-- extraEnv.STEMEDB_UNSAFE_SKIP_SIGNATURES is true while server.authEnabled is true: the server refuses to start like that. Remove the variable.
+- extraEnv.STEMEDB_UNSAFE_SKIP_SIGNATURES is true while server.authEnabled is true: the server refuses to start with both. Remove the variable.
 {{- end }}
 {{- end -}}
 
@@ -129,7 +129,7 @@ POD_NAME: nothing (it is the pod's name)
 {{- range $set := list "commonLabels" "podLabels" -}}
 {{- range $label := list "name" "instance" "component" "part-of" "version" "managed-by" -}}
 {{- if hasKey (get $.Values $set) (printf "app.kubernetes.io/%s" $label) }}
-- {{ $set }} holds app.kubernetes.io/{{ $label }}, which the chart sets itself and partly selects by. Remove it.
+- {{ $set }} holds app.kubernetes.io/{{ $label }}, which the chart sets itself and may use in selectors. Remove it.
 {{- end }}
 {{- end }}
 {{- if hasKey (get $.Values $set) "helm.sh/chart" }}
@@ -140,21 +140,21 @@ POD_NAME: nothing (it is the pod's name)
 
 {{- define "stemedb.check.tls" -}}
 {{- if and .Values.tls.secretName .Values.ingress.enabled .Values.ingress.tls.enabled (not .Values.tls.behindIngress) }}
-- TLS is on at the Ingress (ingress.tls.enabled) and in the server (tls.secretName) at once, so the Ingress controller must trust the server's certificate too. Leave tls.secretName empty to end TLS at the Ingress, or set tls.behindIngress to true if both are meant.
+- TLS is on at the Ingress (ingress.tls.enabled) and in the server (tls.secretName) at once, so the Ingress controller must trust the server's certificate too. Leave tls.secretName empty to terminate TLS at the Ingress, or set tls.behindIngress to true if both are intended.
 {{- end }}
 {{- end -}}
 
 {{- define "stemedb.check.publicity" -}}
 {{- $open := or .Values.ingress.enabled (ne .Values.service.gateway.type "ClusterIP") -}}
 {{- if and $open (not .Values.server.authEnabled) }}
-- server.authEnabled is false while the gateway is published by {{ ternary "an Ingress" (printf "a Service of type %s" .Values.service.gateway.type) .Values.ingress.enabled }}: anybody could write. Turn authentication on, or keep the gateway inside the cluster.
+- server.authEnabled is false while the gateway is published by {{ ternary "an Ingress" (printf "a Service of type %s" .Values.service.gateway.type) .Values.ingress.enabled }}: anyone could write. Turn authentication on, or keep the gateway inside the cluster.
 {{- end }}
 {{- end -}}
 
 {{- define "stemedb.check.service" -}}
 {{- $service := .Values.service.gateway -}}
 {{- if and (eq $service.type "ClusterIP") (or $service.nodePort $service.externalTrafficPolicy) }}
-- service.gateway.nodePort and externalTrafficPolicy do nothing for a Service of type ClusterIP, and Kubernetes refuses them. Remove them or set service.gateway.type to NodePort or LoadBalancer.
+- service.gateway.nodePort and externalTrafficPolicy have no effect on a Service of type ClusterIP, and Kubernetes rejects them. Remove them or set service.gateway.type to NodePort or LoadBalancer.
 {{- end }}
 {{- if and (ne $service.type "LoadBalancer") (or $service.loadBalancerClass $service.loadBalancerSourceRanges) }}
 - service.gateway.loadBalancerClass and loadBalancerSourceRanges need service.gateway.type LoadBalancer, not {{ $service.type }}. Remove them or change the type.
@@ -172,7 +172,7 @@ POD_NAME: nothing (it is the pod's name)
 {{- end }}
 {{- range $name, $container := merge dict .Values.extraContainers .Values.initContainers -}}
 {{- if eq $name "stemedb" }}
-- extraContainers and initContainers cannot hold a container named stemedb: that is the server. Choose another name.
+- extraContainers and initContainers must not contain a container named stemedb: the server has this name. Choose another name.
 {{- end }}
 {{- end }}
 {{- end -}}

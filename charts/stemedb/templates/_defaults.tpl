@@ -1,10 +1,11 @@
 {{/*
-A value that is null, or that an older release does not have, means the
+A value that is null, or that an older release does not have, selects the
 default. Helm removes such keys before it renders, so each template begins with
-stemedb.fill, which puts the defaults back in place. files/defaults.yaml is
-values.yaml once more, since a chart cannot read its own values.yaml. A null that
-has no default is dropped, but for three places: where null is an instruction
-(merge, patch, extraEnv), in the user's own manifests, and in what charts share.
+stemedb.fill, which restores the defaults. files/defaults.yaml duplicates
+values.yaml, since a chart cannot read its own values.yaml. A null without a
+default is dropped, except in three places: where null is an instruction (merge,
+patch, extraEnv), in the user's own manifests, and in the values that charts
+share.
 */}}
 {{- define "stemedb.fill" -}}
 {{- if not (hasKey .Values "filled") -}}
@@ -14,7 +15,7 @@ has no default is dropped, but for three places: where null is an instruction
 {{- end -}}
 {{- end -}}
 
-{{/* In these maps null removes one entry, as it does in maps that begin empty. */}}
+{{/* In these maps null removes one entry, as in maps that are empty by default. */}}
 {{- define "stemedb.openMaps" -}}
 - /networkPolicy/clients
 - /networkPolicy/dns/peers
@@ -40,7 +41,7 @@ has no default is dropped, but for three places: where null is an instruction
 {{- end -}}
 {{- end -}}
 
-{{/* In place, in lists of maps too. */}}
+{{/* Works in place, also in lists of maps. */}}
 {{- define "stemedb.dropNull" -}}
 {{- $node := . -}}
 {{- if kindIs "map" $node -}}
@@ -52,7 +53,7 @@ has no default is dropped, but for three places: where null is an instruction
 {{- end -}}
 {{- end -}}
 
-{{/* A map without what was emptied: null, or "" where Helm passes no null on. */}}
+{{/* A map without emptied entries: null, or "" where Helm does not pass null on. */}}
 {{- define "stemedb.given" -}}
 {{- $given := dict -}}
 {{- range $key, $value := . -}}

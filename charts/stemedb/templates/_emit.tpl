@@ -9,8 +9,8 @@ and then `patch.KEY` change it.
 {{ end -}}
 
 {{/*
-A whole object, or a part of one (pod, container, claim), as YAML. Entries that
-an overlay took out of a map with null are dropped on the way.
+An object, or a part of one (pod, container, claim), as YAML. Entries that an
+overlay removed from a map with null are dropped.
 */}}
 {{- define "stemedb.part" -}}
 {{- $root := index . 0 -}}
@@ -27,8 +27,8 @@ an overlay took out of a map with null are dropped on the way.
 {{- end -}}
 
 {{/*
-RFC 7396 in place: a list of target and patch. Sprig's mergeOverwrite passes
-over false, 0 and null, so it cannot turn anything off.
+RFC 7396 in place: a list of target and patch. Sprig's mergeOverwrite ignores
+false, 0 and null, so it cannot turn anything off.
 */}}
 {{- define "stemedb.mergePatch" -}}
 {{- $target := index . 0 -}}

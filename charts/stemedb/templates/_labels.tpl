@@ -1,7 +1,7 @@
 {{/*
-Labels. The selector's labels stand in immutable fields (the StatefulSet's
-selector, the claims): nothing that changes with a version may enter them.
-Both helpers take a list of the root context and the component.
+Labels. The selector's labels are in immutable fields (the StatefulSet's
+selector, the claims), so they must not contain anything that changes with a
+version. Both helpers take a list of the root context and the component.
 */}}
 {{- define "stemedb.selectorLabels" -}}
 {{- $root := index . 0 -}}
@@ -23,8 +23,8 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end -}}
 
 {{/*
-The labels of a pod: neither the chart's version nor the server's, so that a
-new chart that changes nothing else restarts nobody.
+The labels of a pod: neither the chart's version nor the server's, so that a new
+chart version without other changes restarts no pod.
 */}}
 {{- define "stemedb.podLabels" -}}
 {{- $root := index . 0 -}}
@@ -50,7 +50,7 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* A list of maps, each laid over the ones before. Sprig's merge takes an empty string for a missing one. */}}
+{{/* A list of maps, each merged over the previous ones. Sprig's merge treats an empty string as missing. */}}
 {{- define "stemedb.overlay" -}}
 {{- $all := dict -}}
 {{- range . }}{{ include "stemedb.mergePatch" (list $all .) }}{{ end -}}

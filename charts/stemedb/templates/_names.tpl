@@ -1,8 +1,9 @@
 {{/*
-Names. A base name has at most 45 characters, so that every name made from it
+Names. A base name has at most 45 characters, so that every name derived from it
 (pods, the headless Service, Jobs, CronJobs with their limit of 52, and the
-StatefulSet's controller-revision-hash label) stays within 63. A longer one is
-cut and gets a hash of the whole, so that two long names stay two names.
+StatefulSet's controller-revision-hash label) stays within 63. A longer name is
+truncated and gets a hash of the full name, so that two long names stay
+distinct.
 */}}
 {{- define "stemedb.cut" -}}
 {{- $name := index . 0 -}}
@@ -32,7 +33,7 @@ cut and gets a hash of the whole, so that two long names stay two names.
 {{- define "stemedb.stagedName" -}}{{ include "stemedb.fullname" . }}-secrets-staged{{- end -}}
 {{- define "stemedb.testName" -}}{{ include "stemedb.fullname" . }}-test{{- end -}}
 
-{{/* The Secret that the server mounts, whoever made it. */}}
+{{/* The Secret that the server mounts, for every source. */}}
 {{- define "stemedb.secretName" -}}
 {{- if eq .Values.secrets.source "existing" -}}
 {{- .Values.secrets.existing.name -}}
@@ -46,20 +47,20 @@ cut and gets a hash of the whole, so that two long names stay two names.
 {{- default $made .Values.serviceAccount.name -}}
 {{- end -}}
 
-{{/* Parent charts set global.storageClass (or defaultStorageClass, which yields to the own value). */}}
+{{/* Parent charts set global.storageClass (or defaultStorageClass, which the chart's own value overrides). */}}
 {{- define "stemedb.storageClass" -}}
 {{- $global := (index . 0).Values.global | default dict -}}
 {{- coalesce (get $global "storageClass") (index . 1) (get $global "defaultStorageClass") -}}
 {{- end -}}
 
-{{/* The domain below which each pod has a name of its own. */}}
+{{/* The domain of the pods' individual DNS names. */}}
 {{- define "stemedb.headlessDomain" -}}
 {{- printf "%s.%s.svc.%s" (include "stemedb.headlessName" .) .Release.Namespace .Values.clusterDomain -}}
 {{- end -}}
 
 {{- define "stemedb.scheme" -}}{{ ternary "https" "http" (ne .Values.tls.secretName "") }}{{- end -}}
 
-{{/* Where clients inside the cluster find the gateway. */}}
+{{/* The gateway's URL for clients inside the cluster. */}}
 {{- define "stemedb.gatewayURL" -}}
 {{- printf "%s://%s.%s.svc.%s:%d" (include "stemedb.scheme" .) (include "stemedb.fullname" .) .Release.Namespace .Values.clusterDomain (int .Values.service.gateway.port) -}}
 {{- end -}}
@@ -74,7 +75,7 @@ cut and gets a hash of the whole, so that two long names stay two names.
 {{- $image -}}
 {{- end -}}
 
-{{/* A list of {name}, from names or {name}, without repeats. */}}
+{{/* A list of {name}, from names or {name}, without duplicates. */}}
 {{- define "stemedb.imagePullSecrets" -}}
 {{- $global := .Values.global | default dict -}}
 {{- $names := list -}}

@@ -1,7 +1,7 @@
 {{/*
 RFC 6902 in place: a list of the object, its operations and the key of `patch`.
-It reaches what merge cannot: one entry of a list, and a removal where Helm
-passes no null on.
+Unlike merge, it can change one entry of a list, and remove a field where Helm
+does not pass null on.
 */}}
 {{- define "stemedb.jsonPatch" -}}
 {{- $object := index . 0 -}}
@@ -36,7 +36,7 @@ passes no null on.
 
 {{/*
 One step down: a dict of "value", the "tokens" below it, "op", "new" and "what".
-It leaves the changed node in "value" and what the path named in "got".
+It leaves the changed node in "value" and the node at the path in "got".
 */}}
 {{- define "stemedb.patchStep" -}}
 {{- $s := . -}}
@@ -51,7 +51,7 @@ It leaves the changed node in "value" and what the path named in "got".
 {{- fail (printf "%s: a list of %d entries has no entry %q." $s.what (len $s.value) $token) -}}
 {{- end -}}
 {{- else if not (kindIs "map" $s.value) -}}
-{{- fail (printf "%s: %q is below something that is neither a map nor a list." $s.what $token) -}}
+{{- fail (printf "%s: the parent of %q is neither a map nor a list." $s.what $token) -}}
 {{- else if not (or $adds (hasKey $s.value $token)) -}}
 {{- fail (printf "%s: there is no %q." $s.what $token) -}}
 {{- end -}}

@@ -1,11 +1,11 @@
-{{/* What the pods of the server, the Job and the test have in common. */}}
+{{/* The common parts of the pods of the server, the Job and the test. */}}
 
 {{- define "stemedb.onOpenShift" -}}
 {{- $mode := get (get (get .Values.global "compatibility" | default dict) "openshift" | default dict) "adaptSecurityContext" | default .Values.openshift.adaptSecurityContext -}}
 {{- if or (eq $mode "force") (and (eq $mode "auto") (.Capabilities.APIVersions.Has "security.openshift.io/v1")) }}true{{ end -}}
 {{- end -}}
 
-{{/* OpenShift gives each namespace its own ids and refuses any other. */}}
+{{/* OpenShift assigns ids to each namespace and rejects all others. */}}
 {{- define "stemedb.podSecurityContext" -}}
 {{- $context := .Values.podSecurityContext -}}
 {{- if include "stemedb.onOpenShift" . }}{{ $context = omit $context "runAsUser" "runAsGroup" "fsGroup" }}{{ end -}}
@@ -32,7 +32,7 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* Where a pod may run, and what it is pulled with. */}}
+{{/* Scheduling constraints and image pull secrets of a pod. */}}
 {{- define "stemedb.placement" -}}
 {{- with include "stemedb.imagePullSecrets" . }}
 imagePullSecrets:
@@ -51,7 +51,7 @@ priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
-{{/* The preset spreads the members over nodes; an explicit affinity wins key by key. */}}
+{{/* The preset spreads the members over nodes; an explicit affinity overrides it key by key. */}}
 {{- define "stemedb.affinity" -}}
 {{- $affinity := deepCopy .Values.affinity -}}
 {{- if and (ne .Values.podAntiAffinity "none") (not (hasKey $affinity "podAntiAffinity")) -}}

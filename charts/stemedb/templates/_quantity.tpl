@@ -1,7 +1,7 @@
 {{/*
 Kubernetes quantities in whole bytes, rounded down: "4Gi", "1.5Gi", "500M",
-"1e9", "128974848", 128974848, "100m". Integers throughout (a float loses
-bytes above 2^53); up to 8Ei less one byte, the most that Go's runtime takes.
+"1e9", "128974848", 128974848, "100m". Integers throughout (a float loses bytes
+above 2^53); up to 8Ei minus one byte, the maximum of Go's runtime.
 */}}
 {{- define "stemedb.bytes" -}}
 {{- $text := include "stemedb.scalar" . -}}
@@ -30,7 +30,7 @@ bytes above 2^53); up to 8Ei less one byte, the most that Go's runtime takes.
 {{- end -}}
 {{- end -}}
 
-{{/* What a suffix multiplies by; negative when it divides. */}}
+{{/* The factor of a suffix; negative if it divides. */}}
 {{- define "stemedb.factor" -}}
 {{- $table := dict "" 1 "n" -1000000000 "u" -1000000 "m" -1000
       "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "P" 1000000000000000 "E" 1000000000000000000
@@ -44,7 +44,7 @@ bytes above 2^53); up to 8Ei less one byte, the most that Go's runtime takes.
 {{- end -}}
 {{- end -}}
 
-{{/* A number from values as people write it: YAML makes 4294967296 a float that prints as 4.294967296e+09. */}}
+{{/* A number from values as the user wrote it: YAML makes 4294967296 a float that prints as 4.294967296e+09. */}}
 {{- define "stemedb.scalar" -}}
 {{- if and (kindIs "float64" .) (eq . (floor .)) -}}
 {{- int64 . -}}

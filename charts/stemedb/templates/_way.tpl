@@ -1,8 +1,8 @@
 {{/*
-How the gateway is reached from where Helm runs: "outside" (the address, where
-the values know it), "steps" that set URL, and the "curl" that goes with them.
-With TLS in the server the certificate names the gateway, not an address, so
-curl connects to the address and speaks to the name.
+Access to the gateway from the machine that runs Helm: "outside" (the address,
+if the values contain it), "steps" that set URL, and the matching "curl". With
+TLS in the server the certificate names the gateway, not an address, so curl
+connects to the address and uses the name.
 */}}
 {{- define "stemedb.way" -}}
 {{- $service := .Values.service.gateway -}}

@@ -62,7 +62,7 @@ func TestK3DConfig(t *testing.T) {
 	require.True(t, full.ClusterCreateOpts.DisableLoadBalancer)
 }
 
-// A misspelt key must be seen, or the test above proves nothing.
+// A misspelt key must be detected, or the test above proves nothing.
 func TestK3DSchemaRefuses(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "k3d.yaml")
 	require.NoError(t, os.WriteFile(file, []byte(strings.Replace(cluster.K3DConfig, "agents:", "agent:", 1)), 0o600))
@@ -79,9 +79,9 @@ func TestK3DToolsImage(t *testing.T) {
 	require.NotEmpty(t, k3dversion.GetVersion())
 }
 
-// fakeDocker is a docker that notes what it is asked and says that a node has
+// fakeDocker is a docker that records its commands and reports that a node has
 // begun, so that kind reads, completes and validates its configuration, starts
-// every node, and stops because there is none in the end.
+// every node, and stops at the end because there is none.
 const fakeDocker = `#!/bin/sh
 echo "$*" >> "$DOCKER_LOG"
 case "$1" in
@@ -105,7 +105,7 @@ func provision(t *testing.T, config string) ([]string, error) {
 	err := kind.NewProvider(kind.ProviderWithDocker()).Create(cluster.Name,
 		kind.CreateWithRawConfig([]byte(config)), kind.CreateWithKubeconfigPath(filepath.Join(dir, "kubeconfig")))
 	text, readErr := os.ReadFile(calls)
-	if !os.IsNotExist(readErr) { // docker was not asked at all
+	if !os.IsNotExist(readErr) { // docker was not called at all
 		require.NoError(t, readErr)
 	}
 	var runs []string

@@ -1,5 +1,5 @@
-// Package integration brings a source cluster up for real, uses what the
-// project's own tests rely on, and takes it down. It needs root and the
+// Package integration brings up a real source cluster, uses the features that
+// the project's own tests rely on, and takes it down. It needs root and the
 // cluster's address ranges, and runs when STEMEDB_CLUSTER_INTEGRATION is set.
 package integration
 
@@ -40,7 +40,7 @@ func TestSourceCluster(t *testing.T) {
 	if os.Getenv("STEMEDB_CLUSTER_INTEGRATION") == "" {
 		t.Skip("set STEMEDB_CLUSTER_INTEGRATION=1 to bring up a cluster on this machine, as root")
 	}
-	// Short, for the sake of unix sockets.
+	// Short, because of unix sockets.
 	base, err := os.MkdirTemp("/tmp", "stemedb-")
 	require.NoError(t, err)
 	reporter := progress.New(os.Stderr)
@@ -55,7 +55,7 @@ func TestSourceCluster(t *testing.T) {
 		_, err := cluster.Down(context.Background(), s.options)
 		require.NoError(t, err)
 		require.NoError(t, os.RemoveAll(base))
-		require.Equal(t, before, footprint(t), "down leaves the machine as it was")
+		require.Equal(t, before, footprint(t), "down restores the state of the machine")
 	})
 
 	s.p, err = cluster.Up(t.Context(), s.options, "source")
@@ -89,7 +89,7 @@ func (s *suite) secondUp(t *testing.T) {
 	require.NoError(t, err)
 	after, err := s.p.Status(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, before, after, "the same processes run")
+	require.Equal(t, before, after, "the same processes are running")
 	require.NotContains(t, after, "ENDED")
 }
 
@@ -118,7 +118,7 @@ func (s *suite) admission(t *testing.T) {
 	require.ErrorContains(t, err, "violates PodSecurity")
 }
 
-// nodeAccess is what the API server asks of kubelets.
+// nodeAccess lists the API server's requests to kubelets.
 func (s *suite) nodeAccess(t *testing.T) {
 	require.Equal(t, "hello there\n", s.kubectl("", "exec", "--namespace=probe", "probe-2", "--", "/probe", "there"))
 	s.kubectl("", "logs", "--namespace=kube-system", "daemonset/coredns")
@@ -142,7 +142,7 @@ func (s *suite) names(t *testing.T) {
 	s.ask("/resolve?name=kubernetes.default.svc.cluster.local", &one)
 	require.Equal(t, []string{"10.96.0.1"}, one)
 	_, err := s.get(s.client() + "/resolve?name=example.com")
-	require.ErrorContains(t, err, "no such host", "a name outside is answered at once")
+	require.ErrorContains(t, err, "no such host", "a name outside of the cluster is answered immediately")
 }
 
 // rollingRestart sends requests through the Service while every pod is replaced.
@@ -203,7 +203,7 @@ func (s *suite) nodeCut(t *testing.T) {
 	t.Logf("no request goes to it %s after the cut", time.Since(begin).Round(time.Second))
 	var pods []string
 	s.ask("/resolve?name=probe-headless", &pods)
-	require.Len(t, pods, 3, "not ready addresses are published")
+	require.Len(t, pods, 3, "addresses that are not ready are published")
 	require.NoError(t, faults.HealNode(t.Context(), "node3"))
 	begin = time.Now()
 	s.kubectl("", "wait", "--for=condition=Ready", "node/node3", "--timeout=90s")
@@ -238,7 +238,7 @@ func (s *suite) volumesDeleted(t *testing.T) {
 		require.NoError(t, err)
 		return len(found)
 	}
-	require.Eventually(t, func() bool { return volumes() == 3 }, time.Minute, 200*time.Millisecond, "the old volume's data is gone")
+	require.Eventually(t, func() bool { return volumes() == 3 }, time.Minute, 200*time.Millisecond, "the old volume's data is deleted")
 }
 
 func (s *suite) downAndUp(t *testing.T) {
@@ -325,7 +325,7 @@ func (s *suite) tryKubectl(in string, args ...string) (string, error) {
 	return s.options.Runner.Run(s.t.Context(), c)
 }
 
-// footprint is what a cluster could leave on a machine.
+// footprint lists the traces that a cluster could leave on a machine.
 func footprint(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}

@@ -20,8 +20,8 @@ type cgroups struct {
 // needed are the controllers without which a kubelet does not start.
 var needed = []string{"cpu", "cpuset", "memory", "pids"}
 
-// trees lists the roots of the cgroup trees to work in and the controllers that
-// they have. unified means version 2.
+// trees lists the roots of the cgroup trees and their controllers. unified
+// means version 2.
 func (g cgroups) trees() (roots, controllers []string, unified bool, err error) {
 	one, two, controllers, err := g.mounted()
 	switch {
@@ -69,7 +69,7 @@ func (g cgroups) every() ([]string, error) {
 	return append(one, two...), err
 }
 
-// check says whether the controllers that a kubelet needs are there.
+// check reports whether the controllers that a kubelet needs are available.
 func (g cgroups) check() error {
 	_, have, _, err := g.trees()
 	if err != nil {
@@ -77,7 +77,7 @@ func (g cgroups) check() error {
 	}
 	for _, controller := range needed {
 		if !slices.Contains(have, controller) {
-			return fmt.Errorf("the cgroup controller %s is not available (there are: %s)", controller, strings.Join(have, " "))
+			return fmt.Errorf("the cgroup controller %s is not available (available: %s)", controller, strings.Join(have, " "))
 		}
 	}
 	return nil
@@ -133,7 +133,7 @@ func inherit(parent, child string, unified bool) error {
 	return nil
 }
 
-// delegate hands every controller of a version 2 group to its children.
+// delegate enables every controller of a version 2 group for its children.
 func delegate(group string) error {
 	text, err := os.ReadFile(filepath.Join(group, "cgroup.controllers"))
 	if err != nil {
@@ -142,13 +142,13 @@ func delegate(group string) error {
 	for _, controller := range strings.Fields(string(text)) {
 		err := os.WriteFile(filepath.Join(group, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
 		if err != nil && slices.Contains(needed, controller) {
-			return fmt.Errorf("handing the controller %s of %s to its children: %w", controller, group, err)
+			return fmt.Errorf("enabling the controller %s of %s for its children: %w", controller, group, err)
 		}
 	}
 	return nil
 }
 
-// processes lists what runs in the group and below it.
+// processes lists the processes in the group and below it.
 func (g cgroups) processes(group string) ([]int, error) {
 	roots, err := g.every()
 	if err != nil {
@@ -189,8 +189,7 @@ func (g cgroups) kill(group string) error {
 	return nil
 }
 
-// remove deletes the group and what is below it. It fails while processes are
-// left in it.
+// remove deletes the group and its subgroups. It fails while they contain processes.
 func (g cgroups) remove(group string) error {
 	roots, err := g.every()
 	if err != nil {
@@ -207,7 +206,7 @@ func (g cgroups) remove(group string) error {
 	return nil
 }
 
-// below lists dir and the folders in it, parents first; nothing when dir is not there.
+// below lists dir and its subfolders, parents first; nothing if dir does not exist.
 func below(dir string) []string {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

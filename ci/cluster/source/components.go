@@ -26,8 +26,9 @@ func controlPlane(c Config, tool map[string]string) []component {
 			"--listen-peer-urls=http://127.0.0.1:2380",
 			"--initial-advertise-peer-urls=http://127.0.0.1:2380",
 			"--initial-cluster=stemedb=http://127.0.0.1:2380",
-			// A cluster for tests: its own writes must not slow the disk that
-			// is being measured, and after a power cut it is made anew.
+			// This is a cluster for tests: its writes must not slow down the
+			// disk during measurements, and after a power failure it is
+			// recreated.
 			"--unsafe-no-fsync=true",
 			"--log-level=warn",
 		),
@@ -60,7 +61,7 @@ func controlPlane(c Config, tool map[string]string) []component {
 			"--cert-dir="+c.path("scheduler"),
 			"--leader-elect=false",
 		),
-		// For what the control plane and the host send to Services.
+		// For traffic from the control plane and the host to Services.
 		in("kube-proxy", "--config="+c.path("kube-proxy.yaml")),
 	}
 }
@@ -80,7 +81,7 @@ func apiserverFlags(c Config, keys pki) []string {
 		"--kubelet-certificate-authority=" + keys.cert("ca"),
 		"--kubelet-client-certificate=" + keys.cert("apiserver-kubelet"),
 		"--kubelet-client-key=" + keys.key("apiserver-kubelet"),
-		// The nodes' names resolve nowhere.
+		// The nodes' names cannot be resolved.
 		"--kubelet-preferred-address-types=InternalIP",
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file=" + keys.key("service-accounts"),

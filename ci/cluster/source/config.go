@@ -1,6 +1,6 @@
 // Package source runs a real Kubernetes cluster on one Linux machine without
 // any image registry: the components are built from their Go modules, container
-// images are made of static binaries.
+// images are built from static binaries.
 //
 // The cluster consists of three nodes, each in a network namespace with its own
 // containerd, kubelet and kube-proxy, and a control plane in a namespace between
@@ -11,13 +11,13 @@
 //	                 ├ v2 ── namespace stemedb-node2
 //	                 └ v3 ── namespace stemedb-node3
 //
-// The bridge is in a namespace of its own so that the host's packet filter
-// (docker's above all) never sees traffic between nodes, and so that deleting
-// the namespace deletes everything that hangs on it.
+// The bridge is in a separate namespace, so that the host's packet filter
+// (especially docker's) never sees traffic between nodes, and so that deleting
+// the namespace deletes everything attached to it.
 //
-// What it promises: nothing on the host is changed before Changes was there to
-// be read and the checks passed; Up run twice starts only what is missing; Down
-// undoes everything, also after a failed Up, and only what is its own.
+// It promises: nothing on the host changes before Changes was printed and the
+// checks have passed; a second Up starts only missing components; Down reverts
+// all changes of this cluster, also after a failed Up, and nothing else.
 package source
 
 import (
@@ -26,7 +26,8 @@ import (
 	"path/filepath"
 )
 
-// Config says where the cluster lives. All fields are required; see Default.
+// Config contains the cluster's folder, size and address ranges. All fields are
+// required; see Default.
 type Config struct {
 	Dir          string       // absolute folder for all state
 	Nodes        int          // 1..9

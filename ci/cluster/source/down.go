@@ -18,9 +18,8 @@ import (
 	"github.com/stemedb/stemedb/ci/progress"
 )
 
-// Down takes the cluster away with everything that Up made, volumes included.
-// It works on whatever is there, so it also clears up after a failed Up, and
-// a second one finds nothing to do.
+// Down removes the cluster with everything that Up created, including volumes.
+// It also cleans up after a failed Up, and is idempotent.
 func (k *Cluster) Down(ctx context.Context) error {
 	if err := k.Config.Check(); err != nil {
 		return err
@@ -30,8 +29,8 @@ func (k *Cluster) Down(ctx context.Context) error {
 	}
 	owned, err := k.free()
 	if err != nil {
-		// Another cluster has the names. This one never got them, or lost them
-		// with a reboot; only its files can be left.
+		// Another cluster owns the names. This one never owned them, or lost
+		// them in a reboot; only its files can remain.
 		k.Reporter.Note("only files are removed: %v", err)
 	}
 	mine := func(do func(context.Context) error) func(context.Context) error {
@@ -49,24 +48,24 @@ func (k *Cluster) Down(ctx context.Context) error {
 		{"stop the components", k.stopComponents},
 		{"end pods and their shims", mine(k.endPods)},
 		{"remove the network", mine(k.removeNetwork)},
-		{"unmount what lies below the state folder", k.unmount},
+		{"unmount everything below the state folder", k.unmount},
 		{"remove cgroups", mine(k.removeCgroups)},
 		{"restore kernel settings", mine(func(context.Context) error {
 			return errors.Join(k.restoreSettings(), k.removeTraces())
 		})},
 		{"remove the state folder", func(context.Context) error { return k.removeFiles() }},
-		{"give back the names", mine(func(context.Context) error { return k.release() })},
+		{"release the names", mine(func(context.Context) error { return k.release() })},
 	}
 	for _, s := range steps {
 		if err := k.Reporter.Step(ctx, s.name, s.do); err != nil {
-			return progress.WithHint(err, "run down again; what is left is named above")
+			return progress.WithHint(err, "run down again; the leftovers are named above")
 		}
 	}
 	return nil
 }
 
 // stopComponents ends the kubelets before the runtimes and the clients before
-// the servers, so that nobody restarts what is being taken away.
+// the servers, so that nothing restarts components during the removal.
 func (k *Cluster) stopComponents(ctx context.Context) error {
 	waves := [][]string{{}, {}, {}, {}}
 	for _, name := range k.processes.known() {
@@ -166,7 +165,7 @@ func (k *Cluster) removeShimSockets() error {
 	for _, file := range found {
 		text, err := os.ReadFile(file)
 		if err != nil {
-			continue // the bundle is gone
+			continue // the bundle no longer exists
 		}
 		socket := strings.TrimPrefix(strings.TrimSpace(string(text)), "unix://")
 		if !strings.HasPrefix(socket, "/run/containerd/s/") {
@@ -232,9 +231,9 @@ func (k *Cluster) removeCgroups(ctx context.Context) error {
 	}
 }
 
-// removeTraces removes what the components wrote outside of the state folder.
+// removeTraces removes files that the components wrote outside of the state folder.
 func (k *Cluster) removeTraces() error {
-	// Kubelets link the logs of containers from here, whatever their settings.
+	// Kubelets link the logs of containers from here, regardless of their settings.
 	links, err := filepath.Glob("/var/log/containers/*.log")
 	if err != nil {
 		return fmt.Errorf("finding links to logs: %w", err)
@@ -257,14 +256,14 @@ func (k *Cluster) removeTraces() error {
 			}
 		}
 	}
-	// Every kubelet has this socket at the same place, whatever its settings;
-	// it is a dead one now unless another kubelet runs here.
+	// Every kubelet has this socket at the same place, regardless of its
+	// settings; it is stale now unless another kubelet runs here.
 	if sockets, err := os.ReadDir("/var/lib/kubelet"); err == nil && len(sockets) == 1 && sockets[0].Name() == "device-plugins" {
 		if err := os.Remove("/var/lib/kubelet/device-plugins/kubelet.sock"); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("removing the kubelet's socket: %w", err)
 		}
 	}
-	// Only when empty: they may be somebody else's too.
+	// Only when empty, since others may use them too.
 	for _, dir := range []string{
 		"/var/log/containers", "/var/lib/cni/results", "/var/lib/cni", "/var/lib/kubelet/device-plugins", "/var/lib/kubelet",
 		"/run/containerd/s", "/run/containerd",
@@ -276,7 +275,7 @@ func (k *Cluster) removeTraces() error {
 
 // removeFiles removes the state folder.
 func (k *Cluster) removeFiles() error {
-	// Whatever could not be unmounted must not be emptied through its mount.
+	// A volume that could not be unmounted must not be emptied through its mount.
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return fmt.Errorf("listing mounts: %w", err)
@@ -290,9 +289,9 @@ func (k *Cluster) removeFiles() error {
 	return nil
 }
 
-// removeCNIResults removes what the CNI library caches: results by the network's
-// name and the pod sandbox's id. A sandbox with a result of our network is ours,
-// and so is its result for the loopback device.
+// removeCNIResults removes the cache of the CNI library: results by the
+// network's name and the pod sandbox's id. A sandbox with a result of our
+// network is ours, and so is its result for the loopback device.
 func removeCNIResults() error {
 	const cache = "/var/lib/cni/results/"
 	results, err := filepath.Glob(cache + cniNetwork + "-*")

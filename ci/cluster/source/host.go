@@ -16,7 +16,8 @@ import (
 	"github.com/stemedb/stemedb/ci/run"
 )
 
-// Changes says in full sentences what Up does to the host, and Down undoes.
+// Changes lists, in full sentences, the changes that Up makes to the host and
+// Down reverts.
 func (k *Cluster) Changes() []string {
 	c := k.Config
 	list := []string{
@@ -25,15 +26,15 @@ func (k *Cluster) Changes() []string {
 			fabric, fabric, c.Nodes, hostLink, c.hostAddress(), c.PodRange, c.ServiceRange),
 		"cgroups below /stemedb in every controller",
 		"processes as root: etcd, the Kubernetes control plane, and a containerd, kubelet and kube-proxy for each node; their pods",
-		"kernel settings that kubelets want, with the old values kept for down: " + strings.Join(settingNames(), ", "),
+		"kernel settings that kubelets require, with the old values kept for down: " + strings.Join(settingNames(), ", "),
 	}
 	if missing := k.missingPackages(); len(missing) > 0 {
-		list = append(list, "Debian packages to be installed, which down leaves: "+strings.Join(missing, " "))
+		list = append(list, "Debian packages to be installed, which down does not remove: "+strings.Join(missing, " "))
 	}
 	return list
 }
 
-// debian maps a program or file that must be there to the package that has it.
+// debian maps a required program or file to the package that contains it.
 var debian = []struct{ need, pkg string }{
 	{"ip", "iproute2"},
 	{"nsenter", "util-linux"},
@@ -59,8 +60,8 @@ func (k *Cluster) missingPackages() []string {
 	return missing
 }
 
-// installed says whether a program is in the path, or a file with an absolute
-// name is there.
+// installed reports whether a program is in the path, or a file with an
+// absolute name exists.
 func installed(need string) bool {
 	if filepath.IsAbs(need) {
 		return exists(need)
@@ -69,8 +70,7 @@ func installed(need string) bool {
 	return err == nil
 }
 
-// Check refuses a machine on which the cluster could not run, before
-// anything is changed.
+// Check rejects a machine that cannot run the cluster, before anything is changed.
 func (k *Cluster) Check(ctx context.Context) error {
 	if err := k.Config.Check(); err != nil {
 		return err
@@ -90,13 +90,13 @@ func (k *Cluster) Check(ctx context.Context) error {
 	return checkRanges(ctx, k.Runner, k.Config)
 }
 
-// Usable says whether this provider can work on this machine at all.
+// Usable reports whether this provider can work on this machine at all.
 func Usable() error {
 	if runtime.GOOS != "linux" {
 		return fmt.Errorf("it needs Linux, this is %s", runtime.GOOS)
 	}
 	if os.Geteuid() != 0 {
-		return progress.WithHint(errors.New("it needs root: it makes network namespaces, mounts and cgroups"), "run it with sudo -E, or install docker for the k3d provider")
+		return progress.WithHint(errors.New("it needs root: it creates network namespaces, mounts and cgroups"), "run it with sudo -E, or install docker for the k3d provider")
 	}
 	return nil
 }
@@ -118,7 +118,7 @@ func (k *Cluster) ensurePackages(ctx context.Context) error {
 	install := run.Cmd("apt-get", append([]string{"install", "--yes", "--no-install-recommends"}, missing...)...)
 	install.Env = quiet
 	if _, err := k.Runner.Run(ctx, install); err != nil {
-		return progress.WithHint(err, "install them by hand: apt-get install %s", strings.Join(missing, " "))
+		return progress.WithHint(err, "install them manually: apt-get install %s", strings.Join(missing, " "))
 	}
 	if owned, err := k.free(); err != nil || owned {
 		return err
@@ -127,7 +127,7 @@ func (k *Cluster) ensurePackages(ctx context.Context) error {
 }
 
 // settings are kernel settings of the whole machine. A kubelet sets the first
-// ones by itself; the last is what three nodes' worth of file watchers need.
+// ones itself; the last one allows for the file watchers of three nodes.
 var settings = []struct {
 	name  string
 	least int // 0: only remembered
@@ -150,8 +150,8 @@ func settingNames() []string {
 	return names
 }
 
-// rememberSettings writes down the present values, once, and raises those that
-// have a least value.
+// rememberSettings saves the current values, once, and raises the settings that
+// have a minimum.
 func (k *Cluster) rememberSettings() error {
 	file := k.Config.path("settings.json")
 	if !exists(file) {
@@ -163,7 +163,7 @@ func (k *Cluster) rememberSettings() error {
 		}
 		text, err := json.MarshalIndent(old, "", "  ")
 		if err != nil {
-			return fmt.Errorf("remembering kernel settings: %w", err)
+			return fmt.Errorf("saving kernel settings: %w", err)
 		}
 		if err := writeFile(file, text); err != nil {
 			return err
@@ -186,7 +186,7 @@ func (k *Cluster) rememberSettings() error {
 	return nil
 }
 
-// restoreSettings puts the remembered values back.
+// restoreSettings restores the saved values.
 func (k *Cluster) restoreSettings() error {
 	text, err := os.ReadFile(k.Config.path("settings.json"))
 	if errors.Is(err, os.ErrNotExist) {

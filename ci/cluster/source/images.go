@@ -9,7 +9,7 @@ import (
 	"github.com/stemedb/stemedb/ci/progress"
 )
 
-// makeImages writes the images of the cluster's own parts.
+// makeImages writes the images of the cluster's own components.
 func (k *Cluster) makeImages(tool map[string]string) error {
 	single := func(reference, path, source, user string) image.Spec {
 		return image.Spec{
@@ -66,7 +66,7 @@ func (k *Cluster) importTar(ctx context.Context, n node, tar string) error {
 }
 
 // LoadImage puts the images in the tars on every node, replacing older ones of
-// the same name. Pods that run keep what they have.
+// the same name. Running pods keep their images.
 func (k *Cluster) LoadImage(ctx context.Context, tars ...string) error {
 	for _, tar := range tars {
 		if !exists(tar) {
@@ -85,7 +85,8 @@ func (k *Cluster) LoadImage(ctx context.Context, tars ...string) error {
 }
 
 // pruneImages removes images that lost their name to a newer one. The runtime
-// keeps each under its id for ever, and nothing else collects them here.
+// keeps each of them under its id indefinitely, and nothing else removes them
+// here.
 func (k *Cluster) pruneImages(ctx context.Context, n node) error {
 	text, err := k.Runner.Run(ctx, ctr(n, "images", "list"))
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 // ip is one call of the ip tool.
 func ip(words string) run.Command { return run.Cmd("ip", strings.Fields(words)...) }
 
-// networkUp lists the commands that make the fabric, the nodes and the routes.
+// networkUp lists the commands that create the fabric, the nodes and the routes.
 func networkUp(c Config) []run.Command {
 	list := []run.Command{
 		ip("netns add " + fabric),
@@ -33,7 +33,7 @@ func networkUp(c Config) []run.Command {
 		ip("addr add " + c.hostAddress() + "/24 dev " + hostLink),
 		ip("link set " + hostLink + " up"),
 		// Pods and Services are reached through the fabric: it has a kube-proxy,
-		// so the host's way to a Service survives the loss of any node.
+		// so the host's route to a Service survives the loss of any node.
 		ip("route add " + c.PodRange.String() + " via " + c.controlAddress()),
 		ip("route add " + c.ServiceRange.String() + " via " + c.controlAddress()),
 		sysctlIn(fabric, "net.ipv4.ip_forward=1"),
@@ -75,12 +75,12 @@ func inNamespace(namespace string, argv ...string) run.Command {
 	return run.Cmd("nsenter", append([]string{"--net=" + namespacePath(namespace), "--"}, argv...)...)
 }
 
-// namespaceDir is where the ip tool keeps named network namespaces.
+// namespaceDir is the folder of the ip tool's named network namespaces.
 const namespaceDir = "/run/netns"
 
 func namespacePath(namespace string) string { return filepath.Join(namespaceDir, namespace) }
 
-// ensureNetwork makes the network unless it is complete already.
+// ensureNetwork creates the network unless it is already complete.
 func (k *Cluster) ensureNetwork(ctx context.Context) error {
 	marker := k.Config.path("network.complete")
 	if k.networkExists() && exists(marker) {
@@ -90,7 +90,7 @@ func (k *Cluster) ensureNetwork(ctx context.Context) error {
 		return err
 	}
 	if !mountPoint(namespaceDir) {
-		// The first namespace makes it one, for ever.
+		// The first namespace turns it into a mount permanently.
 		if err := writeFile(k.Config.path("network.mounted"), []byte(namespaceDir+"\n")); err != nil {
 			return err
 		}
@@ -152,12 +152,13 @@ func (k *Cluster) removeNetwork(ctx context.Context) error {
 	return nil
 }
 
-// CutNode takes the node off the network: its link goes down, its processes run on.
+// CutNode disconnects the node from the network: its link goes down, its
+// processes keep running.
 func (k *Cluster) CutNode(ctx context.Context, name string) error {
 	return k.setLink(ctx, name, "down")
 }
 
-// HealNode puts the node back on the network.
+// HealNode reconnects the node to the network.
 func (k *Cluster) HealNode(ctx context.Context, name string) error { return k.setLink(ctx, name, "up") }
 
 func (k *Cluster) setLink(ctx context.Context, name, state string) error {
@@ -183,8 +184,8 @@ func (k *Cluster) healAll(ctx context.Context) error {
 	return nil
 }
 
-// checkRanges refuses ranges that an address or a route of the host lies in.
-// The default route does not count, nor do the cluster's own links.
+// checkRanges rejects ranges that contain an address or a route of the host.
+// The default route and the cluster's own links do not count.
 func checkRanges(ctx context.Context, r run.Runner, c Config) error {
 	used, err := hostPrefixes(ctx, r)
 	if err != nil {
@@ -246,7 +247,7 @@ func hostPrefixes(ctx context.Context, r run.Runner) ([]usedPrefix, error) {
 		if !strings.Contains(to, "/") {
 			to += "/32"
 		}
-		// "default" does not parse, and a /0 or /1 is a VPN's way to say it.
+		// "default" does not parse, and a VPN uses a /0 or /1 as its default route.
 		if p, err := netip.ParsePrefix(to); err == nil && p.Bits() > 1 && route.Device != hostLink {
 			used = append(used, usedPrefix{route.Device, p.Masked()})
 		}
@@ -254,7 +255,7 @@ func hostPrefixes(ctx context.Context, r run.Runner) ([]usedPrefix, error) {
 	return used, nil
 }
 
-// unmarshalList reads ip's JSON, which is nothing at all when the list is empty.
+// unmarshalList reads ip's JSON; the output is empty if the list is empty.
 func unmarshalList(text string, into any) error {
 	if strings.TrimSpace(text) == "" {
 		return nil

@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// pki is the folder with the cluster's certificates. A certificate that is
-// there is kept, so that a second Up changes none.
+// pki is the folder with the cluster's certificates. Existing certificates are
+// kept, so that a second Up changes none.
 type pki struct{ dir string }
 
 func (p pki) cert(name string) string { return filepath.Join(p.dir, name+".crt") }
@@ -33,7 +33,7 @@ type identity struct {
 	hosts  []string // DNS names and IP addresses
 }
 
-// issue makes the two authorities, the service accounts' key and every
+// issue creates the two authorities, the service accounts' key and every
 // certificate of the cluster.
 func (p pki) issue(c Config) error {
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
@@ -64,7 +64,7 @@ func (p pki) issue(c Config) error {
 	return nil
 }
 
-// identities lists what the cluster's own authority signs.
+// identities lists the certificates that the cluster's own authority signs.
 func identities(c Config) []identity {
 	list := []identity{
 		{name: "apiserver", user: "kube-apiserver", hosts: []string{

@@ -17,9 +17,9 @@ import (
 	"github.com/stemedb/stemedb/ci/progress"
 )
 
-// processes starts, finds and stops the cluster's components by pid files. A pid
-// file holds the process's start time next to its id: an id that was given to
-// another process since is nobody of ours.
+// processes starts, finds and stops the cluster's components by pid files. A
+// pid file contains the process's start time in addition to its id, so that a
+// reused id is not mistaken for our process.
 type processes struct {
 	pids string // folder of pid files
 	logs string // folder of logs
@@ -42,7 +42,7 @@ func (p processes) start(c component) (started bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("starting %s: %w", c.name, err)
 	}
-	defer func() { _ = log.Close() }()             // the component has a handle of its own
+	defer func() { _ = log.Close() }()             // the component has its own handle
 	cmd := exec.Command(c.cmd.Name, c.cmd.Args...) //nolint:noctx // the component outlives this process
 	cmd.Env = append(os.Environ(), c.cmd.Env...)
 	cmd.Dir = "/"
@@ -53,7 +53,7 @@ func (p processes) start(c component) (started bool, err error) {
 	}
 	born, err := birth(cmd.Process.Pid)
 	if err != nil {
-		return false, progress.WithLog(fmt.Errorf("starting %s: it ended at once", c.name), p.log(c.name))
+		return false, progress.WithLog(fmt.Errorf("starting %s: it exited immediately", c.name), p.log(c.name))
 	}
 	text := fmt.Sprintf("%d %s\n", cmd.Process.Pid, born)
 	if err := os.WriteFile(p.pid(c.name), []byte(text), 0o600); err != nil {
@@ -62,7 +62,7 @@ func (p processes) start(c component) (started bool, err error) {
 	return true, cmd.Process.Release()
 }
 
-// running returns the process id of a component that runs.
+// running returns the process id of a running component.
 func (p processes) running(name string) (int, bool) {
 	text, err := os.ReadFile(p.pid(name))
 	if err != nil {
@@ -135,8 +135,9 @@ func (p processes) known() []string {
 	return names
 }
 
-// wait polls check until it succeeds. It gives up when the time is over or when
-// one of the named components has died, and then points at that one's log.
+// wait polls check until it succeeds. It fails after the time limit or when one
+// of the named components has died; the error then refers to that component's
+// log.
 func (p processes) wait(ctx context.Context, limit time.Duration, check func(context.Context) error, names ...string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not ready after %s", limit))
 	defer cancel()
@@ -169,17 +170,17 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// birth is the start time of a live process, in clock ticks since boot. One that
-// has ended and was not waited for yet counts as gone.
+// birth is the start time of a live process, in clock ticks since boot. A
+// zombie counts as ended.
 func birth(pid int) (string, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return "", err
 	}
-	// The command's name stands in brackets and may hold anything, brackets too.
+	// The command's name is in brackets and may contain any characters, including brackets.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 20 {
-		return "", fmt.Errorf("process %d: unexpected form of stat", pid)
+		return "", fmt.Errorf("process %d: unexpected format of stat", pid)
 	}
 	if fields[0] == "Z" || fields[0] == "X" {
 		return "", os.ErrProcessDone

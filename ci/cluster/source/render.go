@@ -34,8 +34,8 @@ func renderTo(path, name string, data any) error {
 	return writeFile(path, content)
 }
 
-// writeFile leaves a file alone that has the content already: kube-proxy ends
-// itself when its file is touched.
+// writeFile does not rewrite a file with the same content: kube-proxy exits
+// when its file is modified.
 func writeFile(path string, content []byte) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, content) {
 		return nil
@@ -49,7 +49,7 @@ func writeFile(path string, content []byte) error {
 	return nil
 }
 
-// Images of the cluster's own parts. They are made here and exist in no registry.
+// Images of the cluster's own components. They are built here and exist in no registry.
 const (
 	pauseImage     = "docker.io/stemedb/pause:v1"
 	corednsImage   = "docker.io/stemedb/coredns:v1"
@@ -77,7 +77,7 @@ func writeConfig(c Config) error {
 			return err
 		}
 	}
-	// No server is named: what CoreDNS does not know does not exist.
+	// No upstream server: names that CoreDNS does not know do not exist.
 	if err := writeFile(c.path("resolv.conf"), []byte("# pods that ask the node's resolver get no answer\n")); err != nil {
 		return err
 	}

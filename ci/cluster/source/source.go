@@ -17,8 +17,8 @@ type Tools interface {
 	Paths(ctx context.Context, names ...string) (map[string]string, error)
 }
 
-// Cluster is one cluster on this machine. Its methods must not run at the same
-// time as each other in different processes.
+// Cluster is one cluster on this machine. Its methods must not run concurrently
+// in different processes.
 type Cluster struct {
 	Config   Config
 	Runner   run.Runner
@@ -29,7 +29,7 @@ type Cluster struct {
 	cgroups   cgroups
 	processes processes
 	ownerFile string
-	// namespaces is the folder where the kernel's named network namespaces are.
+	// namespaces is the folder of the kernel's named network namespaces.
 	namespaces string
 }
 
@@ -49,7 +49,8 @@ func (k *Cluster) Name() string { return "source" }
 // Kubeconfig is the path of the administrator's kubeconfig.
 func (k *Cluster) Kubeconfig() string { return k.Config.Kubeconfig() }
 
-// Up brings the cluster up, or verifies that it is. What runs is left alone.
+// Up brings the cluster up, or verifies that it is up. It does not restart
+// running components.
 func (k *Cluster) Up(ctx context.Context) error {
 	if err := k.Reporter.Step(ctx, "check this machine", k.Check); err != nil {
 		return err
@@ -68,7 +69,7 @@ func (k *Cluster) Up(ctx context.Context) error {
 		do   func(context.Context) error
 	}{
 		{"write certificates and configuration", func(context.Context) error { return k.configure(tool) }},
-		{"make the network", k.ensureNetwork},
+		{"create the network", k.ensureNetwork},
 		{"start the control plane", func(ctx context.Context) error { return k.startControlPlane(ctx, tool) }},
 		{"start the nodes' containerd and import images", k.startRuntimes},
 		{"start kubelets and wait for the nodes", func(ctx context.Context) error { return k.startNodes(ctx, tool) }},
@@ -76,7 +77,7 @@ func (k *Cluster) Up(ctx context.Context) error {
 	}
 	for _, s := range steps {
 		if err := k.Reporter.Step(ctx, s.name, s.do); err != nil {
-			return progress.WithHint(err, "logs are in %s; take it down and try again when that does not explain it", k.processes.logs)
+			return progress.WithHint(err, "logs are in %s; if they do not explain the failure, take the cluster down and try again", k.processes.logs)
 		}
 	}
 	return nil
@@ -95,7 +96,7 @@ func (k *Cluster) configure(tool map[string]string) error {
 	if err := writeConfig(k.Config); err != nil {
 		return err
 	}
-	// A kubectl next to the kubeconfig, for people and for later commands.
+	// A kubectl next to the kubeconfig, for users and for later commands.
 	link := k.Config.path("kubectl")
 	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("linking kubectl: %w", err)

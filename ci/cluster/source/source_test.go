@@ -96,9 +96,9 @@ func TestNetworkCommands(t *testing.T) {
 	}, lines[len(lines)-2:])
 	for _, line := range lines {
 		if strings.HasPrefix(line, "ip route") || strings.HasPrefix(line, "ip link") || strings.HasPrefix(line, "ip addr") {
-			require.Regexp(t, `stemedb|via 10\.99\.0\.1$`, line, "the host's own side is one link and two routes")
+			require.Regexp(t, `stemedb|via 10\.99\.0\.1$`, line, "on the host there are only one link and two routes")
 		}
-		require.NotRegexp(t, `^sysctl`, line, "the host's own forwarding is not touched")
+		require.NotRegexp(t, `^sysctl`, line, "the host's own forwarding is not changed")
 	}
 }
 
@@ -153,7 +153,7 @@ func TestCertificates(t *testing.T) {
 	require.Equal(t, []string{"system:nodes"}, parse(t, keys.cert("node2")).Subject.Organization)
 	require.Equal(t, "system:node:node2", parse(t, keys.cert("node2")).Subject.CommonName)
 	_, err = parse(t, keys.cert("front-proxy")).Verify(x509.VerifyOptions{Roots: authority, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	require.Error(t, err, "the aggregator's client is no client of the cluster")
+	require.Error(t, err, "the aggregator's client is not a client of the cluster")
 
 	before := read(t, keys.cert("apiserver"))
 	require.NoError(t, keys.issue(c))
@@ -195,7 +195,7 @@ func TestConfigFiles(t *testing.T) {
 	require.Equal(t, "bridge", network.Plugins[0]["type"])
 	require.Contains(t, string(read(t, n.path("cni", "10-stemedb.conflist"))), "10.244.2.0/24")
 
-	// A second writing touches nothing: kube-proxy ends when its file changes.
+	// A second write changes no file: kube-proxy exits when its file changes.
 	old := time.Now().Add(-time.Hour).Truncate(time.Second)
 	require.NoError(t, os.Chtimes(n.path("kube-proxy.yaml"), old, old))
 	require.NoError(t, writeConfig(c))
@@ -288,12 +288,12 @@ sha256:id-of-old application/x sha256:old 19.2 MiB linux/amd64 -
 	require.ErrorContains(t, k.LoadImage(t.Context(), tar+".missing"), "no image file")
 }
 
-// One cluster must never take what belongs to another.
+// A cluster must never take the names of another one.
 func TestOwner(t *testing.T) {
 	first, second := testCluster(t, nil), testCluster(t, nil)
 	second.ownerFile, second.namespaces = first.ownerFile, first.namespaces
 	require.NoError(t, first.claim())
-	require.NoError(t, first.claim(), "claimed twice by the same")
+	require.NoError(t, first.claim(), "claimed twice by the same owner")
 	err := second.claim()
 	require.ErrorContains(t, err, "another cluster is up on this machine, with its state in "+first.Config.Dir)
 	require.ErrorContains(t, second.CutNode(t.Context(), "node1"), "another cluster")
@@ -301,16 +301,16 @@ func TestOwner(t *testing.T) {
 	require.NoError(t, first.release())
 	require.NoError(t, second.claim())
 	require.NoError(t, os.RemoveAll(second.Config.Dir))
-	require.NoError(t, first.claim(), "an owner without its folder is gone")
+	require.NoError(t, first.claim(), "an owner without its folder no longer exists")
 
-	// Namespaces that nobody claims are somebody's.
+	// Unclaimed namespaces belong to an unknown owner.
 	require.NoError(t, first.release())
 	require.NoError(t, os.WriteFile(filepath.Join(first.namespaces, "stemedb-node1"), nil, 0o600))
 	require.ErrorContains(t, first.claim(), "belong to no known cluster")
 	require.NoError(t, os.WriteFile(first.Config.path("network.complete"), nil, 0o600))
 	owned, err := first.free()
 	require.NoError(t, err)
-	require.True(t, owned, "the network was completed by this one")
+	require.True(t, owned, "this cluster completed the network")
 }
 
 // Down of a cluster that lost its names to another removes only its own files.
@@ -335,7 +335,7 @@ func TestContainerPID(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 4242, pid)
 	_, err = k.ContainerPID(t.Context(), "node1", "def")
-	require.ErrorContains(t, err, "does not run", "a stopped one has no process that could be somebody else's by now")
+	require.ErrorContains(t, err, "is not running", "a stopped container has no process whose id could have been reused")
 	require.Contains(t, r.Commands()[0], "--address "+k.Config.node(1).socket()+" --namespace k8s.io tasks list")
 }
 
@@ -351,12 +351,12 @@ func TestProcesses(t *testing.T) {
 	require.True(t, running)
 	started, err = p.start(sleeper)
 	require.NoError(t, err)
-	require.False(t, started, "it runs already")
+	require.False(t, started, "it is already running")
 	again, _ := p.running("sleeper")
 	require.Equal(t, pid, again)
 	require.Equal(t, []string{"sleeper"}, p.known())
 
-	// The id of a process that was born at another time is not ours.
+	// A process with a different start time is not ours.
 	require.NoError(t, os.WriteFile(p.pid("other"), []byte(strconv.Itoa(os.Getpid())+" 1\n"), 0o600))
 	_, running = p.running("other")
 	require.False(t, running)
@@ -403,7 +403,7 @@ func TestCgroupTrees(t *testing.T) {
 	require.NoError(t, g.check())
 	require.NoError(t, g.add("/stemedb/node1"))
 	require.DirExists(t, filepath.Join(dir, "memory/stemedb/node1"))
-	require.NoDirExists(t, filepath.Join(dir, "unified/stemedb"), "version 1 is in charge")
+	require.NoDirExists(t, filepath.Join(dir, "unified/stemedb"), "version 1 is used")
 	require.Equal(t, "0-1", string(read(t, filepath.Join(dir, "cpuset/stemedb/node1/cpuset.cpus"))))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "memory/stemedb/node1/cgroup.procs"), []byte("12\n34\n"), 0o600))
 	pids, err := g.processes("/stemedb")
@@ -421,8 +421,8 @@ func TestCgroupVersion2(t *testing.T) {
 	mounts := filepath.Join(t.TempDir(), "mounts")
 	require.NoError(t, os.WriteFile(mounts, []byte("cgroup2 "+dir+" cgroup2 rw 0 0\n"), 0o600))
 	g := cgroups{mounts: mounts}
-	// A plain folder stands in for the kernel's: controllers are listed in each
-	// group before its child is made.
+	// A plain folder replaces the kernel's: controllers are listed in each
+	// group before its child is created.
 	for _, group := range []string{"", "stemedb", "stemedb/node1"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, group), 0o755))
 		require.NoError(t, os.WriteFile(filepath.Join(dir, group, "cgroup.controllers"), []byte("cpuset cpu memory pids\n"), 0o600))

@@ -75,5 +75,5 @@ func (k *Cluster) ContainerPID(ctx context.Context, nodeName, id string) (int, e
 			return pid, nil
 		}
 	}
-	return 0, fmt.Errorf("container %s does not run on %s", id, nodeName)
+	return 0, fmt.Errorf("container %s is not running on %s", id, nodeName)
 }

@@ -1,5 +1,5 @@
 // Command cluster brings up a three-node Kubernetes cluster for development and
-// tests and takes it away again.
+// tests and removes it again.
 package main
 
 import (
@@ -48,7 +48,7 @@ func command() *cobra.Command {
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&s.provider, "provider", os.Getenv("STEMEDB_CLUSTER_PROVIDER"),
-		"one of "+strings.Join(cluster.Providers(), ", ")+"; empty chooses by what the machine has [STEMEDB_CLUSTER_PROVIDER]")
+		"one of "+strings.Join(cluster.Providers(), ", ")+"; empty selects one that the machine supports [STEMEDB_CLUSTER_PROVIDER]")
 	f.StringVar(&s.options.Context, "context", os.Getenv("STEMEDB_CLUSTER_CONTEXT"), "existing: the context to use [STEMEDB_CLUSTER_CONTEXT]")
 	f.StringVar(&s.options.Dir, "state", "", "state folder (default below ~/.local/state) [STEMEDB_STATE]")
 	f.StringVar(&s.options.NodeRange, "node-range", os.Getenv("STEMEDB_CLUSTER_NODE_RANGE"), "source: a /24 for nodes (default 10.99.0.0/24)")
@@ -58,7 +58,7 @@ func command() *cobra.Command {
 	root.AddCommand(
 		s.up(),
 		s.down(),
-		s.simple("status", "Show nodes and processes; fails when the cluster is not up", func(cmd *cobra.Command, p cluster.Provider) error {
+		s.simple("status", "Show nodes and processes; fails if the cluster is not up", func(cmd *cobra.Command, p cluster.Provider) error {
 			text, err := p.Status(cmd.Context())
 			fmt.Fprint(cmd.OutOrStdout(), text)
 			return err
@@ -71,8 +71,8 @@ func command() *cobra.Command {
 			return err
 		}),
 		s.loadImage(),
-		s.fault("node-cut NODE", "Take a node off the network", cluster.Faults.CutNode),
-		s.fault("node-heal NODE", "Put a node back on the network", cluster.Faults.HealNode),
+		s.fault("node-cut NODE", "Disconnect a node from the network", cluster.Faults.CutNode),
+		s.fault("node-heal NODE", "Reconnect a node to the network", cluster.Faults.HealNode),
 		s.signal(),
 	)
 	return root
@@ -115,7 +115,7 @@ func (s *settings) up() *cobra.Command {
 func (s *settings) down() *cobra.Command {
 	return &cobra.Command{
 		Use:   "down",
-		Short: "Take the cluster down and undo everything that up changed",
+		Short: "Take the cluster down and revert all changes made by up",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			was, err := cluster.Down(cmd.Context(), s.options)
@@ -135,7 +135,7 @@ func (s *settings) down() *cobra.Command {
 func (s *settings) loadImage() *cobra.Command {
 	return &cobra.Command{
 		Use:   "load-image TAR...",
-		Short: "Put images on every node",
+		Short: "Load images onto every node",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := cluster.Open(s.options)
@@ -183,7 +183,7 @@ func (s *settings) signal() *cobra.Command {
 	name := "KILL"
 	cmd := &cobra.Command{
 		Use:   "kill-container NAMESPACE/POD/CONTAINER...",
-		Short: "Send a signal to containers past kubelet and runtime, to all at once",
+		Short: "Send a signal to all given containers at once, bypassing kubelet and runtime",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			number := unix.SignalNum("SIG" + strings.TrimPrefix(name, "SIG"))
@@ -216,7 +216,7 @@ func (s *settings) faults() (cluster.Faults, error) {
 	}
 	f, ok := p.(cluster.Faults)
 	if !ok {
-		return nil, fmt.Errorf("provider %s cannot break nodes or containers", p.Name())
+		return nil, fmt.Errorf("provider %s cannot inject faults into nodes or containers", p.Name())
 	}
 	return f, nil
 }

@@ -1,4 +1,4 @@
-// Command dev is what the Makefile's targets run; `make help` lists them.
+// Command dev implements the Makefile's targets; `make help` lists them.
 package main
 
 import (

@@ -1,4 +1,4 @@
-// Command image makes container images without a registry or a daemon.
+// Command image builds container images without a registry or a daemon.
 package main
 
 import (
@@ -30,7 +30,7 @@ func main() {
 func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "image",
-		Short:         "Make container images without a registry or a daemon",
+		Short:         "Build container images without a registry or a daemon",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -110,8 +110,8 @@ func buildCommand() *cobra.Command {
 	f.StringVar(&spec.Reference, "name", "", "full name with registry and tag (required)")
 	f.StringArrayVar(&programs, "program", nil, "FOLDER=PATH: compile the main package of that folder of the checkout; may be repeated")
 	f.StringArrayVar(&binaries, "binary", nil, "FILE=PATH: copy that file; may be repeated")
-	f.StringArrayVar(&spec.Entrypoint, "entrypoint", nil, "program and fixed arguments, one word a flag (default: the first program)")
-	f.StringArrayVar(&spec.Cmd, "cmd", nil, "default arguments, one word a flag")
+	f.StringArrayVar(&spec.Entrypoint, "entrypoint", nil, "program and fixed arguments, one word per flag (default: the first program)")
+	f.StringArrayVar(&spec.Cmd, "cmd", nil, "default arguments, one word per flag")
 	f.StringVar(&spec.User, "user", image.NonRoot, "uid:gid")
 	f.StringToStringVar(&labels, "label", nil, "NAME=VALUE; may be repeated")
 	f.StringVar(&certificates, "certificates", "", "certificate authorities to put into the image")

@@ -1,7 +1,7 @@
-// Command run is what ci/run-server becomes once everything is built: it runs
-// one server without keys, with its data in the folder that is its first
-// argument, and removes that folder at the end. Further arguments go to the
-// server.
+// Command run replaces the process of ci/run-server after the build: it runs
+// one server without keys, with its data in the folder given by the first
+// argument, and removes that folder at the end. It passes further arguments to
+// the server.
 package main
 
 import (
@@ -40,7 +40,7 @@ func run(folder string, flags []string) (code int, err error) {
 	}
 	port := func(n int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(first+n)) }
 	program := filepath.Join(folder, "stemedb")
-	fmt.Printf("StemeDB listens on http://%s (API) and :%d (gateway); data in %s; Ctrl-C ends it and removes the data.\n", port(0), first+1, folder)
+	fmt.Printf("StemeDB listens on http://%s (API) and :%d (gateway); data in %s; Ctrl-C stops it and removes the data.\n", port(0), first+1, folder)
 	fmt.Printf("  curl -s http://%s/v1/health\n", port(1))
 	fmt.Printf("  %s smoke --url http://%s\n", program, port(1))
 
@@ -78,8 +78,8 @@ func firstPort(text string) (int, error) {
 	return int(port), nil
 }
 
-// environment leaves out what is meant for the project's tools and clients: the
-// server refuses settings that it does not know.
+// environment omits variables of the project's tools and clients, because the
+// server rejects unknown settings.
 func environment(all []string) (out []string) {
 	for _, kv := range all {
 		name, _, _ := strings.Cut(kv, "=")

@@ -10,18 +10,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// supervise runs the server until it ends. byTerminal says that it was ended by
-// the terminal and by no signal from here.
+// supervise runs the server until it ends. byTerminal reports that the terminal
+// ended it, not a signal from here.
 //
-// Ctrl-C reaches every process in the terminal's foreground group, and make ends
-// with an error when it gets one. So the server has a group to itself and, when
-// this group holds the terminal, takes the terminal for as long as it runs: then
-// Ctrl-C reaches the server alone, and once.
+// Ctrl-C reaches every process in the terminal's foreground group, and make
+// ends with an error when it gets one. The server therefore has its own group
+// and, if this group holds the terminal, takes over the terminal while it runs:
+// Ctrl-C then reaches only the server, and only once.
 func supervise(server *exec.Cmd) (byTerminal bool, err error) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	// Nobody could continue a server that Ctrl-Z has stopped, since the shell
-	// sees only make. The server inherits this.
+	// A server stopped by Ctrl-Z could not be continued, since the shell sees
+	// only make. The server inherits this setting.
 	signal.Ignore(syscall.SIGTSTP, syscall.SIGTTOU)
 	server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	tty := terminal()
@@ -38,9 +38,9 @@ func supervise(server *exec.Cmd) (byTerminal bool, err error) {
 	for {
 		select {
 		case <-signals:
-			// Only the first is passed on: make and process managers signal
-			// the group and then their child once more, and a second signal
-			// would end the server at once.
+			// Only the first signal is forwarded: make and process managers
+			// signal the group and then their child again, and a second signal
+			// would stop the server immediately.
 			if !asked {
 				_ = server.Process.Signal(syscall.SIGTERM) // it may have ended
 			}

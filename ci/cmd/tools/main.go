@@ -36,7 +36,7 @@ func command() *cobra.Command {
 	root.AddCommand(
 		&cobra.Command{
 			Use:   "path TOOL",
-			Short: "Build a tool unless the cache has it, and print where it is",
+			Short: "Build a tool unless it is cached, and print its path",
 			Args:  cobra.ExactArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				b, err := builder()
@@ -53,7 +53,7 @@ func command() *cobra.Command {
 		},
 		&cobra.Command{
 			Use:   "build [TOOL...]",
-			Short: "Build tools (all that the source cluster needs when none is named)",
+			Short: "Build tools (by default all tools of the source cluster)",
 			RunE: func(cmd *cobra.Command, args []string) error {
 				b, err := builder()
 				if err != nil {
@@ -73,9 +73,9 @@ func command() *cobra.Command {
 		},
 		&cobra.Command{
 			Use:   "run TOOL [ARGUMENT...]",
-			Short: "Build a tool unless the cache has it, and become it",
+			Short: "Build a tool unless it is cached, and run it in place of this process",
 			Args:  cobra.MinimumNArgs(1),
-			// Flags after the tool's name are the tool's.
+			// Flags after the tool's name belong to the tool.
 			DisableFlagParsing: true,
 			RunE: func(cmd *cobra.Command, args []string) error {
 				b, err := builder()
@@ -95,7 +95,7 @@ func command() *cobra.Command {
 		},
 		&cobra.Command{
 			Use:   "list",
-			Short: "List the tools that can be built",
+			Short: "List the available tools",
 			Args:  cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				for _, name := range tools.Names() {

@@ -56,7 +56,7 @@ func (r *Recorder) Run(_ context.Context, c run.Command) (string, error) {
 	return best.stdout, nil
 }
 
-// Commands returns what was run, in order, one line each.
+// Commands returns the executed commands, in order, one line each.
 func (r *Recorder) Commands() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

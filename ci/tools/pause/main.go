@@ -1,5 +1,5 @@
 // Command pause is the process that holds a pod's namespaces open. As process 1
-// of a shared process namespace it also reaps what others leave behind.
+// of a shared process namespace it also reaps orphaned processes.
 package main
 
 import (

@@ -14,17 +14,18 @@ import (
 )
 
 const (
-	// requestTimeout is how long a request may take before it counts as failed.
+	// requestTimeout is the time after which a request counts as failed.
 	requestTimeout = 10 * time.Second
 	dialTimeout    = 5 * time.Second
-	// keptIdle is how long a connection is kept without use. A server that
-	// stops closes what was idle all through its grace, and a request may cross
-	// that close on the wire, which no HTTP/1.1 server can prevent: so this
-	// stays below server.shutdownGrace of values/dev.yaml.
+	// keptIdle is the time for which an idle connection is kept. A stopping
+	// server closes connections that were idle throughout its grace, and a
+	// request may cross that close on the wire, which no HTTP/1.1 server can
+	// prevent. This value is therefore below server.shutdownGrace of
+	// values/dev.yaml.
 	keptIdle = 5 * time.Second
 )
 
-// keptClient uses its connections again, freshClient none.
+// keptClient reuses its connections, freshClient does not.
 func keptClient() *http.Client {
 	return onceClient(&http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: keptIdle})
 }
@@ -43,12 +44,12 @@ func onceClient(t *http.Transport) *http.Client {
 // errResent marks a request that went out more than once.
 var errResent = errors.New("the request was sent more than once")
 
-// send sends a request once, and never again whatever becomes of it.
+// send sends a request once and never retries it.
 func (l *load) send(ctx context.Context, client *http.Client, method, url string, body []byte) (int, []byte, error) {
-	// Go's transport repeats a request when a connection that it had kept
-	// breaks: any with GetBody, and a GET without a body. So every request has
-	// a body, of a type that GetBody is not made for; that of a GET is empty
-	// and leaves no trace on the wire.
+	// Go's transport repeats a request when a kept-alive connection breaks: any
+	// request with GetBody, and a GET without a body. Every request therefore
+	// has a body, of a type without GetBody; the body of a GET is empty and
+	// invisible on the wire.
 	req, err := http.NewRequestWithContext(ctx, method, url, io.NopCloser(bytes.NewReader(body)))
 	if err != nil {
 		return 0, nil, err
@@ -58,7 +59,7 @@ func (l *load) send(ctx context.Context, client *http.Client, method, url string
 	if len(body) > 0 {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	// Whether that is still how the transport works is counted, not assumed.
+	// A counter verifies that the transport still behaves like this.
 	var attempts atomic.Int32
 	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { attempts.Add(1) },

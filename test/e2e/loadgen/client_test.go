@@ -14,7 +14,7 @@ import (
 var methods = map[string][]byte{http.MethodGet: nil, http.MethodPost: []byte(`{"a":1}`)}
 
 // A server that closes a kept-alive connection instead of answering fails one
-// request, whatever its method, and sees it once.
+// request, regardless of its method, and receives it once.
 func TestABrokenConnectionIsAFailure(t *testing.T) {
 	for method, body := range methods {
 		t.Run(method, func(t *testing.T) {
@@ -39,7 +39,7 @@ func TestABrokenConnectionIsAFailure(t *testing.T) {
 				t.Fatalf("first request: %d %q %v", status, answer, err)
 			}
 			if _, _, err := l.send(t.Context(), l.kept, method, l.target, body); err == nil {
-				t.Error("the second request was lost with its connection, and nobody noticed")
+				t.Error("the second request was lost with its connection without an error")
 			} else if errors.Is(err, errResent) {
 				t.Errorf("sent again: %v", err)
 			}
@@ -72,7 +72,7 @@ func breakSecond(conn net.Conn, seen *atomic.Int32) {
 	}
 }
 
-// resender is a transport that does what must not happen.
+// resender is a transport with the forbidden behaviour.
 type resender struct{ base http.RoundTripper }
 
 func (r resender) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -94,7 +94,7 @@ func TestASecondAttemptIsAFailure(t *testing.T) {
 	}
 }
 
-// The body that keeps a GET from being sent again does not show.
+// The body that prevents a GET from being resent is invisible.
 func TestAGetHasNoBody(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength != 0 || len(r.TransferEncoding) > 0 || r.Header.Get("Content-Type") != "" {

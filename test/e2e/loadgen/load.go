@@ -19,14 +19,14 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Summary is what one run between start and stop did, or has done so far.
+// Summary describes one run between start and stop, or its progress so far.
 // Every request is an assert, a read or a failure.
 type Summary struct {
 	Seconds           float64        `json:"seconds"` // in which requests were begun
 	Requests          int            `json:"requests"`
 	Asserts           int            `json:"asserts"`           // acknowledged
 	Reads             int            `json:"reads"`             // answered with the record
-	Fresh             int            `json:"fresh"`             // of these two, over a connection of their own
+	Fresh             int            `json:"fresh"`             // of these two, over a separate connection
 	Failures          int            `json:"failures"`          // transport errors and every status that is not 2xx
 	Unconnected       int            `json:"unconnected"`       // of the failures, those without a connection: nothing was sent
 	FailureKinds      map[string]int `json:"failureKinds"`      // by message
@@ -38,7 +38,7 @@ type Summary struct {
 	P99Millis         float64        `json:"p99Millis"`
 }
 
-// load sends requests at a fixed rate, whatever the answers (open loop).
+// load sends requests at a fixed rate, regardless of the answers (open loop).
 type load struct {
 	target string
 	apiKey string
@@ -97,8 +97,8 @@ func (l *load) pace(ctx, requests context.Context, r *run_) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for n := 0; ; n++ {
-		// By the clock, not by ticks: a late wake-up is made up for, so that a
-		// busy machine lowers no rate.
+		// Scheduled by the clock, not by ticks: a late wake-up is compensated,
+		// so that a busy machine does not lower the rate.
 		timer.Reset(time.Until(r.began.Add(time.Duration(n) * gap)))
 		select {
 		case <-ctx.Done():
@@ -124,7 +124,7 @@ func (l *load) pace(ctx, requests context.Context, r *run_) {
 
 var errIdle = errors.New("nothing is being sent: POST /start first")
 
-// stop begins no more requests, waits for those in flight and sums up.
+// stop starts no further requests, waits for those in flight and sums up.
 func (l *load) stop() (Summary, error) {
 	l.mu.Lock()
 	r := l.current
@@ -141,7 +141,7 @@ func (l *load) stop() (Summary, error) {
 	return l.sum(r), nil
 }
 
-// progress sums up a run that goes on.
+// progress sums up a running run.
 func (l *load) progress() (Summary, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -169,10 +169,10 @@ func (l *load) sum(r *run_) Summary {
 	return s
 }
 
-// errLost marks a quorum read that did not find what had been acknowledged.
+// errLost marks a quorum read that did not find an acknowledged record.
 var errLost = errors.New("acknowledged but not found")
 
-// one sends the n-th request and says whether it was a read.
+// one sends the n-th request and reports whether it was a read.
 func (l *load) one(ctx context.Context, client *http.Client, n int) (read bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// answers is a transport without a network: it decides from the time since its
-// first request what becomes of one.
+// answers is a transport without a network: the time since its first request
+// determines the outcome of each request.
 type answers struct {
 	fate  func(since time.Duration) (status int, after time.Duration)
 	began time.Time
@@ -51,7 +51,7 @@ func runFor(t *testing.T, d time.Duration, fate func(time.Duration) (int, time.D
 	return s
 }
 
-// What failed is a failure and nothing else; what succeeded is counted by kind.
+// A failed request counts only as a failure; a successful one is counted by kind.
 func TestSummaryTellsSuccessFromFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := runFor(t, 10*time.Second, func(time.Duration) (int, time.Duration) { return 0, 0 })
@@ -92,7 +92,7 @@ func TestSummaryTellsTheLongestGap(t *testing.T) {
 	})
 }
 
-// The rate is that of sending: a last request that hangs does not lower it.
+// The rate refers to sending: a hanging last request does not lower it.
 func TestSummaryDoesNotCountTheWaitAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := runFor(t, 10*time.Second, func(time.Duration) (int, time.Duration) { return http.StatusOK, time.Hour })
@@ -170,6 +170,6 @@ func TestVerify(t *testing.T) {
 	}
 	server.Close()
 	if v = l.verify(t.Context(), server.URL, 0, 40); v.Error == "" {
-		t.Errorf("nobody is there: %+v", v)
+		t.Errorf("no server is listening: %+v", v)
 	}
 }

@@ -1,14 +1,14 @@
 // Command loadgen is the client of the end-to-end tests. It runs inside the
 // cluster, sends asserts and reads through a Service at a fixed rate without
 // ever retrying, over kept-alive and over fresh connections, and remembers
-// every id that was acknowledged, so that a test can ask afterwards whether
-// each single replica really holds it.
+// every id that was acknowledged, so that a test can check afterwards that each
+// replica holds it.
 //
 // It is driven over HTTP:
 //
 //	POST /start            begin to send
-//	GET  /progress         a Summary of what was done so far
-//	POST /stop             stop, wait for what is in flight, answer with a Summary
+//	GET  /progress         a Summary of the run so far
+//	POST /stop             stop, wait for requests in flight, answer with a Summary
 //	POST /verify           {"url": …, "from": n, "count": n}: read that many of
 //	                       the acknowledged ids, beginning with number n, from
 //	                       this URL alone (consistency=local), answer with a

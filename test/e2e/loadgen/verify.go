@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// Verdict tells which of some acknowledged ids a replica does not hold.
+// Verdict lists the acknowledged ids that a replica does not hold.
 type Verdict struct {
 	Acknowledged int      `json:"acknowledged"` // ids in all
 	Checked      int      `json:"checked"`      // of them, in this answer
 	Missing      int      `json:"missing"`
-	Examples     []string `json:"examples"` // of what is missing, at most 20
-	Error        string   `json:"error"`    // why the replica could not be asked
+	Examples     []string `json:"examples"` // of missing ids, at most 20
+	Error        string   `json:"error"`    // why the replica could not be queried
 }
 
 const (
@@ -24,8 +24,8 @@ const (
 )
 
 // verify reads count of the acknowledged ids, beginning with the one at from,
-// from the replica at url alone. The caller goes through all of them piece by
-// piece, so that no answer takes long, however many there are.
+// from the replica at url alone. The caller reads all of them piece by piece,
+// so that no answer takes long, regardless of their number.
 func (l *load) verify(ctx context.Context, url string, from, count int) Verdict {
 	l.mu.Lock()
 	all := len(l.acked)
@@ -66,7 +66,7 @@ func (l *load) missingAt(ctx context.Context, url string, ids []string) ([]strin
 		mu.Lock()
 		stop := failed != nil
 		mu.Unlock()
-		if stop { // whoever cannot answer one need not be asked for the rest
+		if stop { // a replica that fails one read is not queried for the rest
 			break
 		}
 		next <- id

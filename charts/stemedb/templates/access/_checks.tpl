@@ -1,20 +1,20 @@
-{{/* What the chart offers and its own policies would cut off. */}}
+{{/* Enabled features that the chart's own network policies would block. */}}
 {{- define "stemedb.check.reach" -}}
 {{- $policy := .Values.networkPolicy -}}
 {{- if $policy.enabled -}}
 {{- $clients := omit $policy.clients "sameNamespace" -}}
 {{- $gateway := include "stemedb.opens" (list . 18181 "gateway") -}}
 {{- if and .Values.monitoring.serviceMonitor.enabled (not (include "stemedb.peers" $policy.scrapers)) (not (include "stemedb.opens" (list . 18180 "http-api"))) }}
-- networkPolicy.enabled and monitoring.serviceMonitor.enabled are true, but networkPolicy.scrapers names nobody, so every target would be down for ever. Add Prometheus, for example networkPolicy.scrapers.prometheus: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}, podSelector: {matchLabels: {app.kubernetes.io/name: prometheus}}}.
+- networkPolicy.enabled and monitoring.serviceMonitor.enabled are true, but networkPolicy.scrapers lists no peer, so every target would be down permanently. Add Prometheus, for example networkPolicy.scrapers.prometheus: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}, podSelector: {matchLabels: {app.kubernetes.io/name: prometheus}}}.
 {{- end }}
 {{- if and .Values.ingress.enabled (not (include "stemedb.peers" $clients)) (not $gateway) }}
-- networkPolicy.enabled and ingress.enabled are true, but networkPolicy.clients does not name the Ingress controller, so nothing would come through. Add its pods (also when they run in this namespace), for example networkPolicy.clients.ingress: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: {app.kubernetes.io/name: traefik}}}.
+- networkPolicy.enabled and ingress.enabled are true, but networkPolicy.clients does not list the Ingress controller, so no request would get through. Add its pods (also when they run in this namespace), for example networkPolicy.clients.ingress: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: {app.kubernetes.io/name: traefik}}}.
 {{- end }}
 {{- if and (ne .Values.service.gateway.type "ClusterIP") (not (include "stemedb.peers" $clients)) (not $gateway) }}
-- networkPolicy.enabled is true and service.gateway.type is {{ .Values.service.gateway.type }}, but networkPolicy.clients names no address outside the cluster, so nothing would come in. Add the callers, for example networkPolicy.clients.lan: {ipBlock: {cidr: 10.0.0.0/8}}; where externalTrafficPolicy is not Local, the nodes' own addresses.
+- networkPolicy.enabled is true and service.gateway.type is {{ .Values.service.gateway.type }}, but networkPolicy.clients lists no address outside the cluster, so no request would get in. Add the callers, for example networkPolicy.clients.lan: {ipBlock: {cidr: 10.0.0.0/8}}; if externalTrafficPolicy is not Local, add the nodes' own addresses instead.
 {{- end }}
 {{- if not (include "stemedb.peers" $policy.dns.peers) }}
-- networkPolicy.dns.peers names nobody, so the members could not find each other. Name the cluster's DNS, or leave the default.
+- networkPolicy.dns.peers lists no peer, so the members could not find each other. Add the cluster's DNS, or keep the default.
 {{- end }}
 {{- end -}}
 {{- end -}}

@@ -1,7 +1,7 @@
 {{/*
-One rule: direction ("from" or "to"), what it is for, its peers by name (a map
-is walked in the order of its names, so every rendering is the same), and
-protocol and port by turns.
+One rule: direction ("from" or "to"), its purpose, its peers by name (maps are
+iterated in the order of their keys, so rendering is deterministic), and
+alternating protocols and ports.
 */}}
 {{- define "stemedb.policyRule" -}}
 {{- $ports := index . 3 -}}
@@ -17,7 +17,7 @@ protocol and port by turns.
 {{- end }}
 {{- end -}}
 
-{{/* A map of name to peer (or rule) as a list, without what an overlay took out (null, or enabled: false). */}}
+{{/* A map of name to peer (or rule) as a list, without entries that an overlay removed (null, or enabled: false). */}}
 {{- define "stemedb.peers" -}}
 {{- range $name, $peer := . }}
 {{- if and $peer (ne (get $peer "enabled" | toString) "false") }}
@@ -26,7 +26,7 @@ protocol and port by turns.
 {{- end }}
 {{- end -}}
 
-{{/* Egress to the cluster's DNS, by UDP and by TCP. */}}
+{{/* Egress to the cluster's DNS, over UDP and TCP. */}}
 {{- define "stemedb.dnsRule" -}}
 {{- $ports := list -}}
 {{- range .Values.networkPolicy.dns.ports }}{{ $ports = concat $ports (list "UDP" (int .) "TCP" (int .)) }}{{ end -}}

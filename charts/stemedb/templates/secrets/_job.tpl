@@ -1,6 +1,6 @@
 {{/*
-The Job has work to do where the Secret is generated, and as a hook also with
-the other sources: there it compares before a change.
+The Job is needed if the Secret is generated, and as a hook also with the other
+sources, to compare the values before a change.
 */}}
 {{- define "stemedb.hasSecretJob" -}}
 {{- $secrets := .Values.secrets -}}
@@ -8,8 +8,9 @@ the other sources: there it compares before a change.
 {{- end -}}
 
 {{/*
-A list of root and weight. The Job's objects come in the order of their weights
-and go when all is done. Without hooks they are ordinary objects.
+A list of root and weight. The Job's objects are created in the order of their
+weights and deleted when the hook has succeeded. Without hooks they are ordinary
+objects.
 */}}
 {{- define "stemedb.secretHook" -}}
 {{- $secrets := (index . 0).Values.secrets -}}
@@ -21,8 +22,8 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end -}}
 
 {{/*
-An ordinary Job that changes must be another Job, since its template is
-immutable: its name holds a hash of what it runs.
+The template of a Job is immutable, so a changed ordinary Job needs a new name:
+the name contains a hash of the Job's content.
 */}}
 {{- define "stemedb.secretJobObjectName" -}}
 {{- if .Values.secrets.job.hook -}}

@@ -1,7 +1,7 @@
 {{/*
-The claims. apiVersion, kind and volumeMode are written out, since the server
-fills them in and a GitOps tool would see a difference for ever; the labels
-are the selector's only, since a claim is immutable.
+The claims. apiVersion, kind and volumeMode are explicit, since the API server
+fills them in and a GitOps tool would see a permanent difference. The labels are
+only those of the selector, since a claim is immutable.
 */}}
 {{- define "stemedb.object.walClaim" -}}
 {{- include "stemedb.claim" (dict "root" . "name" "wal" "volume" .Values.persistence.wal) -}}

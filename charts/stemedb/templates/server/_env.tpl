@@ -1,6 +1,6 @@
 {{/*
 The server's environment as a map: name to text or to {valueFrom}. extraEnv is
-merged over it, so that an overlay changes one variable.
+merged over it, so that an overlay can change a single variable.
 */}}
 {{- define "stemedb.envMap" -}}
 STEMEDB_NODE_NAME:
@@ -38,7 +38,7 @@ STEMEDB_PEER_TLS_CA_PATH: /etc/stemedb/peer-tls/ca.crt
 {{- end }}
 {{- end -}}
 
-{{/* The map as a list. POD_NAME stands first: $(POD_NAME) only sees what precedes it. */}}
+{{/* The map as a list. POD_NAME comes first: $(POD_NAME) resolves only preceding variables. */}}
 {{- define "stemedb.env" -}}
 {{- $env := include "stemedb.envMap" . | fromYaml -}}
 {{- include "stemedb.mergePatch" (list $env .Values.extraEnv) -}}

@@ -1,4 +1,4 @@
-{{/* The pod template. No checksums: members and secrets are read from files, and scaling must restart nobody. */}}
+{{/* The pod template. No checksums: members and secrets are read from files, and scaling must restart no pod. */}}
 {{- define "stemedb.object.pod" -}}
 metadata:
   {{- include "stemedb.podMetadata" (list . "server") | nindent 2 }}

@@ -1,4 +1,4 @@
-{{/* Mode 288 is 0440: root writes, the pod's fsGroup reads, nobody else does. */}}
+{{/* Mode 288 is 0440: only the owner and the pod's fsGroup can read. */}}
 {{- define "stemedb.volumes" -}}
 - name: members
   configMap:

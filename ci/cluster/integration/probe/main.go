@@ -1,6 +1,6 @@
 // Command probe is the workload of the cluster's integration test: a server
-// that says who it is, keeps a file on its volume and resolves names, and a
-// client that sends requests at a fixed rate and counts what fails.
+// that reports its name, keeps a file on its volume and resolves names, and a
+// client that sends requests at a fixed rate and counts failures.
 package main
 
 import (
@@ -34,7 +34,7 @@ func main() {
 }
 
 // serve answers until SIGTERM, and for some seconds longer: an endpoint is
-// removed from the nodes' rules only after the pod was told to stop.
+// removed from the nodes' rules only after the pod received the signal.
 func serve() error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -117,15 +117,15 @@ func getFile(w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write(body)
 }
 
-// result is what load answers.
+// result is the answer of load.
 type result struct {
 	Sent, Failed int
 	Errors       []string       // the first ten
 	By           map[string]int // answers by server
 }
 
-// load sends rps requests a second to url for so many seconds, over connections
-// that are kept or, with fresh=true, over a new one each.
+// load sends rps requests per second to url for the given number of seconds,
+// over kept-alive connections or, with fresh=true, over a new one each.
 func load(w http.ResponseWriter, r *http.Request) {
 	rps, _ := strconv.Atoi(r.FormValue("rps"))
 	seconds, _ := strconv.Atoi(r.FormValue("seconds"))
@@ -191,6 +191,6 @@ func get(ctx context.Context, client *http.Client, url string) (string, error) {
 
 func answer(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	// The client may be gone.
+	// The client may have disconnected.
 	_ = json.NewEncoder(w).Encode(v)
 }
