@@ -2,6 +2,8 @@ package control
 
 import (
 	"errors"
+	"slices"
+	"strings"
 
 	"github.com/hashicorp/raft"
 
@@ -27,6 +29,21 @@ func (c *Control) RotInMemory(h keys.Hash) {
 	k.RevokedAt = 0
 	s.Keys[h] = k
 	c.table.state.Store(s)
+}
+
+// Voters returns the names of those that vote on the table, as far as this node
+// knows, in order.
+func (c *Control) Voters() (names []string) {
+	future := c.raft.Load().GetConfiguration()
+	if future.Error() != nil {
+		return nil
+	}
+	for _, id := range votersOf(future.Configuration()) {
+		name, _, _ := strings.Cut(id, "/")
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Pipelines reports whether Raft sends a follower entries before it has answered

@@ -2,6 +2,7 @@ package control_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -57,26 +58,29 @@ func TestAReplacementThatReportsALossDuringAPollIsNotWhole(t *testing.T) {
 	})
 }
 
+// fiveAndOne is a cluster of b to f that a joins. The join is open, and a lacks
+// everything.
+func fiveAndOne(t *testing.T) (w *world, a, f *node) {
+	w = newWorld(t, "b", "c", "d", "e", "f")
+	w.start()
+	w.settled(5)
+	w.everywhere(100)
+	a, f = w.add("a"), w.node["f"]
+	a.join = append([]string{peerAddr("a")}, w.join...)
+	a.start()
+	w.eventually(time.Minute, func() bool { return f.control.State().Change != nil }, "the join is open")
+	time.Sleep(20 * time.Second)
+	require.NotNil(t, f.control.State().Change, "it lacks everything")
+	return w, a, f
+}
+
 // A node whose name sorts before those of five members joins. As long as it does
 // not vote, the five do: two of them may fail. When it is a member, it votes
 // instead of the last one.
 func TestAJoinTakesNoVoteBeforeItHasOne(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		w := newWorld(t, "b", "c", "d", "e", "f")
+		w, _, f := fiveAndOne(t)
 		defer w.close()
-		w.start()
-		w.settled(5)
-		for _, n := range w.node {
-			n.data.write(100)
-		}
-		w.sync()
-		n := w.add("a")
-		n.join = append([]string{peerAddr("a")}, w.join...)
-		n.start()
-		f := w.node["f"]
-		w.eventually(time.Minute, func() bool { return f.control.State().Change != nil }, "the join is open")
-		time.Sleep(20 * time.Second)
-		require.NotNil(t, f.control.State().Change, "it lacks everything")
 		b, c := w.node["b"], w.node["c"]
 		b.kill()
 		c.kill()
@@ -84,5 +88,35 @@ func TestAJoinTakesNoVoteBeforeItHasOne(t *testing.T) {
 			ok, at := f.control.Confirmed()
 			return ok && w.leader() != nil && time.Since(at) < 5*time.Second
 		}, "three of five members have a leader")
+		require.Equal(t, []string{"b", "c", "d", "e", "f"}, f.control.Voters())
+
+		b.start()
+		c.start()
+		w.settled(6)
+		w.eventually(time.Minute, func() bool {
+			voters := f.control.Voters()
+			require.GreaterOrEqual(t, len(voters), 5)
+			return slices.Equal(voters, []string{"a", "b", "c", "d", "e"})
+		}, "the first five vote")
+	})
+}
+
+// The join is closed, but the newcomer is gone before it votes: nobody hands over
+// the vote that is to be the newcomer's until it is back.
+func TestAVoteIsKeptUntilTheMemberThatGetsItVotes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w, a, f := fiveAndOne(t)
+		defer w.close()
+		w.eventually(time.Minute, func() bool {
+			w.sync()
+			return f.control.State().Change == nil
+		}, "the join is closed")
+		a.kill()
+		time.Sleep(time.Minute)
+		require.Equal(t, []string{"b", "c", "d", "e", "f"}, f.control.Voters())
+		a.start()
+		w.eventually(time.Minute, func() bool {
+			return slices.Equal(f.control.Voters(), []string{"a", "b", "c", "d", "e"})
+		}, "the first five vote")
 	})
 }
