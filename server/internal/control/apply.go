@@ -43,11 +43,11 @@ func (c *admit) apply(s *State) *result {
 		}
 		s.open(Join, m.ID(), append(slices.Clone(s.Members), m), c.At)
 	case s.Change == nil:
-		// The old incarnation's records are gone, whatever else happens.
-		s.update(self.ID(), func(e *Member) { e.Whole = false })
+		s.gone(self, m)
 		s.open(Replace, m.ID(), swap(s.Members, m), c.At)
 	case known && s.Change.Subject == self.ID():
 		// The newcomer itself lost its volumes before the change was done.
+		s.gone(self, m)
 		if s.Change.Kind == Refill {
 			s.Change.Kind = Replace
 		}
@@ -56,8 +56,7 @@ func (c *admit) apply(s *State) *result {
 	case known:
 		// Another member lost its volumes meanwhile. It has to wait, but it
 		// must not be counted on any more.
-		if self.Whole {
-			s.update(self.ID(), func(e *Member) { e.Whole = false })
+		if s.gone(self, m) {
 			s.bump()
 		}
 		return s.busy(m)
@@ -65,6 +64,18 @@ func (c *admit) apply(s *State) *result {
 		return s.busy(m)
 	}
 	return &result{}
+}
+
+// gone notes that a newcomer of the member's name has come with empty volumes: the
+// member's records are gone, whatever else happens. That is a report of a loss:
+// what the member, or an operator, said of it before is outdated. It reports
+// whether that is news.
+func (s *State) gone(m, newcomer Member) bool {
+	if m.report() == newcomer.ID() {
+		return false
+	}
+	s.update(m.ID(), func(e *Member) { e.Whole, e.Loss, e.LaterLoss = false, "", newcomer.ID() })
+	return true
 }
 
 func (s *State) busy(m Member) *result {

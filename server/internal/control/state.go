@@ -28,7 +28,8 @@ type Member struct {
 	// told from a new one.
 	Loss string `cbor:"loss,omitempty"`
 	// LaterLoss names the latest report of a member that was not whole and has no
-	// Loss. Taking that report back would not make the member whole.
+	// Loss. Taking that report back would not make the member whole. For a member
+	// whose volumes are gone it is the id of the newcomer that showed it.
 	LaterLoss string `cbor:"later_loss,omitempty"`
 	// Life is that of the member's latest start.
 	Life string `cbor:"life,omitempty"`
