@@ -24,6 +24,14 @@ func TestKeysFromAnyNode(t *testing.T) {
 		defer w.close()
 		w.start()
 		w.settled(3)
+		w.eventually(10*time.Second, func() bool {
+			leader := w.leader()
+			if leader == nil {
+				return false
+			}
+			_, sure := leader.control.Now()
+			return sure
+		}, "the leader has heard the others' clocks, which a grace needs")
 		ctx := t.Context()
 		for name, n := range w.node {
 			c := n.control
