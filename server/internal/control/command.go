@@ -15,7 +15,7 @@ import (
 // one byte with its kind, the CRC32C of those two and of what follows (four
 // bytes, big endian; these six bytes are the same in every format), and a CBOR
 // map. The proposer makes the checksum and the leader checks it before it
-// commits the command. A kind is never given another
+// commits the command. From the first release on, a kind is never given another
 // meaning, and no field is ever added to a kind: what has to differ gets a new
 // kind and a new format. So a node either applies a command as its author meant
 // it or knows that it cannot.
@@ -111,9 +111,13 @@ type closeChange struct {
 }
 
 // cancelChange ends the open change, if it is still that one, and leaves the
-// members as they were before it.
+// members as they were before it. A leader that gives the change up names the
+// generation at which it heard that its subject gets nowhere; since then the subject
+// may be another one. An operator means the change, whatever has happened in it, and
+// names no generation.
 type cancelChange struct {
-	Change uint64 `cbor:"change"`
+	Change     uint64 `cbor:"change"`
+	Generation uint64 `cbor:"generation,omitempty"`
 }
 
 type createKey struct {

@@ -71,7 +71,7 @@ func (c *Change) dispensable() bool {
 // cancel ends the open change as if it had not been opened. Whatever was
 // acknowledged or shown meanwhile is on a majority of Old as well.
 func (c *Control) cancel(state *State) error {
-	_, err := c.decide(&cancelChange{Change: state.Change.ID})
+	_, err := c.decide(&cancelChange{Change: state.Change.ID, Generation: state.Generation})
 	if errors.Is(err, errOutdated) {
 		return nil // something else was decided in between: look again
 	}

@@ -54,3 +54,31 @@ func TestACloseFromBeforeTheVolumesOfAMemberWereGoneIsOutdated(t *testing.T) {
 	dead, _ := tb.state.Load().MemberByID("b/1")
 	require.False(t, dead.Whole)
 }
+
+// The leader gives a change up because its subject is silent. Meanwhile that node
+// comes back with empty volumes: the change is for the newcomer now, which has not
+// been silent. An operator who cancels means the change as it is.
+func TestAChangeIsNotGivenUpForASubjectThatIsNoLongerIts(t *testing.T) {
+	tb := formed(t, "a", "b", "c")
+	applied(t, tb, &admit{Member: member("d", "1")})
+	seen := tb.state.Load()
+	applied(t, tb, &admit{Member: member("d", "2")})
+	givenUp := &cancelChange{Change: seen.Change.ID, Generation: seen.Generation}
+	require.ErrorIs(t, applied(t, tb, givenUp)[0].err(), errOutdated)
+	require.Equal(t, "d/2", tb.state.Load().Change.Subject)
+
+	require.NoError(t, applied(t, tb, &cancelChange{Change: seen.Change.ID})[0].err())
+	require.Nil(t, tb.state.Load().Change)
+}
+
+// A log from before commands named a generation is applied as it was.
+func TestACancelledChangeOfAnOlderLogIsTheSameCommand(t *testing.T) {
+	type former struct {
+		Change uint64 `cbor:"change"`
+	}
+	body, err := marshal(&former{Change: 7})
+	require.NoError(t, err)
+	b, err := encodeCommand(&cancelChange{Change: 7})
+	require.NoError(t, err)
+	require.Equal(t, sealCommand(1, kindCancel, body), b)
+}
