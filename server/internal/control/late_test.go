@@ -120,3 +120,31 @@ func TestAVoteIsKeptUntilTheMemberThatGetsItVotes(t *testing.T) {
 		}, "the first five vote")
 	})
 }
+
+// A member's disk is slow, and its copy of the table lags behind a report that the
+// others have committed. As long as the copy does not show the report, it may call
+// the member whole for what happened before.
+func TestAReportOfALossReturnsWhenTheCopyShowsIt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b", "c")
+		defer w.close()
+		w.start()
+		w.settled(3)
+		w.everywhere(100)
+		c := w.running()
+		for c.control.IsLeader() {
+			c = w.node[map[string]string{"a": "b", "b": "c", "c": "a"}[c.name]]
+		}
+		c.data.reset()
+		require.NoError(t, c.control.ReportNotWhole(t.Context()))
+		first, _ := c.control.Self()
+		require.False(t, first.Whole)
+		c.disk.SetLatency(func() time.Duration { return 8 * time.Second })
+		require.NoError(t, c.control.ReportNotWhole(t.Context()))
+		second, _ := c.control.Self()
+		c.disk.SetLatency(nil)
+		require.NotEqual(t, first.Loss, second.Loss)
+		at, _ := w.leader().control.State().MemberByID(c.id())
+		require.Equal(t, at.Loss, second.Loss)
+	})
+}

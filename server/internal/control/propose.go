@@ -16,11 +16,22 @@ import (
 const retryEvery = 100 * time.Millisecond
 
 // propose has the command committed, whoever leads, and returns when this copy
-// shows it. It tries again until ctx ends; commands bear that.
+// shows it, or when that takes too long. It tries again until ctx ends; commands bear
+// that.
 func (c *Control) propose(ctx context.Context, cmd command) (*result, error) {
+	answer, index, err := c.proposed(ctx, cmd)
+	if answer != nil {
+		c.await(ctx, index)
+	}
+	return answer, err
+}
+
+// proposed is propose without waiting for this copy: index is where it shows the
+// command.
+func (c *Control) proposed(ctx context.Context, cmd command) (answer *result, index uint64, err error) {
 	b, err := encodeCommand(cmd)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	var last error
 	for {
@@ -29,8 +40,7 @@ func (c *Control) propose(ctx context.Context, cmd command) (*result, error) {
 		if err == nil {
 			err = answer.err()
 			if !errors.Is(err, errUnformed) && !errors.Is(err, errDamaged) {
-				c.await(ctx, index)
-				return answer, err
+				return answer, index, err
 			}
 		}
 		last = err
@@ -38,10 +48,10 @@ func (c *Control) propose(ctx context.Context, cmd command) (*result, error) {
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return nil, fmt.Errorf("%w: %w (%w)", ErrNoLeader, ctx.Err(), last)
+			return nil, 0, fmt.Errorf("%w: %w (%w)", ErrNoLeader, ctx.Err(), last)
 		case <-c.ctx.Done():
 			timer.Stop()
-			return nil, ErrClosed
+			return nil, 0, ErrClosed
 		case <-timer.C:
 		case <-changed:
 			timer.Stop()
@@ -312,15 +322,24 @@ func (c *Control) registerLife() error {
 // ReportNotWhole records that this node lost records, so that it counts in no
 // read until a change has refilled it. It is called once for each loss, after
 // the node's cursors were set back (see Data), and repeats itself until it is
-// committed or ctx ends. A node that is no member has nothing to report.
+// committed or ctx ends. It returns when this copy shows the report: before that
+// the copy may still come to show an earlier refill's end. A node that is no member has nothing to report.
 func (c *Control) ReportNotWhole(ctx context.Context) error {
 	op, err := newOp()
 	if err != nil {
 		return err
 	}
-	_, err = c.propose(ctx, &loss{Member: c.id, Loss: op})
+	answer, index, err := c.proposed(ctx, &loss{Member: c.id, Loss: op})
 	if err != nil && !errors.Is(err, errNotMember) {
 		return fmt.Errorf("report that this node is not whole: %w", err)
+	}
+	for answer != nil && !c.await(ctx, index) {
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("the report that this node is not whole is on record, but its copy of the control table does not show it yet: %w", ctx.Err())
+		case c.ctx.Err() != nil:
+			return ErrClosed
+		}
 	}
 	return nil
 }
