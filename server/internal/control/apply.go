@@ -191,7 +191,7 @@ func (c *cancelChange) apply(s *State) *result {
 		return refuse(fmt.Errorf("%w: change %d is not open", errOutdated, c.Change))
 	}
 	if c.Generation != 0 && c.Generation != s.Generation {
-		return refuse(fmt.Errorf("%w: change %d is not what it was at generation %d", errOutdated, c.Change, c.Generation))
+		return refuse(fmt.Errorf("%w: change %d has changed since generation %d", errOutdated, c.Change, c.Generation))
 	}
 	s.Change = nil // Members are those of Old
 	s.bump()

@@ -112,7 +112,7 @@ func settle(o *Options) (*settled, error) {
 
 // complete writes an identity that a crash left incomplete. Where the volume is of
 // the same incarnation already, a lack of space puts that off until the next start:
-// a node on a full volume serves what it has.
+// a node on a full volume goes on serving its records.
 func (o *Options) complete(dir string, v *volume, later bool) error {
 	err := saveSmall(o.FS, filepath.Join(dir, identityName), v)
 	if later && vfs.IsNoSpace(err) {
