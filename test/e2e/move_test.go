@@ -63,12 +63,7 @@ func TestMove(t *testing.T) {
 	moved.opts = k8s.NewKubectlOptions("", r.kubeconfig, to)
 	moved.opts.Logger = r.opts.Logger
 	moved.allWhole(t, 2*time.Minute)
-	url, done := moved.tunnel(t, k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
-	defer done()
-	for _, id := range ids {
-		status, body := call(t, http.MethodGet, url+"/v1/assertions/"+id.String(), r.key, nil)
-		require.Equal(t, http.StatusOK, status, "%s", body)
-	}
+	moved.requireReadable(t, ids)
 }
 
 // assert writes claims through the gateway and returns their ids.
@@ -87,6 +82,17 @@ func (r *release) assert(t *testing.T, count int) (ids []record.Hash) {
 		ids = append(ids, a.ID())
 	}
 	return ids
+}
+
+// requireReadable reads the claims through the gateway.
+func (r *release) requireReadable(t *testing.T, ids []record.Hash) {
+	t.Helper()
+	url, done := r.tunnel(t, k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
+	defer done()
+	for _, id := range ids {
+		status, body := call(t, http.MethodGet, url+"/v1/assertions/"+id.String(), r.key, nil)
+		require.Equal(t, http.StatusOK, status, "%s", body)
+	}
 }
 
 // shellBlocks are the shell blocks of a page.

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gruntwork-io/terratest/modules/k8s"
 	"github.com/stretchr/testify/require"
 )
 
@@ -89,12 +87,7 @@ func TestEverySwitchOfTheSecretsSource(t *testing.T) {
 
 	s.changes(t, "externalSecret to generated", "{source: generated}")
 
-	url, done := r.tunnel(t, k8s.ResourceTypeService, "switch-stemedb", gatewayPort)
-	defer done()
-	for _, id := range ids {
-		status, body := call(t, http.MethodGet, url+"/v1/assertions/"+id.String(), r.key, nil)
-		require.Equal(t, http.StatusOK, status, "%s", body)
-	}
+	r.requireReadable(t, ids)
 }
 
 // changes upgrades, and requires a restarted pod to join the cluster.

@@ -119,8 +119,8 @@ func (p *Progress) hole(incarnation string) (h hole, epoch int) {
 	return p.holes[incarnation], p.epoch
 }
 
-// setHole keeps what is known of the hole at a cursor, unless all cursors were set
-// back since epoch was read.
+// setHole replaces the hole at a cursor, unless all cursors were set back since
+// epoch was read.
 func (p *Progress) setHole(incarnation string, h hole, epoch int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

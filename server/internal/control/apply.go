@@ -66,10 +66,10 @@ func (c *admit) apply(s *State) *result {
 	return &result{}
 }
 
-// gone notes that a newcomer of the member's name has come with empty volumes: the
-// member's records are gone, whatever else happens. That is a report of a loss:
-// what the member, or an operator, said of it before is outdated. It reports
-// whether that is news.
+// gone records that a node of the member's name asks to join with empty volumes, so
+// the member's records are gone. That counts as a report of a loss: answers of the
+// member and decisions of an operator from before it are outdated. It returns false
+// when the same report is recorded already.
 func (s *State) gone(m, newcomer Member) bool {
 	if m.report() == newcomer.ID() {
 		return false

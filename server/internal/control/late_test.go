@@ -18,10 +18,8 @@ func TestAReplacementThatReportsALossDuringAPollIsNotWhole(t *testing.T) {
 		defer w.close()
 		w.start()
 		w.settled(3)
+		w.everywhere(100)
 		a, b, c := w.node["a"], w.node["b"], w.node["c"]
-		a.data.write(100)
-		b.data.write(100)
-		w.sync()
 		c.kill()
 		c.wipe()
 		c.start()

@@ -16,8 +16,8 @@ import (
 const retryEvery = 100 * time.Millisecond
 
 // propose has the command committed, whoever leads, and returns when this copy
-// shows it, or when that takes too long. It tries again until ctx ends; commands bear
-// that.
+// shows it, or when that takes too long. It retries until ctx ends; commands are
+// idempotent.
 func (c *Control) propose(ctx context.Context, cmd command) (*result, error) {
 	answer, index, err := c.proposed(ctx, cmd)
 	if answer != nil {
@@ -323,7 +323,8 @@ func (c *Control) registerLife() error {
 // read until a change has refilled it. It is called once for each loss, after
 // the node's cursors were set back (see Data), and repeats itself until it is
 // committed or ctx ends. It returns when this copy shows the report: before that
-// the copy may still come to show an earlier refill's end. A node that is no member has nothing to report.
+// the copy may still come to show an earlier refill's end. A node that is no member
+// has nothing to report.
 func (c *Control) ReportNotWhole(ctx context.Context) error {
 	op, err := newOp()
 	if err != nil {
