@@ -104,12 +104,17 @@ type VoteCount struct {
 type ClaimPage struct {
 	Claims []Claim `json:"claims"`
 	Cursor string  `json:"cursor"` // of the next page; "" on the last one
+	// UnreadableClaims match the query and are left out, because their content is
+	// damaged and no member gave an intact copy. The server names at most 1,000.
+	UnreadableClaims []record.Hash `json:"unreadable_claims"`
 }
 
 // AnswerPage is one page of a lens's answers, one for each predicate.
 type AnswerPage struct {
 	Answers []Answer `json:"answers"`
 	Cursor  string   `json:"cursor"`
+	// UnreadableClaims is as in ClaimPage.
+	UnreadableClaims []record.Hash `json:"unreadable_claims"`
 }
 
 // Answer is a lens's answer for one predicate.
@@ -166,6 +171,8 @@ type Dispute struct {
 	Truncated bool    `json:"truncated"` // not all claims and values are shown
 	// PartialClaims is as in Why.
 	PartialClaims []record.Hash `json:"partial_claims"`
+	// UnreadableClaims is as in ClaimPage.
+	UnreadableClaims []record.Hash `json:"unreadable_claims"`
 }
 
 // Value is one of the values that claims support.

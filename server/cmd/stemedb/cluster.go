@@ -101,8 +101,9 @@ func acceptLossCommand() *cobra.Command {
 counts as whole afterwards: reads no longer wait for those records, and nothing
 shows that they existed. Use it when no copy is left: in a cluster of one, or when
 so many members lost records that the others cannot refill them. It is refused
-while they can. It has no effect on a whole member. Needs an API key with the role
-admin, and --yes.`,
+while they can. A member whose index names damaged records starts again by itself and
+builds its index anew without them; a record that is sent again is stored anew. It has
+no effect on a whole member. Needs an API key with the role admin, and --yes.`,
 		"the records that the member lost are given up permanently",
 		func(args []string) (method, path string) {
 			return http.MethodPost, "/v1/admin/members/" + url.PathEscape(args[0]) + "/accept-loss"

@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -43,7 +45,13 @@ shutdown grace, finishes requests in progress and stops. A second signal ends it
 	return cmd
 }
 
-// serve runs a node until a signal stops it or it fails.
+// startAgainAfter is the least time between two starts of a node in one process.
+// A node that fails more often ends the process, so that its supervisor decides
+// when to try again.
+const startAgainAfter = time.Minute
+
+// serve runs a node until a signal stops it or it fails. A failure that a start
+// mends does not end the process.
 func serve(ctx context.Context, cfg *config.Config, logs io.Writer) error {
 	log := logger(cfg, logs)
 	slog.SetDefault(log)
@@ -51,8 +59,21 @@ func serve(ctx context.Context, cfg *config.Config, logs io.Writer) error {
 	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
 	defer signal.Stop(signals)
 
-	log.Info("starting", "version", versionString(), "node", cfg.NodeName)
 	warn(log, cfg)
+	var again time.Time
+	for {
+		log.Info("starting", "version", versionString(), "node", cfg.NodeName)
+		err := runNode(ctx, cfg, log, signals)
+		if !errors.Is(err, node.ErrStartAgain) || !again.IsZero() && time.Since(again) < startAgainAfter {
+			return err
+		}
+		log.Warn("the node is started again", "reason", err)
+		again = time.Now()
+	}
+}
+
+// runNode is one life of a node.
+func runNode(ctx context.Context, cfg *config.Config, log *slog.Logger, signals <-chan os.Signal) error {
 	n, err := node.Start(ctx, cfg, node.Environment{Logger: log, Version: versionString()})
 	if err != nil {
 		return fail(exitFailed, "%w", err)

@@ -45,6 +45,14 @@ func backendProblem(err error) *Problem {
 		}
 		return p
 	}
+	var lost *cluster.LostError
+	if errors.As(err, &lost) {
+		detail := "the record was stored, but its bytes are damaged, and no other member holds an intact copy"
+		if lost.Members <= 1 {
+			detail = "the record was stored, but its bytes are damaged, and this node is the only member"
+		}
+		return problem(cluster.CodeLost, "hash", detail, "send the record again, which stores it anew, or restore it from a backup").because(err)
+	}
 	if errors.Is(err, store.ErrNotFound) {
 		return problem(codeNoRecord, "hash", "no record of this project has this hash", "check the hash, and that the key belongs to the project in which the record was asserted")
 	}

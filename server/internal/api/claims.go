@@ -94,6 +94,9 @@ func compareClaims(x, y *store.Claim) int {
 // the result, by the same rule: the smallest ids of all count.
 func joinClaims(own, other *store.Claim) *store.Claim {
 	joined := *own
+	if own.Unreadable {
+		joined = *other
+	}
 	joined.Partial = own.Partial || other.Partial
 	joined.Agents = slices.Concat(own.Agents, other.Agents)
 	slices.SortFunc(joined.Agents, record.AgentID.Compare)
@@ -120,7 +123,7 @@ func joinClaims(own, other *store.Claim) *store.Claim {
 // source feeds claims to a lens. It remembers an error, and whether there was
 // any claim, because a lens cannot return them.
 type source struct {
-	filter *lens.Filter
+	query  *claimQuery
 	err    error
 	passed bool
 }
@@ -133,7 +136,7 @@ func (s *source) feed(claims iter.Seq2[*store.Claim, error]) lens.Claims {
 				s.err = err
 				return
 			}
-			if !s.filter.Match(&claim.Claim) {
+			if !s.query.shows(claim) {
 				continue
 			}
 			s.passed, claim.Origin = true, claim
@@ -155,7 +158,7 @@ func origin(claim *lens.Claim) (*store.Claim, error) {
 
 // showClaim converts a claim to its form for callers.
 func (c *call) showClaim(claim *store.Claim) (*claimBody, error) {
-	content, err := c.svc.backend.Content(c.ctx, claim)
+	content, err := c.content(claim)
 	if err != nil {
 		return nil, err
 	}

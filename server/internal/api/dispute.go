@@ -31,6 +31,7 @@ type skepticBody struct {
 	Truncated bool `json:"truncated,omitempty"`
 	// PartialClaims are those of which not all agents and votes were counted.
 	PartialClaims []record.Hash `json:"partial_claims,omitempty"`
+	omitted
 }
 
 type valueBody struct {
@@ -72,7 +73,7 @@ func (c *call) skeptic() error {
 	space := room{call: c}
 	defer space.leave()
 	q.params.Hold = space.hold
-	src := source{filter: &q.filter}
+	src := source{query: &q}
 	dispute, err := lens.Skeptic(src.feed(claims(nil)), q.params)
 	if err := cmp.Or(src.err, err); err != nil {
 		return err
@@ -85,6 +86,7 @@ func (c *call) skeptic() error {
 	if err := space.showValues(&body, dispute.Values, limit); err != nil {
 		return err
 	}
+	c.showOmitted(&q, &body.omitted)
 	c.api.meters.queried("skeptic", began)
 	return c.json(http.StatusOK, body)
 }
@@ -102,7 +104,7 @@ func (r *room) showValues(body *skepticBody, values []lens.ValueSupport, limit i
 		if err != nil {
 			return err
 		}
-		content, err := r.call.svc.backend.Content(r.call.ctx, newest)
+		content, err := r.call.content(newest)
 		if err != nil {
 			return err
 		}
@@ -139,6 +141,7 @@ type layeredBody struct {
 	Consistency string      `json:"consistency"`
 	AsOf        uint64      `json:"as_of,omitempty"`
 	Layers      []layerBody `json:"layers"`
+	omitted
 }
 
 type layerBody struct {
@@ -162,7 +165,7 @@ func (c *call) layered() error {
 	space := room{call: c}
 	defer space.leave()
 	q.params.Hold = space.hold
-	src := source{filter: &q.filter}
+	src := source{query: &q}
 	layers, err := lens.Layered(src.feed(claims(nil)), q.params)
 	if err := cmp.Or(src.err, err); err != nil {
 		return err
@@ -177,6 +180,7 @@ func (c *call) layered() error {
 		}
 		body.Layers = append(body.Layers, layerBody{SourceClass: l.Class, Tier: l.Class.Tier(), Winner: winner, Why: l.Answer.Why})
 	}
+	c.showOmitted(&q, &body.omitted)
 	c.api.meters.queried("layered", began)
 	return c.json(http.StatusOK, body)
 }

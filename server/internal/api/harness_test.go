@@ -53,6 +53,7 @@ type solo struct {
 	given   int                   // number of claims returned
 	onClaim func(given int)       // called before each
 	left    chan time.Duration    // when set, gets the time that each write has
+	lost    map[record.Hash]bool  // no member can read them; true once that is known
 }
 
 func newSolo(t testing.TB) *solo {
@@ -159,13 +160,16 @@ func (b *solo) Claims(ctx context.Context, q store.ClaimQuery, consistency clust
 	return func(after *store.ClaimCursor) iter.Seq2[*store.Claim, error] {
 		q.After = after
 		claims := b.store.Claims(ctx, q, b.voices)
-		if b.onClaim == nil {
+		if b.onClaim == nil && b.lost == nil {
 			return claims
 		}
 		return func(yield func(*store.Claim, error) bool) {
 			for claim, err := range claims {
 				if err == nil {
+					claim.Unreadable = b.lost[claim.ID]
 					b.given++
+				}
+				if err == nil && b.onClaim != nil {
 					b.onClaim(b.given)
 				}
 				if !yield(claim, err) {
@@ -177,6 +181,10 @@ func (b *solo) Claims(ctx context.Context, q store.ClaimQuery, consistency clust
 }
 
 func (b *solo) Content(_ context.Context, claim *store.Claim) (*record.Content, error) {
+	if _, lost := b.lost[claim.ID]; lost {
+		b.lost[claim.ID] = true
+		return nil, &cluster.LostError{Members: 1}
+	}
 	stored, err := b.store.Assertion(claim.Project, claim.ID)
 	if err != nil {
 		return nil, err

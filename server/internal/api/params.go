@@ -97,6 +97,8 @@ type claimQuery struct {
 	asOf               uint64
 	filter             lens.Filter
 	params             lens.Params
+	// unreadable are claims that the answer leaves out because they are damaged.
+	unreadable []record.Hash
 }
 
 // defaultLifecycles are shown unless the caller names others.

@@ -113,6 +113,7 @@ var codeTable = map[string]codeInfo{
 	codeAlreadyRotated:   {409, "The key was rotated before"},
 	codeMediaType:        {415, "The body's media type is not accepted here"},
 	codeExpectation:      {417, "The expectation is not supported"},
+	cluster.CodeLost:     {410, "The record is lost"},
 	codeSubjectTooLarge:  {422, "The subject has too much data for one answer"},
 	codeHeaderTooLarge:   {431, "The request's header is too large"},
 	codeInternal:         {500, "The server failed"},

@@ -104,6 +104,7 @@ type queryBody struct {
 	Answers     []answerBody      `json:"answers,omitzero"`
 	Claims      []json.RawMessage `json:"claims,omitzero"`
 	Cursor      string            `json:"cursor,omitempty"`
+	omitted
 }
 
 // answerBody is a lens's answer for one predicate.
@@ -131,6 +132,7 @@ func (c *call) runQuery() error {
 	if err != nil {
 		return err
 	}
+	c.showOmitted(&q, &body.omitted)
 	c.api.meters.queried("query", began)
 	return c.json(http.StatusOK, body)
 }
@@ -163,10 +165,14 @@ func (c *call) list(q *claimQuery, body *queryBody) error {
 			return nil
 		}
 		scanned, last = scanned+1, claim
-		if !q.filter.Match(&claim.Claim) {
+		if !q.shows(claim) {
 			continue
 		}
 		text, err := space.text(claim)
+		if cluster.MayOmit(err, q.consistency) {
+			q.omit(claim)
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -206,7 +212,7 @@ func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
 			body.Cursor = c.writeCursor([]byte(body.Answers[n-1].Predicate))
 			return nil
 		}
-		src := source{filter: &q.filter}
+		src := source{query: q}
 		answer, err := l(src.feed(group), q.params)
 		if err := cmp.Or(src.err, err); err != nil {
 			return err

@@ -52,9 +52,9 @@ func routes() []route {
 		{method: "POST", pattern: "/v1/vote", class: keys.Write, handle: (*call).vote, media: oneRecord, limit: maxBody},
 
 		{method: "GET", pattern: "/v1/assertions/:hash", class: keys.Read, handle: (*call).getAssertion, params: []string{"consistency", "scope"}},
-		{method: "GET", pattern: "/v1/query", class: keys.Read, handle: (*call).runQuery, params: with("lens", "limit", "cursor")},
-		{method: "GET", pattern: "/v1/skeptic", class: keys.Read, handle: (*call).skeptic, params: with("limit")},
-		{method: "GET", pattern: "/v1/layered", class: keys.Read, handle: (*call).layered, params: claims},
+		{method: "GET", pattern: "/v1/query", class: keys.Read, handle: withoutDamage((*call).runQuery), params: with("lens", "limit", "cursor")},
+		{method: "GET", pattern: "/v1/skeptic", class: keys.Read, handle: withoutDamage((*call).skeptic), params: with("limit")},
+		{method: "GET", pattern: "/v1/layered", class: keys.Read, handle: withoutDamage((*call).layered), params: claims},
 		{method: "GET", pattern: "/v1/subjects", class: keys.Read, handle: (*call).subjects, params: []string{"prefix", "cursor", "limit", "scope", "consistency"}},
 
 		{method: "GET", pattern: "/v1/whoami", class: keys.Identity, handle: (*call).whoami},

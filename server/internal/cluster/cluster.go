@@ -46,6 +46,9 @@ type Store interface {
 	SetWhole(losses int) error
 	Health() store.Health
 	DamagedKeys(ctx context.Context) (keys []store.Key, all bool, err error)
+	Unreadable(ctx context.Context) ([]store.Key, error)
+	Damaged(pos wal.Position) bool
+	RebuildAtNextStart() error
 	Outstanding() []wal.Range
 	Lives() []string
 	RolledBack() bool

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/stemedb/stemedb/server/internal/store"
 )
 
 // Codes of an UnavailableError.
@@ -41,6 +43,9 @@ const (
 	// CodeDamaged: the record is held but unreadable, here and at the peers
 	// that could be asked.
 	CodeDamaged = "damaged_record"
+	// CodeLost: the record's bytes on this node are damaged, and every other
+	// member said that it holds no intact copy.
+	CodeLost = "lost_record"
 	// CodeClocksApart: the members' clocks disagree, so this node cannot judge
 	// a time.
 	CodeClocksApart = "clocks_apart"
@@ -75,6 +80,21 @@ func (e *UnavailableError) Is(target error) bool { return target == ErrUnavailab
 
 // ErrUnavailable matches every *UnavailableError.
 var ErrUnavailable = errors.New("unavailable now")
+
+// LostError says that the bytes of a record on this node are damaged and that
+// every other member, if there are any, said that it holds no intact copy.
+type LostError struct {
+	Key store.Key
+	// Members is the number of members of the cluster, with this node.
+	Members int
+}
+
+func (e *LostError) Error() string {
+	if e.Members <= 1 {
+		return fmt.Sprintf("the bytes of %v are damaged, and this node is the only member", e.Key)
+	}
+	return fmt.Sprintf("the bytes of %v on this node are damaged, and none of the other members holds an intact copy", e.Key)
+}
 
 // CodeInvalidSignature is the code of the *record.FieldError for a signature
 // that does not fit its agent and content.

@@ -103,9 +103,9 @@ func TestDamageThatNobodyCanMend(t *testing.T) {
 		ids := a.write(claim("rotten subject", 1), claim("fine", 2))
 		a.rot("rotten subject")
 		_, err := a.cluster.Get(context.Background(), "p", ids[0], Local)
-		var u *UnavailableError
-		require.ErrorAs(t, err, &u)
-		require.Equal(t, CodeDamaged, u.Code)
+		var lost *LostError
+		require.ErrorAs(t, err, &lost)
+		require.Equal(t, 1, lost.Members)
 		require.True(t, a.holds(ids[1]))
 	})
 }

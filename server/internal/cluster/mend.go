@@ -89,6 +89,9 @@ func (c *Cluster) mendOnce(ctx context.Context) (missing []store.Key, asked bool
 		}
 		missing = append(missing, piece...)
 	}
+	if asked {
+		c.lostKeys.Store(&missing)
+	}
 	return missing, asked, nil
 }
 

@@ -14,14 +14,16 @@ import (
 )
 
 // Get returns the record of an id, with at most Limits.Voices signatures and votes:
-// store.ErrNotFound when its content is not held, *UnavailableError when this node
-// cannot be sure.
+// store.ErrNotFound when its content is not held, *LostError when the content cannot
+// be read on any member, *UnavailableError when this node cannot be sure. Signatures
+// and votes that cannot be read are left out, and the record is partial.
 func (c *Cluster) Get(ctx context.Context, project string, id record.Hash, consistency Consistency) (*store.Stored, error) {
+	var without []store.Key
 	for {
 		var stored *store.Stored
 		snap, err := c.level(ctx, &store.Set{Project: project, ID: &id}, consistency)
 		if err == nil {
-			stored, err = snap.AssertionWithin(project, id, c.limits.Voices)
+			stored, err = snap.AssertionWithin(project, id, c.limits.Voices, without...)
 			err = readError(ctx, err)
 			snap.Close()
 		}
@@ -29,10 +31,24 @@ func (c *Cluster) Get(ctx context.Context, project string, id record.Hash, consi
 		if !errors.As(err, &damage) {
 			return stored, err
 		}
-		if err := c.repair(ctx, damage.Key); err != nil {
+		err = c.repair(ctx, damage.Key)
+		if damage.Key.Kind != store.KindContent && MayOmit(err, consistency) {
+			without = append(without, damage.Key)
+			continue
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
+}
+
+// MayOmit reports whether a read goes on, and says so, without a damaged record
+// that could not be repaired: when no member holds it, or when only the records of
+// this node are asked for.
+func MayOmit(err error, consistency Consistency) bool {
+	var lost *LostError
+	var u *UnavailableError
+	return errors.As(err, &lost) || consistency == Local && errors.As(err, &u) && u.Code == CodeDamaged
 }
 
 // Claims opens the claims of a subject at this moment; they can be read until
@@ -44,21 +60,23 @@ func (c *Cluster) Claims(ctx context.Context, q store.ClaimQuery, consistency Co
 	if err != nil {
 		return nil, err
 	}
-	claims := &claimsAt{ctx: ctx, query: q, voices: c.limits.Voices, snap: snap}
+	claims := &claimsAt{c: c, ctx: ctx, query: q, consistency: consistency, snap: snap}
 	context.AfterFunc(ctx, claims.close)
 	return claims.behind, nil
 }
 
 // ClaimSource yields the claims of a query as they were when it was opened, in
 // the order of store.Snapshot.Claims, those behind after. It may be called
-// several times.
+// several times. A claim whose content is known to be damaged is repaired first, or
+// yielded as Unreadable.
 type ClaimSource = func(after *store.ClaimCursor) iter.Seq2[*store.Claim, error]
 
 // claimsAt are the claims of a subject at one moment.
 type claimsAt struct {
-	ctx    context.Context
-	query  store.ClaimQuery
-	voices int
+	c           *Cluster
+	ctx         context.Context
+	query       store.ClaimQuery
+	consistency Consistency
 
 	reading sync.RWMutex // read-locked while snap is read
 	snap    store.Snapshot
@@ -74,12 +92,22 @@ func (cs *claimsAt) behind(after *store.ClaimCursor) iter.Seq2[*store.Claim, err
 		}
 		q := cs.query
 		q.After = after
-		for claim, err := range cs.snap.Claims(cs.ctx, q, cs.voices) {
-			if !yield(claim, readError(cs.ctx, err)) {
+		for claim, err := range cs.snap.Claims(cs.ctx, q, cs.c.limits.Voices) {
+			if err = readError(cs.ctx, err); err == nil && cs.c.store.Damaged(claim.Position) {
+				err = cs.c.repair(cs.ctx, contentKey(claim))
+				if claim.Unreadable = MayOmit(err, cs.consistency); claim.Unreadable {
+					err = nil
+				}
+			}
+			if !yield(claim, err) || err != nil {
 				return
 			}
 		}
 	}
+}
+
+func contentKey(claim *store.Claim) store.Key {
+	return store.Key{Kind: store.KindContent, Project: claim.Project, ID: claim.ID}
 }
 
 func (cs *claimsAt) close() {
@@ -90,9 +118,11 @@ func (cs *claimsAt) close() {
 }
 
 // Content reads the content that a claim stands for, mending it from a peer
-// when its bytes here are damaged.
+// when its bytes here are damaged. When that fails, the error is a *LostError or
+// an *UnavailableError with CodeDamaged, and a ClaimSource that is opened
+// afterwards knows of the damage.
 func (c *Cluster) Content(ctx context.Context, claim *store.Claim) (*record.Content, error) {
-	key := store.Key{Kind: store.KindContent, Project: claim.Project, ID: claim.ID}
+	key := contentKey(claim)
 	it, err := c.store.ReadAt(claim.Position)
 	if err != nil || it.Key != key {
 		it, err = c.readHeld(ctx, key)

@@ -11,7 +11,8 @@ import (
 )
 
 // repair fetches a record whose bytes here are damaged from any member that can
-// read it, and writes it anew.
+// read it, and writes it anew. It returns a *LostError when all members were
+// asked and none has it, and an *UnavailableError when one of them did not answer.
 func (c *Cluster) repair(ctx context.Context, key store.Key) error {
 	_, err, _ := c.repairs.Do(key.String(), func() (any, error) {
 		it, err := c.findElsewhere(ctx, key)
@@ -20,6 +21,10 @@ func (c *Cluster) repair(ctx context.Context, key store.Key) error {
 		}
 		return nil, c.rewrite(ctx, []store.Item{it})
 	})
+	var lost *LostError
+	if errors.As(err, &lost) {
+		return err
+	}
 	if err != nil {
 		return unavailable(CodeDamaged, "the record's bytes on this node are damaged, and no other member could give it", err)
 	}
@@ -30,7 +35,8 @@ func (c *Cluster) repair(ctx context.Context, key store.Key) error {
 // findElsewhere asks one member after the other for a record.
 func (c *Cluster) findElsewhere(ctx context.Context, key store.Key) (store.Item, error) {
 	var failures []error
-	for _, m := range c.preferred(c.control.State().Everyone()) {
+	members := c.control.State().Everyone()
+	for _, m := range c.preferred(members) {
 		conn, err := c.control.Conn(m)
 		if err == nil {
 			var items []store.Item
@@ -39,10 +45,12 @@ func (c *Cluster) findElsewhere(ctx context.Context, key store.Key) (store.Item,
 				return items[0], nil
 			}
 		}
-		if err == nil {
-			err = errors.New("does not hold it readably")
+		if err != nil {
+			failures = append(failures, fmt.Errorf("%s: %w", m.Name, err))
 		}
-		failures = append(failures, fmt.Errorf("%s: %w", m.Name, err))
+	}
+	if len(failures) == 0 {
+		return store.Item{}, &LostError{Key: key, Members: len(members)}
 	}
 	return store.Item{}, errors.Join(failures...)
 }

@@ -48,6 +48,8 @@ type Cluster struct {
 	caughtUp atomic.Bool
 	// refilling: a loss was found, and what the index calls held may not be.
 	refilling atomic.Bool
+	// lostKeys are the damaged records that the last look found nowhere.
+	lostKeys atomic.Pointer[[]store.Key]
 
 	// closing is closed when Run begins to stop.
 	closing chan struct{}

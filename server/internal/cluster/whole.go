@@ -38,7 +38,7 @@ func (c *Cluster) watchLosses(ctx context.Context) {
 			}
 		}
 		if c.refilling.Load() {
-			c.endRefill(&handled)
+			c.endRefill(ctx, &handled)
 		}
 		if c.refilling.Load() && c.timings.MendWait > 0 && time.Since(mended) > mendAgain {
 			mended = time.Now()
@@ -104,12 +104,15 @@ func (c *Cluster) makeGood(ctx context.Context, handled *loss) bool {
 }
 
 // endRefill calls the store whole when the control table does.
-func (c *Cluster) endRefill(handled *loss) {
+func (c *Cluster) endRefill(ctx context.Context, handled *loss) {
 	if m, ok := c.self(c.control.State()); !ok || !m.Whole {
 		return
 	}
-	err := c.store.SetWhole(handled.losses)
-	if errors.Is(err, wal.ErrMoreLost) {
+	again, err := c.giveUp(ctx)
+	if err == nil {
+		err = c.store.SetWhole(handled.losses)
+	}
+	if errors.Is(err, wal.ErrMoreLost) || ctx.Err() != nil {
 		return // the next round sees to it
 	}
 	if err != nil {
@@ -119,7 +122,30 @@ func (c *Cluster) endRefill(handled *loss) {
 	c.log.Info("this node is whole again")
 	c.refilling.Store(false)
 	*handled = lossOf(c.store)
+	if again {
+		c.progress.restart(errors.New("this node has given up damaged records; a start of the process builds the index anew without them"))
+		<-ctx.Done()
+	}
 }
+
+// giveUp sees to it that the index names no record that cannot be read, before
+// the store counts as whole. Until then such a record is looked for at every
+// member; afterwards it is not held, so that reads do not fail on it, another
+// member's copy is taken in, and a repeated write stores it. again means that the
+// process has to be started again for that.
+func (c *Cluster) giveUp(ctx context.Context) (again bool, err error) {
+	keys, err := c.store.Unreadable(ctx)
+	if err != nil || len(keys) == 0 {
+		return false, err
+	}
+	for _, k := range keys[:min(len(keys), namedLost)] {
+		c.log.Warn("a damaged record is given up: no member holds it", "key", k.String())
+	}
+	return true, c.store.RebuildAtNextStart()
+}
+
+// namedLost bounds how many lost records are logged one by one.
+const namedLost = 1000
 
 // withdraw takes the report of a loss back when every record can be read again.
 func (c *Cluster) withdraw(ctx context.Context) {
@@ -254,10 +280,15 @@ func (c *Cluster) Incomplete() string {
 
 // lost says what this node lost, as far as that can be known.
 func (c *Cluster) lost() string {
-	if outstanding := c.store.Outstanding(); len(outstanding) > 0 {
-		return fmt.Sprintf("this node lost %d parts of its log, the first of them %v", len(outstanding), outstanding[0])
+	outstanding := c.store.Outstanding()
+	if len(outstanding) == 0 {
+		return "this node lost records"
 	}
-	return "this node lost records"
+	text := fmt.Sprintf("this node lost %d parts of its log, the first of them %v", len(outstanding), outstanding[0])
+	if keys := c.lostKeys.Load(); keys != nil && len(*keys) > 0 {
+		text += fmt.Sprintf(", with %d records that no member holds readably, the first of them of assertion %v", len(*keys), (*keys)[0].ID)
+	}
+	return text
 }
 
 const messageJoining = "this node is joining the cluster and does not hold everything yet"

@@ -60,6 +60,7 @@ type node struct {
 	server *grpc.Server
 	stop   context.CancelFunc
 	done   chan struct{}
+	err    error // of Run, set before done is closed
 }
 
 func newWorld(t testing.TB, names ...string) *world {
@@ -214,7 +215,7 @@ func (n *node) start() {
 		defer close(n.done)
 		var work sync.WaitGroup
 		work.Go(func() { _ = n.server.Serve(listener) })
-		_ = n.cluster.Run(ctx)
+		n.err = n.cluster.Run(ctx)
 		n.server.Stop()
 		work.Wait()
 	}()

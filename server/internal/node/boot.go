@@ -175,7 +175,7 @@ func (n *Node) startGossip() (err error) {
 func (n *Node) startCluster() error {
 	n.replicating.Go(func() {
 		if err := n.parts.cluster.Run(n.replicate); err != nil && n.replicate.Err() == nil {
-			n.stop(fmt.Errorf("replicate: %w", err))
+			n.stop(fmt.Errorf("replicate: %w: %w", err, ErrStartAgain))
 		}
 	})
 	return nil
@@ -217,12 +217,12 @@ func (n *Node) gossipPeers() []string {
 	return withPort(unique(hosts), n.cfg.GossipAddr)
 }
 
-// watchStore ends the node when its index fails, because a restart rebuilds it.
+// watchStore ends the node when its index fails, because a start rebuilds it.
 func (n *Node) watchStore() {
 	select {
 	case <-n.ctx.Done():
 	case <-n.parts.store.Failed():
-		n.stop(fmt.Errorf("the index failed; a restart of the process rebuilds it: %w", n.parts.store.Health().Err))
+		n.stop(fmt.Errorf("the index failed, and a start rebuilds it: %w: %w", n.parts.store.Health().Err, ErrStartAgain))
 	}
 }
 

@@ -132,6 +132,10 @@ type parts struct {
 // ErrStopped is the cause of a node's end after a request to stop.
 var ErrStopped = errors.New("the node was stopped")
 
+// ErrStartAgain is in the cause of a node's end when another start, in the same
+// process or a new one, mends what this one could not.
+var ErrStartAgain = errors.New("the node has to be started again")
+
 // Start opens the listeners and begins to start the node. It returns as soon as
 // the API answers; Started and Done report the rest. After an error nothing is
 // left open.

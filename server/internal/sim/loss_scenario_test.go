@@ -50,6 +50,7 @@ func TestSingleNodeWithALossServesWhileItIsScaledUp(t *testing.T) {
 					require.ErrorContains(t, n1.node.Ready(), "stemedb cluster accept-loss n0 --yes")
 					require.Nil(t, n0.node.Control().State().Change)
 				}
+				defer w.supervise()()
 				require.NoError(t, n0.node.Control().AcceptLoss(context.Background(), n0.name))
 				w.settleWithin(10 * time.Minute)
 				require.NoError(t, n1.get(y))
@@ -178,6 +179,7 @@ func TestJoinBehindAHoleIsNotGivenUpWhileItReadsOn(t *testing.T) {
 		n0.rot("rotten record") // in the pack
 		require.Error(t, n0.read(old, cluster.Local))
 		time.Sleep(2 * time.Minute)
+		defer w.supervise()()
 		require.NoError(t, n0.node.Control().AcceptLoss(context.Background(), n0.name))
 		time.Sleep(30 * time.Second)
 		w.net.SetDelay(200*time.Millisecond, 201*time.Millisecond)

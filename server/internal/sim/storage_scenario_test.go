@@ -11,6 +11,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/control/raftmem"
+	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
@@ -132,11 +133,17 @@ func TestSingleNodeThatLostRecordsServesWhatItHas(t *testing.T) {
 					w.startMachine(n0)
 				}
 				time.Sleep(10 * time.Second)
+				defer w.supervise()()
 				require.NoError(t, n0.node.Control().AcceptLoss(context.Background(), n0.name))
 				time.Sleep(10 * time.Second)
+				w.settle()
 				require.Empty(t, n0.node.Cluster().Incomplete())
 				require.True(t, n0.node.Store().Whole())
-				w.settle()
+				if lost == "a record" {
+					require.ErrorIs(t, n0.get(x), store.ErrNotFound)
+					require.NoError(t, n0.put(x))
+					require.NoError(t, n0.get(x))
+				}
 			})
 		})
 	}

@@ -33,7 +33,18 @@ func (s *Store) DamagedKeys(ctx context.Context) (keys []Key, all bool, err erro
 	if all, err := s.mendable(); !all {
 		return nil, false, err
 	}
+	keys, err = s.Unreadable(ctx)
+	return keys, err == nil, err
+}
+
+// Unreadable lists the records that the index names and whose bytes were found
+// damaged since the store was last whole. It reads the whole index, at
+// Options.ScrubRate.
+func (s *Store) Unreadable(ctx context.Context) (keys []Key, err error) {
 	_, damaged := s.log.Outstanding()
+	if len(damaged) == 0 {
+		return nil, nil
+	}
 	var bad error
 	err = s.eachID(ctx, nil, func(k *Key, position []byte) bool {
 		pos, err := readPosition(position)
@@ -49,8 +60,15 @@ func (s *Store) DamagedKeys(ctx context.Context) (keys []Key, all bool, err erro
 	if err == nil && bad != nil {
 		err = s.indexError("look for damaged records", bad)
 	}
-	return keys, err == nil, err
+	return keys, err
 }
+
+// RebuildAtNextStart makes the next start build the index anew, so that it names
+// only records that can be read. It is how records are given up for lost.
+func (s *Store) RebuildAtNextStart() error { return s.noteRebuild() }
+
+// Damaged reports whether the bytes at a position of the log were found damaged.
+func (s *Store) Damaged(pos wal.Position) bool { return s.log.Damaged(pos) }
 
 // mendable reports whether nothing is missing but records that the index names.
 func (s *Store) mendable() (bool, error) {

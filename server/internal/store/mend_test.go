@@ -86,6 +86,33 @@ func TestDamageThatTheIndexDoesNotCoverIsNotNamed(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
+// When damaged records are given up, the index that the next start builds does not
+// name them, and a record that is put again is stored.
+func TestRecordsThatAreGivenUpAreNotHeld(t *testing.T) {
+	s, o, bad := damagedRecord(t)
+	keys, err := s.Unreadable(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []Key{bad.Key}, keys)
+	before := s.Stats().Assertions
+	require.NoError(t, s.RebuildAtNextStart())
+	require.NoError(t, setWhole(s))
+	require.NoError(t, s.Close())
+	for range 2 {
+		s = mustOpen(t, o)
+		require.True(t, s.Whole())
+		require.Equal(t, before-1, s.Stats().Assertions)
+		has, err := s.Has([]Key{bad.Key})
+		require.NoError(t, err)
+		require.Equal(t, []bool{false}, has)
+		require.NoError(t, s.Close())
+	}
+	s = mustOpen(t, o)
+	require.NoError(t, putIt(s, bad))
+	_, err = s.Read(bad.Key)
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+}
+
 // A record that is held, but damaged, is not acknowledged without being written.
 func TestPutOfADamagedRecordWritesItAgain(t *testing.T) {
 	s, o, bad := damagedRecord(t)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 
 	"github.com/stemedb/stemedb/server/internal/wal"
 	"github.com/stemedb/stemedb/server/record"
@@ -142,18 +143,19 @@ func (s *Store) Assertion(project record.ProjectName, id record.Hash) (*Stored, 
 }
 
 // AssertionWithin is Assertion with at most so many signatures and so many votes
-// (0: any number), those of the agents with the smallest ids.
-func (s *Store) AssertionWithin(project record.ProjectName, id record.Hash, voices int) (*Stored, error) {
+// (0: any number), those of the agents with the smallest ids, and without the
+// given signatures and votes, which cannot be read.
+func (s *Store) AssertionWithin(project record.ProjectName, id record.Hash, voices int, without ...Key) (*Stored, error) {
 	v, err := s.view()
 	if err != nil {
 		return nil, err
 	}
 	defer v.Close()
-	return v.AssertionWithin(project, id, voices)
+	return v.AssertionWithin(project, id, voices, without...)
 }
 
 // AssertionWithin implements Snapshot.
-func (v *view) AssertionWithin(project record.ProjectName, id record.Hash, voices int) (*Stored, error) {
+func (v *view) AssertionWithin(project record.ProjectName, id record.Hash, voices int, without ...Key) (*Stored, error) {
 	s := v.s
 	o := owner{id, project}
 	prefix := o.append(nil, spaceID)
@@ -173,7 +175,7 @@ func (v *view) AssertionWithin(project record.ProjectName, id record.Hash, voice
 		if n := len(st.Votes); k.Kind == KindVote && n > 0 && st.Votes[n-1].Agent == k.Agent {
 			continue // an older one
 		}
-		if st.full(k.Kind, voices) {
+		if st.full(k.Kind, voices) || slices.Contains(without, k) {
 			st.Partial = true
 			continue
 		}

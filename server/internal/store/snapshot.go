@@ -15,7 +15,7 @@ type Snapshot interface {
 	SetDigest(ctx context.Context, set Set) (Digest, error)
 	SetKeys(ctx context.Context, set Set) iter.Seq2[SetKey, error]
 	Claims(ctx context.Context, q ClaimQuery, voices int) iter.Seq2[*Claim, error]
-	AssertionWithin(project record.ProjectName, id record.Hash, voices int) (*Stored, error)
+	AssertionWithin(project record.ProjectName, id record.Hash, voices int, without ...Key) (*Stored, error)
 	// KeyDigest is what SetDigest adds for a key.
 	KeyDigest(key *Key) Digest
 	// Close lets goleveldb collect what only this snapshot still sees. Nothing

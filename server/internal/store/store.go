@@ -144,7 +144,8 @@ type Stored struct {
 	Content    *record.Content
 	Signatures []record.Signature // by agent
 	Votes      []record.Vote      // the newest of each agent, by agent
-	// Partial: there are more signatures, or votes, than were asked for.
+	// Partial: there are more signatures, or votes, than were asked for, or some
+	// that cannot be read.
 	Partial bool
 	// Lifecycle is the content's own or that of its newest descendant (see
 	// lens.Claim), found among what is held now. ReplacedBy is that one.
@@ -161,6 +162,9 @@ type Claim struct {
 	Predicate string
 	// Position is the content's place in the log, for ReadAt.
 	Position wal.Position
+	// Unreadable: the content's bytes are damaged, and no member that was asked
+	// holds an intact copy. The store never sets it; whoever asks the members does.
+	Unreadable bool
 }
 
 // ClaimQuery selects claims.
