@@ -137,12 +137,12 @@ func TestLargeWriteIsAcknowledgedWithItsLastMessage(t *testing.T) {
 		p := newPeer(w.nodes["a"].cluster, w.member("b"))
 		large := &write{done: make(chan struct{}), wire: make([]byte, 30), cuts: []int{10, 20, 30}}
 		require.True(t, p.offer(large))
-		require.Equal(t, []*write{large}, p.take(nil, 0))
+		require.Equal(t, []*write{large}, p.take(nil, 0, 7))
 		for seq := range uint64(3) {
 			p.acked(seq)
 			require.Empty(t, large.acks, "after message %d of 3", seq)
 		}
 		p.acked(3)
-		require.Equal(t, []string{w.member("b").ID()}, large.acks)
+		require.Equal(t, map[string]uint64{w.member("b").ID(): 7}, large.acks)
 	})
 }

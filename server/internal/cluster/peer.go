@@ -48,6 +48,9 @@ type queued struct {
 	w    *write
 	seq  uint64
 	sent time.Time
+	// generation is that of the messages that it went out with. The member
+	// acknowledges them only while it has not passed it.
+	generation uint64
 }
 
 func newPeer(c *Cluster, m control.Member) *peer {
@@ -221,7 +224,8 @@ func (p *peer) send(ctx context.Context, stream peerpb.Peer_ReplicateClient) err
 	seq := uint64(0)
 	var batch []*write
 	for {
-		batch = p.take(batch[:0], seq)
+		generation := p.c.generation()
+		batch = p.take(batch[:0], seq, generation)
 		if len(batch) == 0 {
 			select {
 			case <-p.wake:
@@ -231,7 +235,7 @@ func (p *peer) send(ctx context.Context, stream peerpb.Peer_ReplicateClient) err
 			continue
 		}
 		var err error
-		if seq, err = p.sendBatch(stream, batch, seq); err != nil {
+		if seq, err = p.sendBatch(stream, batch, seq, generation); err != nil {
 			return err
 		}
 		clear(batch)
@@ -240,7 +244,7 @@ func (p *peer) send(ctx context.Context, stream peerpb.Peer_ReplicateClient) err
 
 // take moves unsent writes to the sent part: several that fit into one message,
 // or one that needs messages of its own.
-func (p *peer) take(batch []*write, seq uint64) []*write {
+func (p *peer) take(batch []*write, seq, generation uint64) []*write {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.dropAbandoned()
@@ -252,7 +256,7 @@ func (p *peer) take(batch []*write, seq uint64) []*write {
 		}
 		size += len(q.w.wire)
 		messages := len(q.w.cuts)
-		q.seq, q.sent = seq+uint64(messages), now
+		q.seq, q.sent, q.generation = seq+uint64(messages), now, generation
 		batch = append(batch, q.w)
 		p.sent++
 		if messages > 1 {
@@ -283,8 +287,7 @@ func (p *peer) dropAbandoned() {
 }
 
 // sendBatch sends one message, or the messages of one large write.
-func (p *peer) sendBatch(stream peerpb.Peer_ReplicateClient, batch []*write, seq uint64) (uint64, error) {
-	generation := p.c.generation()
+func (p *peer) sendBatch(stream peerpb.Peer_ReplicateClient, batch []*write, seq, generation uint64) (uint64, error) {
 	send := func(items []byte) error {
 		seq++
 		return stream.Send(&peerpb.ReplicateRequest{Seq: seq, Generation: generation, Items: items})
@@ -325,7 +328,7 @@ func (p *peer) acked(seq uint64) {
 	p.mu.Unlock()
 
 	for _, q := range done {
-		q.w.ack(p.id, p.c.control.State)
+		q.w.ack(p.id, q.generation, p.c.control.State)
 	}
 	if n > 0 {
 		p.ackSeconds.Observe(time.Since(done[0].sent).Seconds())

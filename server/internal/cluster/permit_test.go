@@ -87,12 +87,12 @@ func TestAbandonedWriteIsNotSent(t *testing.T) {
 		}
 		gaveUp, won, waits := queue(), queue(), queue()
 		for _, id := range []string{"a", "c"} {
-			won.ack(w.member(id).ID(), w.nodes["a"].control.State)
+			won.ack(w.member(id).ID(), 0, w.nodes["a"].control.State)
 		}
 		for _, x := range []*write{gaveUp, won} {
 			x.outcome()
 		}
-		require.Equal(t, []*write{won, waits}, p.take(nil, 0))
+		require.Equal(t, []*write{won, waits}, p.take(nil, 0, 0))
 		require.EqualValues(t, 10, p.bytes)
 	})
 }

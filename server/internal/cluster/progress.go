@@ -1,9 +1,12 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"sync"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/wal"
@@ -30,13 +33,15 @@ type Progress struct {
 
 	// noting is held by the one that notes a rollback, which waits for the disk.
 	noting chan struct{}
+	// puts is held by each put of a cursor, and as a whole by reset.
+	puts *semaphore.Weighted
 	// fatal is why the process has to be started again.
 	fatal chan error
 }
 
 // NewProgress begins with the cursors that the store holds.
 func NewProgress(s Store) *Progress {
-	return &Progress{store: s, cursors: maps.Clone(s.Cursors()), witnesses: maps.Clone(s.Witnesses()), noting: make(chan struct{}, 1), fatal: make(chan error, 1)}
+	return &Progress{store: s, cursors: maps.Clone(s.Cursors()), witnesses: maps.Clone(s.Witnesses()), noting: make(chan struct{}, 1), puts: semaphore.NewWeighted(manyPuts), fatal: make(chan error, 1)}
 }
 
 // LogEnd is the end of the durable part of this node's log.
@@ -176,9 +181,29 @@ func (p *Progress) cursor(incarnation string, pos wal.Position) store.Item {
 	return store.NewWitnessedCursor(incarnation, pos, p.witness(incarnation))
 }
 
+// keep makes a cursor durable by put, unless all cursors were set back since epoch
+// was read: then a start must not find it. No reset begins before put returns.
+func (p *Progress) keep(ctx context.Context, epoch int, put func() error) (stale bool, err error) {
+	if err := p.puts.Acquire(ctx, 1); err != nil {
+		return false, err
+	}
+	defer p.puts.Release(1)
+	if _, now := p.at(""); now != epoch {
+		return true, nil
+	}
+	return false, put()
+}
+
+// manyPuts is more than there are pullers.
+const manyPuts = 1 << 20
+
 // reset sets every cursor back: records were lost, so nothing is known to be
-// held any more. It returns whose cursors there were.
-func (p *Progress) reset() (incarnations []string) {
+// held any more. It returns whose cursors there were. When ctx ends, it does not
+// wait for the cursors on their way to the disk.
+func (p *Progress) reset(ctx context.Context) (incarnations []string) {
+	if p.puts.Acquire(ctx, manyPuts) == nil {
+		defer p.puts.Release(manyPuts)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for incarnation := range p.cursors {

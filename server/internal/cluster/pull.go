@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -76,8 +77,8 @@ func (p *puller) run(ctx context.Context) {
 	if p.unnotedAt > 0 {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		at, _ := p.c.progress.at(p.member.Incarnation)
-		if err := p.note(last, at); err != nil {
+		at, epoch := p.c.progress.at(p.member.Incarnation)
+		if err := p.note(last, at, epoch); err != nil {
 			p.log.Debug("the last cursor was not noted; its records are looked at again", "error", err)
 		}
 	}
@@ -100,7 +101,7 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 	wait := time.Duration(0)
 	for {
 		cursor, epoch := p.c.progress.at(p.member.Incarnation)
-		if err := p.noteIfDue(ctx, cursor); err != nil {
+		if err := p.noteIfDue(ctx, cursor, epoch); err != nil {
 			return moved, err
 		}
 		if epoch != p.epoch { // all cursors were set back
@@ -293,27 +294,37 @@ func (p *puller) bring(ctx context.Context, client peerpb.PeerClient, keys []sto
 		p.c.metrics.gaps.WithLabelValues(p.member.Name).Add(float64(missed))
 		p.log.Warn("a member cannot read records of its log; other members may have them", "records", missed)
 	}
-	last = last && !p.hole.open()
-	if last {
-		items = append(items, p.c.progress.cursor(p.member.Incarnation, wal.Position(res.Next)))
+	if len(items) > 0 {
+		if err := p.c.rewriteHeld(ctx, items); err != nil {
+			return fmt.Errorf("replacing damaged records: %w", err)
+		}
 	}
-	if len(items) == 0 {
-		return nil
-	}
-	if err := p.c.rewriteHeld(ctx, items); err != nil {
-		return fmt.Errorf("replacing damaged records: %w", err)
-	}
-	if err := p.c.putAndWait(ctx, items); err != nil {
+	if err := p.keep(ctx, items, wal.Position(res.Next), last && !p.hole.open()); err != nil {
 		return fmt.Errorf("keeping %d records: %w", len(items), err)
 	}
-	records := items
-	if last {
-		records = items[:len(items)-1]
-		p.notedNow(wal.Position(res.Next))
-	}
-	p.c.recent.add(records)
-	p.c.metrics.caughtUp.WithLabelValues(p.member.Name).Add(float64(len(records)))
+	p.c.recent.add(items)
+	p.c.metrics.caughtUp.WithLabelValues(p.member.Name).Add(float64(len(items)))
 	return nil
+}
+
+// keep makes records durable, and with the last ones of an answer also the cursor
+// behind them, unless all cursors were set back meanwhile.
+func (p *puller) keep(ctx context.Context, records []store.Item, cursor wal.Position, last bool) error {
+	if last {
+		stale, err := p.c.progress.keep(ctx, p.epoch, func() error {
+			return p.c.putAndWait(ctx, append(slices.Clip(records), p.c.progress.cursor(p.member.Incarnation, cursor)))
+		})
+		if err == nil && !stale {
+			p.notedNow(cursor)
+		}
+		if err != nil || !stale {
+			return err
+		}
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	return p.c.putAndWait(ctx, records)
 }
 
 // putAndWait makes items durable here, patiently.
@@ -397,14 +408,14 @@ func (c *Cluster) appendFetched(items []store.Item, b []byte, asked []store.Key)
 // noteIfDue makes progress durable that brought nothing new. Only records count:
 // a note is itself an entry of the log that the others pull, and noting that
 // would never end.
-func (p *puller) noteIfDue(ctx context.Context, at wal.Position) error {
+func (p *puller) noteIfDue(ctx context.Context, at wal.Position, epoch int) error {
 	if p.unnotedAt == 0 || at == p.noted {
 		return nil
 	}
 	if (p.full || p.unnoted < noteBytes) && time.Since(p.notedAt) < p.c.timings.CursorEvery {
 		return nil
 	}
-	return p.note(ctx, at)
+	return p.note(ctx, at, epoch)
 }
 
 // noteBytes is how much is looked at again after a crash, at most.
@@ -413,9 +424,13 @@ const noteBytes = 64 << 20
 // note makes progress durable. On a full volume it is put off, and the member is
 // asked on: its log is compared all the same, without which a read would count no
 // pair of a full member and one that has started anew.
-func (p *puller) note(ctx context.Context, at wal.Position) error {
-	err := p.c.putAndWait(ctx, []store.Item{p.c.progress.cursor(p.member.Incarnation, at)})
+func (p *puller) note(ctx context.Context, at wal.Position, epoch int) error {
+	stale, err := p.c.progress.keep(ctx, epoch, func() error {
+		return p.c.putAndWait(ctx, []store.Item{p.c.progress.cursor(p.member.Incarnation, at)})
+	})
 	switch {
+	case stale:
+		return nil
 	case errors.Is(err, wal.ErrReadOnly):
 		p.notedAt, p.full = time.Now(), true
 		return nil
@@ -435,7 +450,7 @@ func (p *puller) notedNow(at wal.Position) {
 func (p *puller) rewind(ctx context.Context, epoch int) error {
 	p.c.progress.set(p.member.Incarnation, 0, epoch)
 	p.c.progress.saw(p.member.Incarnation, wal.Witness{})
-	return p.note(ctx, 0)
+	return p.note(ctx, 0, epoch)
 }
 
 // saw notes what an answer shows of the member's log; the member has compared what
@@ -453,8 +468,8 @@ func (p *puller) reached(ctx context.Context, next wal.Position, epoch int, res 
 	if tooSoon || p.c.progress.witness(p.member.Incarnation).Opening == p.notedOpening {
 		return nil
 	}
-	at, _ := p.c.progress.at(p.member.Incarnation)
-	return p.note(ctx, at)
+	at, epoch := p.c.progress.at(p.member.Incarnation)
+	return p.note(ctx, at, epoch)
 }
 
 func (p *puller) advance(next wal.Position, epoch int, res *peerpb.PullResponse) {

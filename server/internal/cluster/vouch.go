@@ -19,8 +19,8 @@ import (
 // the control table need show it. Its peers know what they saw of its log, and say
 // so with each pull: when a part of that is gone, this node has lost acknowledged
 // records. It notes that durably before it answers. After a start it counts in no
-// read before the other whole members have compared, as far as they can be heard
-// of.
+// read before the other members have compared, as far as they can be heard of: those
+// too that lost records of their own, since they still know what they saw.
 
 // vouches are the members that have compared since the start.
 type vouches struct {
@@ -71,7 +71,7 @@ func (c *Cluster) compared(member string) bool {
 	return v.by[member]
 }
 
-// unvouched names the whole members that have not compared since the start and
+// unvouched names the members that have not compared since the start and
 // are still waited for; empty when there are none.
 func (c *Cluster) unvouched(state *control.State) string {
 	v := &c.vouches
@@ -85,7 +85,7 @@ func (c *Cluster) unvouched(state *control.State) string {
 	}
 	var waits []string
 	for _, m := range state.Members {
-		if m.ID() != c.id && m.Whole && !v.by[m.ID()] {
+		if m.ID() != c.id && !v.by[m.ID()] {
 			waits = append(waits, m.Name)
 		}
 	}

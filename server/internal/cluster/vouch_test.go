@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -42,6 +43,26 @@ func TestTheWaitForPeersBeginsWhenTheyCanCompare(t *testing.T) {
 			require.NoError(t, b.cluster.Ready())
 		})
 	}
+}
+
+// A member that lost records still knows what it saw of this node's log, so a start
+// waits for its comparison as for that of a whole one.
+func TestAMemberWithALossIsWaitedForAsAWitness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := threeNodes(t)
+		a, b := w.nodes["a"], w.nodes["b"]
+		require.NoError(t, a.control.ReportNotWhole(context.Background()))
+		b.shutdown()
+		w.net.Isolate("a")
+		b.start()
+		b.control.follow()
+		time.Sleep(5 * time.Second)
+		require.Equal(t, "a", b.cluster.unvouched(b.control.State()))
+		require.Error(t, b.cluster.Ready())
+		w.net.HealAll()
+		w.await("readiness", func() bool { return b.cluster.Ready() == nil })
+		require.True(t, b.cluster.compared(w.member("a").ID()))
+	})
 }
 
 // TestACursorIsDurableWithWhatWasSeenOfItsLog: the cursor that becomes durable with

@@ -175,7 +175,7 @@ func (c *Cluster) forgetHeld(ctx context.Context) {
 	c.refilling.Store(true)
 	c.recent.forget()
 	var items []store.Item
-	for _, incarnation := range c.progress.reset() {
+	for _, incarnation := range c.progress.reset(ctx) {
 		items = append(items, c.progress.cursor(incarnation, 0))
 	}
 	if len(items) == 0 {

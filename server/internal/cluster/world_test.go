@@ -113,7 +113,13 @@ func (w *world) members(names ...string) []control.Member {
 // setMembers makes these the members, all whole, with no change open.
 func (w *world) setMembers(names ...string) {
 	ms := w.members(names...)
-	w.change(func(s *control.State) { s.Members, s.Change = ms, nil })
+	w.change(func(s *control.State) {
+		for i := range ms {
+			held, _ := s.MemberByID(ms[i].ID())
+			ms[i].LostAt = held.LostAt
+		}
+		s.Members, s.Change = ms, nil
+	})
 }
 
 // change commits a new state and shows it to every node at once.
@@ -317,7 +323,7 @@ func (c *table) ReportNotWhole(context.Context) error {
 	c.n.w.change(func(s *control.State) {
 		for i := range s.Members {
 			if s.Members[i].ID() == c.id {
-				s.Members[i].Whole = false
+				s.Members[i].Whole, s.Members[i].LostAt = false, s.Generation+1
 			}
 		}
 	})

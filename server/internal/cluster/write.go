@@ -36,23 +36,25 @@ type write struct {
 	abandoned atomic.Bool
 
 	mu sync.Mutex
-	// acks are the ids of members that hold every item durably. An ack is a
-	// fact and stays one, whatever becomes of the generation.
-	acks []string
+	// acks are the ids of members that made every item durable, each with a
+	// generation that the member had not passed then. A member that reports a loss
+	// at a later one may have lost the items again (control.State.Acknowledged).
+	acks map[string]uint64
 	// fresh is what the local store said to be new; nil until it is done.
 	fresh    []bool
 	localErr error
 	won      bool
 }
 
-// ack notes that member holds every item durably, and settles the write when
-// the write rule holds.
-func (w *write) ack(member string, newest func() *control.State) {
+// ack notes that member made every item durable when it had not passed the
+// generation, and settles the write when the write rule holds.
+func (w *write) ack(member string, generation uint64, newest func() *control.State) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !slices.Contains(w.acks, member) {
-		w.acks = append(w.acks, member)
+	if w.acks == nil {
+		w.acks = map[string]uint64{}
 	}
+	w.acks[member] = max(w.acks[member], generation)
 	w.evaluate(newest)
 }
 
@@ -67,7 +69,7 @@ func (w *write) judge(newest func() *control.State) {
 // whenever the rule of an old state lets the write win, every ack that counted
 // came before this node passed to a newer one, its own included.
 func (w *write) evaluate(newest func() *control.State) {
-	if w.won || !newest().WriteQuorum(func(id string) bool { return slices.Contains(w.acks, id) }) {
+	if w.won || !newest().Acknowledged(w.acks) {
 		return
 	}
 	w.won = true
@@ -222,7 +224,7 @@ func (c *Cluster) putDone(w *write, res store.PutResult) {
 	}
 	w.fresh = res.New
 	w.mu.Unlock()
-	w.ack(c.id, c.control.State)
+	w.ack(c.id, c.generation(), c.control.State)
 }
 
 // offer queues w at peers and returns the ids of those whose queue is full.

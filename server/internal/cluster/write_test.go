@@ -63,7 +63,7 @@ func TestWriteWinsWithAMajority(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := &write{done: make(chan struct{})}
 			for _, id := range strings.Split(tc.acks, "") {
-				w.ack(id+"/1", func() *control.State { return tc.state })
+				w.ack(id+"/1", 0, func() *control.State { return tc.state })
 			}
 			select {
 			case <-w.done:
@@ -90,22 +90,38 @@ func TestRuleOfTheNewestState(t *testing.T) {
 	state := stateOf("abc")
 	newest := func() *control.State { return state }
 	w := &write{done: make(chan struct{})}
-	w.ack("a/1", newest)
+	w.ack("a/1", 0, newest)
 	state = stateOf("abc", "abc", "abcde")
-	w.ack("b/1", newest)
+	w.ack("b/1", 0, newest)
 	require.False(t, w.won, "a majority of the old ones only")
 	state = stateOf("abx")
-	w.ack("c/1", newest)
+	w.ack("c/1", 0, newest)
 	require.True(t, w.won, "a and b of the new members")
 
 	w = &write{done: make(chan struct{})}
 	state = stateOf("abc")
-	w.ack("a/1", newest)
+	w.ack("a/1", 0, newest)
 	require.False(t, w.won)
 	state = stateOf("a")
 	w.judge(newest)
 	require.True(t, w.won)
-	w.ack("b/1", newest) // late acks are harmless
+	w.ack("b/1", 0, newest) // late acks are harmless
+}
+
+// An acknowledgement from before a loss of the member does not count, also when the
+// member is whole again, and one from afterwards does.
+func TestAckFromBeforeALossDoesNotCount(t *testing.T) {
+	state := stateOf("abc")
+	newest := func() *control.State { return state }
+	w := &write{done: make(chan struct{})}
+	w.ack("b/1", 3, newest)
+	lost := stateOf("abc")
+	lost.Members[1].LostAt = 4
+	state = lost
+	w.ack("a/1", 6, newest)
+	require.False(t, w.won)
+	w.ack("b/1", 4, newest)
+	require.True(t, w.won)
 }
 
 func TestReadPlan(t *testing.T) {

@@ -28,7 +28,7 @@ func (c *found) apply(s *State) *result {
 
 func (c *admit) apply(s *State) *result {
 	m := c.Member
-	m.Whole, m.Loss, m.LaterLoss = false, "", ""
+	m.Whole, m.Loss, m.LaterLoss, m.LostAt = false, "", "", 0
 	if held, ok := s.MemberByID(m.ID()); ok {
 		if held.PeerAddr != m.PeerAddr || held.APIAddr != m.APIAddr {
 			s.update(m.ID(), func(e *Member) { e.PeerAddr, e.APIAddr = m.PeerAddr, m.APIAddr })
@@ -74,7 +74,7 @@ func (s *State) gone(m, newcomer Member) bool {
 	if m.report() == newcomer.ID() {
 		return false
 	}
-	s.update(m.ID(), func(e *Member) { e.Whole, e.Loss, e.LaterLoss = false, "", newcomer.ID() })
+	s.update(m.ID(), func(e *Member) { e.Whole, e.Loss, e.LaterLoss, e.LostAt = false, "", newcomer.ID(), s.Generation+1 })
 	return true
 }
 
@@ -91,7 +91,7 @@ func (c *loss) apply(s *State) *result {
 	if m.report() == c.Loss {
 		return &result{} // the same report again
 	}
-	s.update(c.Member, func(e *Member) { e.lost(c.Loss) })
+	s.update(c.Member, func(e *Member) { e.lost(c.Loss, s.Generation+1) })
 	s.bump() // also when it was not whole: an earlier answer of it is outdated
 	return &result{}
 }
@@ -145,7 +145,7 @@ func (c *live) apply(s *State) *result {
 	s.update(c.Member, func(e *Member) {
 		e.Life = c.Now
 		if !known {
-			e.lost(c.Now)
+			e.lost(c.Now, s.Generation+1)
 		}
 	})
 	if !known {

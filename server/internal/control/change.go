@@ -44,8 +44,9 @@ import (
 
 // driver is what the leader remembers between steps; it can be lost.
 type driver struct {
-	unsettled  bool // Raft's servers are not yet what the members are
-	waiting    bool // that includes a member which has not shown yet that it has the table
+	unsettled  bool   // Raft's servers are not yet what the members are
+	waiting    bool   // that includes a member which has not shown yet that it has the table
+	voters     string // why they are unsettled
 	change     uint64
 	generation uint64
 	marks      map[string]uint64 // id of a whole member of Old: its log end, at this generation or later
@@ -113,11 +114,14 @@ func (c *Control) lead(ctx context.Context) error {
 	progress := c.poll(ctx, state)
 	settled, err := c.reconcile(state, progress)
 	c.driver.unsettled = !settled || c.driver.waiting
-	if err != nil || !settled {
-		return err // one step at a time; a change closes only when the voters are right
+	if err != nil {
+		return err
 	}
 	if state.Change != nil {
-		return c.drive(state, progress)
+		return c.drive(state, progress, settled)
+	}
+	if !settled {
+		return nil // one step at a time
 	}
 	c.driver.report.Store(nil)
 	return c.startRefill(state, progress)
@@ -217,7 +221,7 @@ func (c *Control) reconcile(state *State, progress map[string]*controlpb.Progres
 	}
 	settled = true
 	backed := c.jury.backed(c.readyTerm.Load(), votersOf(future.Configuration()))
-	c.driver.waiting = false
+	c.driver.waiting, c.driver.voters = false, "the voters of the control table are being changed"
 	nth := 0 // of those that may vote
 	for _, m := range state.Current() {
 		server, there := servers[m.ID()]
@@ -240,8 +244,9 @@ func (c *Control) reconcile(state *State, progress map[string]*controlpb.Progres
 			// when it is back. It has to be asked for that, also when no change
 			// is open any more.
 			settled = settled && p == nil
+			c.driver.voters = m.ID() + " has not shown that it holds the control table"
 			if !backed {
-				c.driver.report.Store(&[]string{"a majority of the voters has not shown that it holds the leader's table"})
+				c.driver.voters = "a majority of the voters has not shown that it holds the leader's table"
 			}
 			c.driver.waiting = true
 			continue
@@ -290,14 +295,18 @@ func (c *Control) place(step string, m Member) error {
 	}
 }
 
-// drive notes marks and closes the open change when it can be closed.
-func (c *Control) drive(state *State, progress map[string]*controlpb.ProgressResponse) error {
+// drive notes marks and closes the open change when it can be closed, which is only
+// while Raft's voters are settled. It is given up whether they are or not.
+func (c *Control) drive(state *State, progress map[string]*controlpb.ProgressResponse, settled bool) error {
 	d, change := &c.driver, state.Change
 	if d.takeUp(change) {
 		c.log.Info("a change of members is open", "change", change.ID, "kind", change.Kind, "subject", change.Subject)
 	}
 	d.note(change, progress)
 	whole, waits := closable(change, d.marks, d.knows, progress)
+	if !settled {
+		waits = append(waits, d.voters)
+	}
 	d.report.Store(&waits)
 	d.watch(change, slices.Contains(whole, change.Subject), progress[change.Subject])
 	if len(waits) > 0 {

@@ -169,6 +169,7 @@ type Control struct {
 	// started is set once raft is there: peers may call before Start is done.
 	started atomic.Bool
 	began   time.Time // when Start was called
+	letIn   time.Time // when this node's request to join was accepted last (runForm only)
 	// registered: this start is in the table.
 	registered atomic.Bool
 	// raft is the newest instance, which may have failed.

@@ -111,12 +111,22 @@ func (c *Control) rejoin(ctx context.Context, state *State) {
 	if time.Since(c.led()) < 3*c.cfg.Timings.Heartbeat {
 		return // without a leader's word for so short a time nothing has happened
 	}
+	c.join(ctx, answers, state.Generation)
+}
+
+// join asks those that have a cluster, with a newer table than this node's, to let
+// this one in, until one of them does: some may have no leader that a majority
+// follows. It returns false when there was nobody to ask.
+func (c *Control) join(ctx context.Context, answers []listed, generation uint64) (asked bool) {
 	for _, a := range answers {
-		if a.hello.GetClusterId() != "" && a.hello.Generation > state.Generation {
-			c.joinAt(ctx, a)
-			return
+		if a.hello.GetClusterId() == "" || a.hello.Generation <= generation {
+			continue
+		}
+		if asked = true; c.joinAt(ctx, a) {
+			break
 		}
 	}
+	return asked
 }
 
 func (c *Control) self() Member {
@@ -126,17 +136,25 @@ func (c *Control) self() Member {
 // asksAgain is when this node may ask to be let in. A node whose join was cancelled
 // in this life rests for GiveUpAfter after its leader last spoke to it: otherwise
 // it would undo the operator's decision at once, or the leader's, and writes would
-// need its acknowledgement again. A node that has just started asks at once. So
+// need its acknowledgement again. A node that was let in and to which no leader has
+// spoken since does not know when its join is cancelled: that takes up to GiveUpAfter
+// by itself, so it rests twice as long. A node that has just started asks at once. So
 // does a member, which only has itself called back.
 func (c *Control) asksAgain() (at time.Time, rests bool) {
 	state := c.State()
 	_, member := state.MemberByID(c.id)
 	newcomer := !member || state.Change != nil && state.Change.Subject == c.id && state.Change.Kind != Refill
 	r := c.raft.Load()
-	if !newcomer || r == nil || !r.LastContact().After(c.began) {
+	if !newcomer || r == nil {
 		return time.Time{}, false
 	}
-	at = r.LastContact().Add(c.cfg.Timings.GiveUpAfter)
+	rest := c.cfg.Timings.GiveUpAfter
+	switch contact := r.LastContact(); {
+	case contact.After(c.began) && contact.After(c.letIn):
+		at = contact.Add(rest)
+	case !c.letIn.IsZero():
+		at = c.letIn.Add(2 * rest)
+	}
 	return at, time.Now().Before(at)
 }
 
@@ -178,11 +196,8 @@ func Expected(join []string, name, peerAddr string) int {
 // and nobody has or may have one.
 func (c *Control) seek(ctx context.Context) {
 	answers := c.greet(ctx)
-	for _, a := range answers {
-		if a.hello.GetClusterId() != "" {
-			c.joinAt(ctx, a)
-			return
-		}
+	if c.join(ctx, answers, 0) {
+		return
 	}
 	var waits []string
 	for _, a := range answers {
@@ -271,16 +286,17 @@ func (c *Control) hello(ctx context.Context, addr string) (*controlpb.HelloRespo
 	})
 }
 
-// joinAt asks a node that has a cluster to let this one in.
-func (c *Control) joinAt(ctx context.Context, at listed) {
+// joinAt asks a node that has a cluster to let this one in, and reports whether
+// that is settled, so that no other node need be asked.
+func (c *Control) joinAt(ctx context.Context, at listed) (settled bool) {
 	if mine := cmp.Or(c.State().ClusterID, c.cfg.ClusterID); mine != "" && at.hello.ClusterId != mine {
 		c.setPhase(fmt.Sprintf("will not join: the volumes belong to cluster %s, %s is of cluster %s", mine, at.addr, at.hello.ClusterId))
-		return
+		return false
 	}
 	if again, rests := c.asksAgain(); rests {
 		c.setPhase(fmt.Sprintf("was let into cluster %s, and its change of members was cancelled since; asks again at %s, or when it is started again",
 			at.hello.ClusterId, again.UTC().Format(time.RFC3339)))
-		return
+		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*c.cfg.Timings.CallTimeout)
 	defer cancel()
@@ -297,9 +313,11 @@ func (c *Control) joinAt(ctx context.Context, at listed) {
 	}
 	if err != nil {
 		c.setPhase(fmt.Sprintf("waits to be let into cluster %s: %v", at.hello.ClusterId, err))
-		return
+		return false
 	}
+	c.letIn = time.Now()
 	c.setPhase("was let into cluster " + at.hello.ClusterId + ", waits for its table")
+	return true
 }
 
 // found writes the first configuration: all who answered, so that losing one of

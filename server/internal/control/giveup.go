@@ -11,15 +11,15 @@ import (
 // watch notes whether the subject answers, and whether it comes nearer to the
 // marks. A subject that has reached all of them waits for others, which is not its
 // fault. It comes nearer when a cursor moves, or when it reads further behind a part
-// of a log that cannot be read, where the cursor has to stay. Reading a log again
-// from its beginning does not count. Neither do records that are written meanwhile:
+// of a log that cannot be read, where the cursor has to stay. Nothing brings a
+// newcomer nearer while it cannot be filled. Reading a log again from its beginning does not count. Neither do records that are written meanwhile:
 // a member that takes in those of one log may still get nothing of another one.
 func (d *driver) watch(change *Change, whole bool, p *controlpb.ProgressResponse) {
 	if p == nil {
 		return
 	}
 	d.heard = time.Now()
-	if p.Generation < change.Generation {
+	if p.Generation < change.Generation || change.unfillable() {
 		return
 	}
 	lacks, unread := uint64(0), uint64(0)
@@ -51,10 +51,27 @@ func (d *driver) hopeless(change *Change, after time.Duration) string {
 	case !change.dispensable():
 	case time.Since(d.heard) >= after:
 		return "does not answer"
+	case change.unfillable() && time.Since(d.moved) >= after:
+		return "cannot be filled, since too few of the other members are whole,"
 	case change.Kind != Replace && time.Since(d.moved) >= after:
 		return "answers, but takes in no more of what it lacks"
 	}
 	return ""
+}
+
+// unfillable reports whether too few members of the old set are whole for a newcomer
+// to become whole. A join would not be opened in this state.
+func (c *Change) unfillable() bool {
+	if c.Kind != Join {
+		return false
+	}
+	whole := 0
+	for _, m := range c.Old {
+		if m.Whole {
+			whole++
+		}
+	}
+	return whole < meeting(len(c.Old))
 }
 
 // dispensable reports whether an open change may be given up for a subject that

@@ -44,7 +44,7 @@ func TestLogEndIsNotOlderThanTheGenerationItIsReportedWith(t *testing.T) {
 func driven(s *State, progress map[string]*controlpb.ProgressResponse) *driver {
 	c := &Control{log: slog.New(slog.DiscardHandler)}
 	c.cfg.Timings.GiveUpAfter, c.cfg.Timings.StuckAfter = time.Hour, time.Hour
-	if err := c.drive(s, progress); err != nil {
+	if err := c.drive(s, progress, true); err != nil {
 		panic(err)
 	}
 	return &c.driver
@@ -76,13 +76,13 @@ func TestMarksOfAnEarlierGenerationAreForgotten(t *testing.T) {
 	tell := func(generation, end uint64) map[string]*controlpb.ProgressResponse {
 		return map[string]*controlpb.ProgressResponse{"a/1": {Incarnation: "1", Generation: generation, LogEnd: end}}
 	}
-	require.NoError(t, c.drive(first, tell(first.Change.Generation, 10)))
+	require.NoError(t, c.drive(first, tell(first.Change.Generation, 10), true))
 	require.Equal(t, map[string]uint64{"a/1": 10}, c.driver.marks)
 	applied(t, tb, &loss{Member: "c/1", Loss: "again"})
 	second := tb.state.Load()
-	require.NoError(t, c.drive(second, tell(first.Change.Generation, 15)))
+	require.NoError(t, c.drive(second, tell(first.Change.Generation, 15), true))
 	require.Empty(t, c.driver.marks)
-	require.NoError(t, c.drive(second, tell(second.Change.Generation, 20)))
+	require.NoError(t, c.drive(second, tell(second.Change.Generation, 20), true))
 	require.Equal(t, map[string]uint64{"a/1": 20}, c.driver.marks)
 }
 

@@ -31,6 +31,10 @@ type Member struct {
 	// Loss. Taking that report back would not make the member whole. For a member
 	// whose volumes are gone it is the id of the newcomer that showed it.
 	LaterLoss string `cbor:"later_loss,omitempty"`
+	// LostAt is the generation of the latest report of a loss, 0 when there was
+	// none. It stays when the member is whole again: acknowledgements of the member
+	// from before that generation prove nothing.
+	LostAt uint64 `cbor:"lost_at,omitempty"`
 	// Life is that of the member's latest start.
 	Life string `cbor:"life,omitempty"`
 }
@@ -38,8 +42,9 @@ type Member struct {
 // report names the member's latest report of a loss.
 func (m *Member) report() string { return cmp.Or(m.LaterLoss, m.Loss) }
 
-// lost notes a report of a loss.
-func (m *Member) lost(report string) {
+// lost notes a report of a loss at a generation.
+func (m *Member) lost(report string, generation uint64) {
+	m.LostAt = generation
 	if m.Whole || m.Loss != "" {
 		m.Whole, m.Loss = false, report
 	} else {
@@ -165,6 +170,18 @@ func (s *State) Everyone() []Member {
 
 // Majority is how many of n make a majority.
 func Majority(n int) int { return n/2 + 1 }
+
+// Acknowledged is WriteQuorum for acknowledgements that were each given while the
+// member had not passed a generation. One from before the member's latest loss does
+// not count: the record may be among those lost, and the logs that the member was
+// refilled from may not have held it yet.
+func (s *State) Acknowledged(acks map[string]uint64) bool {
+	return s.WriteQuorum(func(id string) bool {
+		generation, acked := acks[id]
+		m, _ := s.MemberByID(id)
+		return acked && m.LostAt <= generation
+	})
+}
 
 // WriteQuorum tells whether the members for which acked is true make a record
 // acknowledged: a majority of the members and, while a change is open, a

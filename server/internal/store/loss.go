@@ -49,8 +49,8 @@ func (s *Store) noteLoss() error {
 	if err != nil {
 		return err
 	}
-	// The index holds what is below the marker that replay began at; of the rest
-	// it holds nothing.
+	// The index holds what is below the marker that replay began at, but for the gaps
+	// that an earlier replay met (noteGaps); of the rest it holds nothing.
 	unknown := slices.DeleteFunc(s.log.Damage(), func(r wal.Range) bool { return r.To <= s.replayedFrom })
 	unknown = append(s.log.Missing(), unknown...)
 	if _, found := uncovered(known, unknown); found {
@@ -150,6 +150,26 @@ func encodeGaps(gaps []wal.Range) []byte {
 		b = binary.BigEndian.AppendUint64(b, uint64(g.To))
 	}
 	return b
+}
+
+// noteGaps adds parts of the log that the index holds nothing of.
+func (s *Store) noteGaps(found []wal.Range) error {
+	if len(found) == 0 {
+		return nil
+	}
+	known, err := s.knownGaps()
+	if err != nil {
+		return err
+	}
+	for _, r := range found {
+		if _, fresh := uncovered(known, []wal.Range{r}); fresh {
+			known = append(known, r)
+		}
+	}
+	if err := s.putOrHold(metaKey(metaGaps), encodeGaps(known)); err != nil {
+		return fmt.Errorf("write the index's notes: %w", err)
+	}
+	return nil
 }
 
 func (s *Store) knownGaps() (gaps []wal.Range, err error) {

@@ -105,6 +105,7 @@ func (s *Store) ReadAt(pos wal.Position) (Item, error) {
 	}
 	it, err := ParseItem(Kind(e.Kind), e.Payload)
 	if err != nil {
+		s.log.Condemn(pos, len(e.Payload), err)
 		return Item{}, &DamageError{Position: pos, Err: err}
 	}
 	return it, nil
@@ -269,7 +270,7 @@ func (s *Store) ScanKeys(from wal.Position, limitBytes int) (keys []KeyAt, next 
 			return nil
 		}
 		key, err := keyOf(kind, e.Payload)
-		if err != nil {
+		if err != nil || s.log.Damaged(pos) {
 			gaps++     // counted, and told to whoever pulls
 			return nil //nolint:nilerr // one unreadable entry ends no scan
 		}

@@ -53,6 +53,7 @@ func (r *replay) chunk(ctx context.Context) error {
 	s := r.s
 	var items []Item
 	var positions []wal.Position
+	var gaps []wal.Range
 	next, err := s.log.Scan(r.from, s.opts.replayChunk, func(pos wal.Position, e wal.Entry) error {
 		// The payload is valid during the call only; parsing copies what it
 		// keeps, and the payload itself is not needed.
@@ -63,9 +64,9 @@ func (r *replay) chunk(ctx context.Context) error {
 		}
 		it, err := ParseItem(kind, e.Payload)
 		if err != nil {
-			// The log vouches for its bytes, so this was written like that. It
-			// stays in the log; one bad entry must not keep a node down.
-			s.logger.Error("an entry of the log cannot be read", "position", pos, "err", err)
+			// The checksum is right, so this was written like that, and the record
+			// that should be here may have been acknowledged: it counts as damage.
+			gaps = append(gaps, s.log.Condemn(pos, len(e.Payload), err))
 			return nil
 		}
 		it.Payload = nil
@@ -77,10 +78,17 @@ func (r *replay) chunk(ctx context.Context) error {
 	switch {
 	case errors.As(err, &gap):
 		s.logger.Error("a part of the log is lost", "gap", gap)
+		if !gap.Lost { // a lost file is known before the replay begins
+			gaps = append(gaps, gap.Range)
+		}
 	case err != nil:
 		return fmt.Errorf("replay of the log at %v: %w", r.from, err)
 	case next <= r.from && len(items) == 0:
 		return fmt.Errorf("replay of the log does not get beyond %v", r.from)
+	}
+	// Before a marker passes them: the next start may begin behind them.
+	if err := s.noteGaps(gaps); err != nil {
+		return err
 	}
 	r.from = next
 	if len(items) == 0 {

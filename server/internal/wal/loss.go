@@ -140,6 +140,15 @@ func damagedRange(seq uint32, from, to int64, readErr error) Range {
 	return r
 }
 
+// Condemn records an entry whose checksum is right and which is invalid all the
+// same, with a payload of that many bytes, as damage: the bytes were wrong when
+// they were written.
+func (l *Log) Condemn(pos Position, payload int, why error) Range {
+	r := Range{From: pos, To: pos + Position(frameSize(payload)), Reason: "invalid: " + why.Error()}
+	l.noteDamage([]Range{r})
+	return r
+}
+
 // noteDamage records what does not check any more: reported, and not whole.
 func (l *Log) noteDamage(found []Range) {
 	m := l.manifest.Load()

@@ -63,6 +63,14 @@ func (s *stream) head(n *Net, now time.Time) (c *chunk, again time.Time) {
 	return c, time.Time{}
 }
 
+// ended reports whether the end of the stream has arrived, or will never arrive. A
+// writer of the other direction learns from that, and no earlier than its reader,
+// that the other side is closed.
+func (s *stream) ended(now time.Time) bool {
+	k := len(s.chunks)
+	return k == 0 || s.chunks[k-1].end == nil || !s.chunks[k-1].due.After(now)
+}
+
 // conn is one end of a connection.
 type conn struct {
 	net           *Net
@@ -189,7 +197,10 @@ func (c *conn) tryWrite(p []byte) (count int, wait <-chan struct{}, until time.T
 	case !c.writeBy.IsZero() && !c.writeBy.After(now):
 		return 0, nil, until, os.ErrDeadlineExceeded
 	case c.peer.closed && !c.cut():
-		return 0, nil, until, syscall.EPIPE
+		if c.in.ended(now) {
+			return 0, nil, until, syscall.EPIPE
+		}
+		return len(p), nil, until, nil // they arrive nowhere
 	}
 	room := window - c.out.size
 	if room <= 0 && len(p) > 0 {
