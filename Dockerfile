@@ -1,6 +1,6 @@
-# The image of StemeDB: two static binaries and certificate authorities, nothing
-# else. `go run ./cmd/image stemedb` in ci/ makes the same image where no
-# registry can be reached; a test compares the two.
+# The image of StemeDB contains only two static binaries and certificate
+# authorities. `go run ./cmd/image stemedb` in ci/ builds the same image without
+# a registry; a test compares the two.
 #
 #   docker build -t docker.io/stemedb/stemedb:dev .
 
@@ -9,7 +9,7 @@ ARG VERSION=dev
 ENV CGO_ENABLED=0 GOFLAGS=-buildvcs=false
 WORKDIR /src
 
-# Modules first: this layer changes only when a requirement does.
+# Modules come first: this layer changes only if a requirement changes.
 COPY go.mod go.sum ./
 COPY server/cmd/stemedb-k8s/go.mod server/cmd/stemedb-k8s/go.sum ./server/cmd/stemedb-k8s/
 RUN go mod download && cd server/cmd/stemedb-k8s && go mod download

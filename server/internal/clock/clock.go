@@ -24,8 +24,8 @@ type wall struct{}
 // measures a duration with it by accident.
 func (wall) Now() time.Time { return time.Now().Round(0) }
 
-// Shifted is a clock that is wrong by a settable amount, for tests and
-// simulations. Its zero value is right.
+// Shifted is a clock with a settable error, for tests and simulations. The
+// error of its zero value is 0.
 type Shifted struct{ by atomic.Int64 }
 
 // Set makes the clock fast by d; a negative d makes it slow.

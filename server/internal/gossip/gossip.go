@@ -248,7 +248,7 @@ func (g *Gossip) announce(list *memberlist.Memberlist) {
 	}
 }
 
-// leave says goodbye.
+// leave announces that this node leaves.
 func (g *Gossip) leave(list *memberlist.Memberlist) {
 	g.mu.Lock()
 	g.self.Leaving, g.self.Ready = true, false

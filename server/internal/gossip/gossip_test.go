@@ -86,7 +86,7 @@ func (w *world) see(within time.Duration, name string, state gossip.State) {
 			for who, g := range w.run {
 				w.t.Logf("%s sees %+v", who, g.Members())
 			}
-			w.t.Fatalf("not everyone sees %s %s within %v", name, state, within)
+			w.t.Fatalf("not every node sees %s %s within %v", name, state, within)
 		}
 	}
 }
@@ -129,7 +129,7 @@ func TestDeathReturnAndGoodbye(t *testing.T) {
 		w.start("b")
 		w.see(15*time.Second, "b", gossip.Alive)
 
-		// So fast that no node noticed its death.
+		// The restart is so fast that no node noticed the death.
 		w.kill("c")
 		w.net.Host("c").Move()
 		w.start("c")
@@ -143,7 +143,7 @@ func TestDeathReturnAndGoodbye(t *testing.T) {
 }
 
 // A node that is repeatedly killed and restarted at its old address stays alive
-// for the others, and a node that gets the address of a dead node is not taken
+// for the others, and a node that gets the address of a dead node is not mistaken
 // for it.
 func TestRestartsAtOneAddressAndAddressesUsedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

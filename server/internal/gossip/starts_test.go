@@ -67,7 +67,7 @@ func TestTheStartThatRunsCountsInEveryOrderOfNews(t *testing.T) {
 	}
 }
 
-// When no start is running any more, the node has the state of its last start.
+// Once no start is running, the node has the state of its last start.
 func TestANodeEndsAsItsLastStartDid(t *testing.T) {
 	first := []news{{"b#1", "i", true, Alive}, {"b#1", "i", false, Dead}}
 	second := []news{{"b#2", "i", true, Alive}, {"b#2", "i", false, Left}}

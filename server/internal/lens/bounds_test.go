@@ -39,7 +39,7 @@ func distinctVoters(i int, c *Claim) {
 
 func fewOfEach(i int, c *Claim) { c.Value[0], c.Agents[0][0] = byte(i%10), byte(i%10) }
 
-// asCounts are the lenses that count support, each as something that may fail.
+// asCounts holds the lenses that count support, each as a function that may fail.
 var asCounts = map[string]func(Claims, Params) error{
 	"consensus": func(c Claims, p Params) error { _, err := Consensus(c, p); return err },
 	"skeptic":   func(c Claims, p Params) error { _, err := Skeptic(c, p); return err },
@@ -82,7 +82,7 @@ func TestCountsHoldWhatDiffers(t *testing.T) {
 	}
 }
 
-// TestBestHoldsTwoClaims: the lenses that look for the best claim ask for no
+// TestBestHoldsTwoClaims: the lenses that search for the best claim ask for no
 // memory.
 func TestBestHoldsTwoClaims(t *testing.T) {
 	refuse := Params{Hold: func(int) error { return errors.New("nothing may be held") }}

@@ -38,8 +38,8 @@ func Get(name string) (Lens, bool) {
 
 // Filter leaves out claims; its zero value lets all pass.
 type Filter struct {
-	Lifecycles    []record.Lifecycle   // any of these (the effective one); none: all
-	Classes       []record.SourceClass // any of these; none: all
+	Lifecycles    []record.Lifecycle   // any of these (the effective one); empty: all
+	Classes       []record.SourceClass // any of these; empty: all
 	MinConfidence float64
 }
 
@@ -128,7 +128,7 @@ func (r rank) before(o rank) bool {
 }
 
 // best finds the claim that ranks first. Claims come newest first, so of equal
-// ranks the first one met stays. It holds two claims, however many there are.
+// ranks the first one found stays. It holds two claims, however many there are.
 func best(claims Claims, why Why, rankOf func(*Claim) rank, because func(*Claim, rank) string) (Answer, error) {
 	var winner, second *Claim
 	var first, next rank

@@ -28,7 +28,7 @@ type Claim struct {
 	Lifecycle record.Lifecycle
 	// Own is the lifecycle in the signed claim itself.
 	Own record.Lifecycle
-	// ReplacedBy is the assertion that Lifecycle comes from, nil when its own.
+	// ReplacedBy is the assertion that Lifecycle comes from, nil if Lifecycle is Own.
 	ReplacedBy *record.Hash
 	Parent     *record.Hash
 	Value      ValueHash
@@ -96,7 +96,7 @@ type Why struct {
 	Rule string `json:"rule"`
 	// Because is the outcome of the rule for these claims, in words.
 	Because string `json:"because"`
-	// Score is the winner's score; the lens decides whether it is a timestamp, a
+	// Score is the winner's score; depending on the lens, it is a timestamp, a
 	// support or a (decayed) confidence.
 	Score float64 `json:"score"`
 	// RunnerUp is the next claim, absent when there is none.

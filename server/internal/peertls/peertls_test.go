@@ -75,7 +75,7 @@ func TestSecretsAndProtocols(t *testing.T) {
 		{"second step", []string{secretA, secretB}, []string{secretB, secretA}, true},
 		{"second step, other way", []string{secretB, secretA}, []string{secretA, secretB}, true},
 		{"last step", []string{secretB, secretA}, []string{secretB}, true},
-		{"a step was left out", []string{secretA}, []string{secretB, secretA}, false},
+		{"a step was skipped", []string{secretA}, []string{secretB, secretA}, false},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -145,7 +145,7 @@ func TestStrangersAreDropped(t *testing.T) {
 			require.Error(t, err)
 			require.Empty(t, got)
 		}
-		// Many silent ones do not keep members out for longer than a handshake.
+		// Many silent connections do not lock members out for longer than a handshake.
 		for range 300 {
 			dial()
 		}
@@ -245,7 +245,7 @@ func TestOperatorsFiles(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, int64(10), got)
 
-		// By a wrong clock, a certificate is not valid yet, or no longer valid.
+		// For a wrong clock, a certificate is not valid yet or no longer valid.
 		for _, by := range []time.Duration{-2 * time.Hour, 2 * time.Hour} {
 			clientClock.Set(by)
 			_, err = serial()
@@ -253,7 +253,7 @@ func TestOperatorsFiles(t *testing.T) {
 		}
 		clientClock.Set(0)
 
-		// A half-written pair stays unused, the whole one is taken.
+		// A half-written pair is not used; the complete one is.
 		require.NoError(t, os.WriteFile(filepath.Join(dirS, "tls.crt"), []byte("half"), 0o600))
 		time.Sleep(time.Minute)
 		got, err = serial()

@@ -196,7 +196,7 @@ func (t *Transport) Conn(addr string) (*grpc.ClientConn, error) {
 		return cc, nil
 	}
 	cc, err := grpc.NewClient("passthrough:///"+addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // TLS is Dial's work
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // Dial provides TLS
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			return t.Dial(ctx, addr, ProtoGRPC)
 		}),

@@ -1,7 +1,7 @@
 // Package remedy holds the advice to operators that depends on the number of
 // members of the cluster. Volumes that other members can refill may be emptied.
-// Those of a single node, or of one of two, must not be emptied, and no text
-// advises it.
+// The volumes of a single node, or of one of two, must not be emptied, and no
+// text advises that.
 package remedy
 
 import "fmt"
@@ -13,10 +13,10 @@ const Unknown = 0
 // ThisNode is the node that gives the advice.
 const ThisNode = "this node"
 
-// Volumes is the advice when the volumes of a node cannot be used as they are.
-// members includes the node itself. putBack is the instruction that destroys
-// nothing. A node that joins anew must be admitted by a majority of the
-// members, and its previous incarnation is one of them.
+// Volumes is the advice for a node whose volumes cannot be used. members
+// includes the node itself. putBack is the instruction that destroys nothing. A
+// majority of the members must admit a node that joins as a new member, and its
+// previous incarnation counts as one of them.
 func Volumes(members int, node, putBack string) string {
 	switch {
 	case members <= Unknown:
@@ -27,7 +27,7 @@ func Volumes(members int, node, putBack string) string {
 		return fmt.Sprintf("%s is the only member, so its records, members and API keys are held nowhere else: %s; "+
 			"do not empty the volumes, nobody could refill them", node, putBack)
 	case members == 2:
-		return fmt.Sprintf("the other one of the 2 members holds the table and the records too, but cannot admit %s anew without its vote: %s; "+
+		return fmt.Sprintf("the other one of the 2 members holds the table and the records too, but cannot admit %s as a new member without its vote: %s; "+
 			"do not empty the volumes", node, putBack)
 	}
 	return fmt.Sprintf("the other %d of the %d members hold the table and the records too: when \"stemedb cluster status\" of one of them shows at least %d of them alive and whole, "+

@@ -11,7 +11,7 @@ func TestVolumesMayBeEmptiedOnlyWhereOthersCanRefillThem(t *testing.T) {
 	const putBack = "put the file back"
 	for members, says := range map[int]string{
 		1: "n0 is the only member",
-		2: "cannot admit n0 anew without its vote",
+		2: "cannot admit n0 as a new member without its vote",
 		3: "the other 2 of the 3 members hold the table and the records too: when \"stemedb cluster status\" of one of them shows at least 2 of them alive and whole, empty both volumes of n0",
 		5: "the other 4 of the 5 members hold the table and the records too: when \"stemedb cluster status\" of one of them shows at least 3 of them alive and whole, empty both volumes of n0",
 	} {

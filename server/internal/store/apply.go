@@ -12,25 +12,25 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// The applier brings into goleveldb what the log holds, behind the log, in
-// unsynced batches. After a crash goleveldb may have lost any of them, also
-// ones in the middle. What makes that harmless is the marker: a position below
-// which nothing is missing. It is written only after a barrier that makes
-// goleveldb write its memtable out as synced tables (see mark), so whenever a
-// marker is found, that barrier has been passed. A marker written with
-// Sync but without the barrier would not do: goleveldb syncs the current
-// journal only, and data older than an acknowledged marker was seen lost.
+// The applier copies the log into goleveldb, asynchronously and in unsynced
+// batches. After a crash goleveldb may have lost any of them, even ones in the
+// middle. The marker makes that harmless: it is a position below which nothing
+// is missing. It is written only after a barrier that makes goleveldb flush its
+// memtable into synced tables (see mark), so a marker proves that the barrier
+// is complete. A marker written with Sync but without the barrier would not be
+// enough: goleveldb syncs only the current journal, and data older than an
+// acknowledged marker has been lost that way.
 
 const (
 	maxBatch = 512 << 10 // bytes of one goleveldb batch
-	// recentSubjects bounds the memory of what was lately put into the
+	// recentSubjects bounds the memory for subjects recently put into the
 	// dictionary, so that a busy subject is not written with each claim.
 	recentSubjects = 4096
 )
 
-// apply runs until stopApply; what is left then is taken in before it ends.
-// Markers are written beside it: a barrier waits for compactions, seconds when
-// goleveldb is behind, and must hold up no Put meanwhile.
+// apply runs until stopApply and applies the remaining entries before it ends.
+// Markers are written concurrently: a barrier waits for compactions, seconds
+// when goleveldb is behind, and must not hold up any Put meanwhile.
 func (s *Store) apply() {
 	defer s.goroutines.Done()
 	timer := time.NewTimer(s.opts.MarkerInterval)
@@ -54,7 +54,7 @@ func (s *Store) apply() {
 			timer.Reset(s.opts.MarkerInterval)
 		case <-timer.C:
 			timer.Reset(s.opts.MarkerInterval)
-			due /= 64 // what replays in a moment is not worth a barrier
+			due /= 64 // a short replay is not worth a barrier
 			if room.look() {
 				s.rejoin()
 			}
@@ -63,7 +63,7 @@ func (s *Store) apply() {
 				<-marking
 			}
 			if s.writable() && s.applyActive() {
-				_ = s.mark() // noted as the store's failure
+				_ = s.mark() // recorded as the store's failure
 			}
 			return
 		}
@@ -72,7 +72,7 @@ func (s *Store) apply() {
 			marking = done
 			go func() {
 				defer close(done)
-				_ = s.mark() // noted as the store's failure
+				_ = s.mark() // recorded as the store's failure
 			}()
 		}
 	}
@@ -96,7 +96,7 @@ func (s *Store) applyActive() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		// The frozen layer stays: what was acknowledged remains readable.
+		// The frozen layer stays: acknowledged entries remain readable.
 		s.failLocked(err)
 		return false
 	}
@@ -116,7 +116,7 @@ func (s *Store) writeLayer(l *layer) error {
 	l.tree.Scan(func(e kv) bool {
 		sound := b.put(e.k, e.v)
 		if done++; b.bytes == 0 {
-			s.makeRoom(l, l.bytes*done/(total+1)) // the rest goes with the layer
+			s.makeRoom(l, l.bytes*done/(total+1)) // the rest is released with the layer
 		}
 		return sound
 	})
@@ -127,9 +127,9 @@ func (s *Store) writeLayer(l *layer) error {
 	return s.join(l.contents, l.loose)
 }
 
-// makeRoom lets Puts in for the part of the frozen layer that is written.
-// Without it all of them would wait for a whole layer at a time, seconds when
-// goleveldb is behind with its compactions.
+// makeRoom admits Puts for the written part of the frozen layer. Otherwise all
+// of them would wait for a whole layer at a time, seconds when goleveldb is
+// behind with its compactions.
 func (s *Store) makeRoom(l *layer, written int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -137,12 +137,12 @@ func (s *Store) makeRoom(l *layer, written int64) {
 	l.written = written
 }
 
-// batcher cuts what is written into goleveldb batches.
+// batcher splits writes into goleveldb batches.
 type batcher struct {
 	db       *leveldb.DB
 	batch    leveldb.Batch
 	bytes    int
-	limit    int // far below WriteBuffer: a larger batch goes another, slower way
+	limit    int // far below WriteBuffer: a larger batch takes another, slower path
 	subjects map[string]struct{}
 	err      error
 }
@@ -182,10 +182,10 @@ func (b *batcher) flush() {
 // Names in the meta space.
 const (
 	metaApplied  = "applied"  // position 8, count 8: everything up to the position is in the index, that many contents
-	metaSeen     = "seen"     // position 8: of an entry that was durable; it vouches for nothing below it
-	metaIdentity = "identity" // incarnation of the log that the index is of
+	metaSeen     = "seen"     // position 8: of an entry that was durable; it guarantees nothing below it
+	metaIdentity = "identity" // incarnation of the index's log
 	metaFormat   = "format"   // 1
-	metaGaps     = "gaps"     // (from 8, to 8)*: losses of the log that the index holds nothing of
+	metaGaps     = "gaps"     // (from 8, to 8)*: losses of the log that the index does not cover
 	metaReset    = "reset"    // position 8: of the last reset (loss.go)
 )
 
@@ -193,16 +193,16 @@ const indexFormat = 1
 
 func metaKey(name string) []byte { return append([]byte{spaceMeta}, name...) }
 
-// markerDue tells whether so much was taken in since the last marker that the
-// next one is worth its barrier.
+// markerDue reports whether enough was applied since the last marker for the
+// next one to be worth its barrier.
 func (s *Store) markerDue(bytes int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.failure == nil && s.distance(s.marker, s.applied) >= bytes
 }
 
-// mark writes the marker and tells the log. It is called on behalf of the
-// applier, or before that by replay, one at a time.
+// mark writes the marker and reports it to the log. The applier causes the
+// calls, or before that replay, one at a time.
 func (s *Store) mark() error {
 	s.mu.Lock()
 	pos, due := s.applied, s.applied > s.marker && s.failure == nil
@@ -230,18 +230,17 @@ func (s *Store) mark() error {
 	return nil
 }
 
-// barrier returns when everything that was written to goleveldb before it
-// stands in synced tables, named by a synced manifest. CompactRange writes the
-// memtable out when it overlaps the range. The range begins at a key behind
-// all others, which is new each time, so that of the tables only the youngest
-// level is compacted. (OpenTransaction is the same barrier without that
-// compaction, but when it fails it keeps goleveldb's write lock for ever, and
-// Close hangs.)
+// barrier returns when everything written to goleveldb before it is in synced
+// tables that a synced manifest names. CompactRange flushes the memtable if it
+// overlaps the range. The range begins at a key after all others, new each
+// time, so that only the youngest level of tables is compacted.
+// (OpenTransaction is the same barrier without that compaction, but if it fails
+// it keeps goleveldb's write lock permanently, and Close hangs.)
 //
 // The applier writes meanwhile, and may replace the memtable between the key
-// and CompactRange, which then waits for nothing. A memtable is in tables when
-// its journal is gone. If it is not, a second round does: a memtable is not
-// replaced before the one before it is in tables.
+// and CompactRange, which then waits for nothing. A memtable is in tables once
+// its journal is gone. If the journal still exists, a second round is enough: a
+// memtable is replaced only after the previous one is in tables.
 func (s *Store) barrier(pos wal.Position) error {
 	for round := range byte(2) {
 		key := append(binary.BigEndian.AppendUint64([]byte{spaceBarrier}, uint64(pos)), round)
@@ -279,7 +278,7 @@ func (s *Store) putMeta(values map[string][]byte) error {
 	return nil
 }
 
-// distance is about how many bytes of log lie between two positions.
+// distance is the approximate number of log bytes between two positions.
 func (s *Store) distance(from, to wal.Position) int64 {
 	if to <= from {
 		return 0
@@ -287,8 +286,8 @@ func (s *Store) distance(from, to wal.Position) int64 {
 	return int64(to.Segment()-from.Segment())*s.opts.SegmentSize + int64(to.Offset()) - int64(from.Offset())
 }
 
-// indexError makes what goleveldb said an error of this package. Damage and
-// whatever else will not pass fails the index.
+// indexError converts an error of goleveldb into one of this package. Damage
+// and any other permanent error fail the index.
 func (s *Store) indexError(doing string, err error) error {
 	if errors.Is(err, leveldb.ErrClosed) || errors.Is(err, leveldb.ErrSnapshotReleased) {
 		return ErrClosed
@@ -299,8 +298,8 @@ func (s *Store) indexError(doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, s.failure)
 }
 
-// failLocked is sticky. An index that is damaged is noted on disk, so that the
-// next start makes it anew; what else failed (a full disk) is left to replay.
+// failLocked is sticky. A damaged index is recorded on disk, so that the next
+// start rebuilds it; other failures (a full disk) are left to replay.
 func (s *Store) failLocked(err error) {
 	if s.failure != nil || s.closed {
 		return
@@ -309,7 +308,7 @@ func (s *Store) failLocked(err error) {
 	s.logger.Error("the index failed", "err", err)
 	if damagedIndex(err) {
 		if nerr := s.noteRebuild(); nerr != nil {
-			s.logger.Error("cannot note that the index must be rebuilt", "err", nerr)
+			s.logger.Error("cannot record that the index must be rebuilt", "err", nerr)
 		}
 	}
 	close(s.failed)

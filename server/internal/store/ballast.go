@@ -9,37 +9,37 @@ import (
 	"time"
 )
 
-// The index needs space to take in the log's tail, also on a volume that somebody
-// filled to the last byte. So a file of no use keeps some space on the DB volume, and a
-// start that finds too little gives it up. Without it the node comes up too, answers
-// reads and refuses writes, but holds the tail in memory (room.go). It is made again
-// when there is space.
+// The index needs space to apply the log's tail, even on a volume that something
+// else filled to the last byte. So a file without useful content keeps some space
+// on the DB volume, and a start that finds too little space removes it. Without
+// the file the node still starts, serves reads and rejects writes, but holds the
+// tail in memory (room.go). The file is created again once there is space.
 
 const ballastName = "ballast"
 
-// ballastSoon is when a start, which has its own files to write, makes the file.
+// ballastSoon delays the file after a start, which has its own files to write.
 const ballastSoon = 2 * time.Second
 
 func (s *Store) ballast() string { return filepath.Join(s.opts.DBDir, ballastName) }
 
-// ballastSize is what an open and the replay of the log's tail take, with room to
-// spare for several starts.
+// ballastSize is the size of an open and the replay of the log's tail, enough
+// for several starts.
 func (s *Store) ballastSize() int64 { return max(s.opts.SegmentSize, 4*int64(s.opts.WriteBuffer)) }
 
-// dropBallast makes room for the start.
+// dropBallast frees space for the start.
 func (s *Store) dropBallast() error {
 	free, _, err := s.opts.FS.Free(s.opts.DBDir)
 	if err != nil || free >= uint64(s.ballastSize()) {
-		return nil //nolint:nilerr // the log tells of a volume whose space cannot be told
+		return nil //nolint:nilerr // the log reports a volume whose free space is unknown
 	}
 	err = s.opts.FS.Remove(s.ballast())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("make room on the DB volume: %w", err)
+		return fmt.Errorf("free space on the DB volume: %w", err)
 	}
 	return nil
 }
 
-// keepBallast makes the file whenever it is missing and there is space beyond what
+// keepBallast creates the file if it is missing and there is more space than
 // writes need.
 func (s *Store) keepBallast() {
 	defer s.goroutines.Done()
@@ -54,8 +54,8 @@ func (s *Store) keepBallast() {
 			return
 		}
 		if err := s.makeBallast(); err != nil {
-			s.logger.Warn("space for the next start could not be set aside on the DB volume", "error", err)
-			_ = s.opts.FS.Remove(s.ballast()) // a part of it helps nobody
+			s.logger.Warn("space for the next start could not be reserved on the DB volume", "error", err)
+			_ = s.opts.FS.Remove(s.ballast()) // a partial file is useless
 		}
 	}
 }

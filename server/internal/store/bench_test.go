@@ -26,7 +26,7 @@ func benchStore(b *testing.B) *Store {
 	return s
 }
 
-// benchItems are a content of about 300 canonical bytes and one signature.
+// benchItems returns a content of about 300 canonical bytes and one signature.
 func benchItems(n uint64) []Item {
 	c := &record.Content{
 		Subject:   fmt.Sprintf("code://go/github.com/org%d/repo%d/tls/cert_verification", n%97, n%5000),
@@ -40,7 +40,7 @@ func benchItems(n uint64) []Item {
 	return []Item{NewContent("alpha", id, c), NewSignature("alpha", id, s)}
 }
 
-// fill puts records [from, to) in commits of batch records, several at once.
+// fill puts records [from, to) in commits of batch records, with several writers.
 func fill(tb testing.TB, s *Store, from, to uint64, batch, writers int) {
 	var next atomic.Uint64
 	next.Store(from)
@@ -73,7 +73,7 @@ func fill(tb testing.TB, s *Store, from, to uint64, batch, writers int) {
 	wg.Wait()
 }
 
-// BenchmarkPut: records (content and one signature) a second, durable.
+// BenchmarkPut measures durable records (content and one signature) per second.
 func BenchmarkPut(b *testing.B) {
 	for _, c := range []struct{ batch, writers int }{{1, 1}, {1, 16}, {1, 256}, {100, 8}} {
 		b.Run(fmt.Sprintf("batch=%d/writers=%d", c.batch, c.writers), func(b *testing.B) {
@@ -151,8 +151,8 @@ func (s *Store) lensClaims(tb testing.TB, subject string) lens.Claims {
 	}
 }
 
-// BenchmarkMillion: memory and speed with 1,000,000 records, then a start after
-// a kill and a rebuild of the index. Run with -benchtime=1x.
+// BenchmarkMillion measures memory and speed with 1,000,000 records, then a
+// start after a kill and a rebuild of the index. Run with -benchtime=1x.
 func BenchmarkMillion(b *testing.B) {
 	const records = 1_000_000
 	for range b.N {
@@ -179,7 +179,7 @@ func BenchmarkMillion(b *testing.B) {
 	}
 }
 
-// BenchmarkHotSubject: one subject with 100,000 claims.
+// BenchmarkHotSubject reads one subject with 100,000 claims.
 func BenchmarkHotSubject(b *testing.B) {
 	s := benchStore(b)
 	const claims = 100_000
@@ -206,7 +206,7 @@ func BenchmarkHotSubject(b *testing.B) {
 	}
 }
 
-// watchMemory returns the most memory that the process held from the system
+// watchMemory returns the peak memory that the process obtained from the system
 // for its heap and stacks while fn ran.
 func watchMemory(fn func()) uint64 {
 	done := make(chan struct{})

@@ -11,12 +11,12 @@ import (
 )
 
 // Claims yields the claims of a subject: by predicate, then newest first
-// (timestamp, then id, descending). An error is the last thing yielded: that of
-// ctx when it ends. A claim holds at most so many agents and so many votes (0:
-// any number), those of the agents with the smallest ids, and is marked partial
-// when there are more: so every node that holds the same yields the same. What
-// was yielded may be kept. The iteration sees the store as it was when it began;
-// a long one holds back goleveldb's garbage.
+// (timestamp, then id, descending). An error is yielded last: that of ctx when
+// it ends. A claim holds at most voices agents and voices votes (0: any
+// number), those of the agents with the smallest ids, and is marked partial if
+// there are more: so nodes with the same records yield the same claims. Yielded
+// claims may be kept. The iteration sees the store as of its beginning; a long
+// one delays goleveldb's garbage collection.
 func (s *Store) Claims(ctx context.Context, q ClaimQuery, voices int) iter.Seq2[*Claim, error] {
 	return once(s, noClaim, func(v *view) iter.Seq2[*Claim, error] { return v.Claims(ctx, q, voices) })
 }
@@ -55,15 +55,15 @@ func (v *view) Claims(ctx context.Context, q ClaimQuery, voices int) iter.Seq2[*
 	}
 }
 
-// claimBuilder makes claims of the entries of their groups.
+// claimBuilder builds claims from the entries of their groups.
 type claimBuilder struct {
 	q      *ClaimQuery
 	voices int
 	walk   descent
 
-	c        *Claim // nil: of the present group nothing is wanted
+	c        *Claim // nil: the current group is skipped
 	children bool
-	// predicate is that of the last claim: most have the same.
+	// predicate is that of the last claim: most claims share it.
 	predicate string
 }
 
@@ -112,10 +112,10 @@ func (b *claimBuilder) add(e *claimEntry) {
 	}
 }
 
-// full reports whether a claim holds as many agents, or votes, as it may.
+// full reports whether a claim holds the maximum number of agents, or votes.
 func (b *claimBuilder) full(n int) bool { return b.voices > 0 && n >= b.voices }
 
-// finish returns the claim that was begun, if there is one.
+// finish returns the claim in progress, if there is one.
 func (b *claimBuilder) finish() (*Claim, error) {
 	c := b.c
 	b.c = nil
@@ -134,10 +134,10 @@ func (b *claimBuilder) finish() (*Claim, error) {
 
 // claimEntry is one entry of the group of a claim, valid until the next one.
 type claimEntry struct {
-	// place is the key behind the subject: predicate 0 ^time ^id tag rest. Of
-	// all nodes that hold the same the places are the same.
+	// place is the key after the subject: predicate 0 ^time ^id tag rest. Nodes
+	// that hold the same records have the same places.
 	place []byte
-	at    int // where the tag stands in it
+	at    int // offset of the tag in it
 	time  uint64
 	id    record.Hash
 	value []byte
@@ -161,7 +161,7 @@ func readClaimPlace(place []byte) (e claimEntry, err error) {
 	return e, nil
 }
 
-// restSize is how many bytes follow a tag in the group of a claim.
+// restSize is the number of bytes after a tag in the group of a claim.
 func restSize(tag byte) (size int, known bool) {
 	switch tag {
 	case tagContent, tagChild:
@@ -174,8 +174,8 @@ func restSize(tag byte) (size int, known bool) {
 	return 0, false
 }
 
-// eachEntry calls fn for the entries of the claims of a query, in order, until
-// it returns false: of each claim first the content, then signatures by agent,
+// eachEntry calls fn for the entries of a query's claims, in order, until it
+// returns false: for each claim first the content, then signatures by agent,
 // votes by agent and newest first, and whether it has children.
 func (v *view) eachEntry(ctx context.Context, q *ClaimQuery, fn func(*claimEntry) (bool, error)) error {
 	prefix := appendSubject(nil, q.Project, q.Subject, q.Predicate)
@@ -187,7 +187,7 @@ func (v *view) eachEntry(ctx context.Context, q *ClaimQuery, fn func(*claimEntry
 	defer m.release()
 	p := pace{ctx: ctx}
 	var group []byte
-	elsewhere := false // what belongs to the claim is read from the id space
+	elsewhere := false // the claim's other entries are read from the id space
 	for m.next() {
 		if err := p.step(); err != nil {
 			return err
@@ -225,9 +225,9 @@ func (v *view) eachEntry(ctx context.Context, q *ClaimQuery, fn func(*claimEntry
 	return m.err
 }
 
-// behind tells whether the group of a claim is not complete yet: while the
-// applier is still behind, what came without its content stands in the id space
-// only.
+// behind reports whether the group of a claim is incomplete: while the applier
+// is behind, entries that arrived without their content are only in the id
+// space.
 func (v *view) behind(o owner, overlay bool) (bool, error) {
 	if v.inOverlay(o.append(nil, spaceLoose)) {
 		return true, nil
@@ -242,8 +242,8 @@ func (v *view) behind(o owner, overlay bool) (bool, error) {
 	return held, nil
 }
 
-// eachOfID gives the entries of a claim, but for its content, as they stand in
-// the id space.
+// eachOfID passes on the entries of a claim, except its content, from the id
+// space.
 func (v *view) eachOfID(p *pace, o owner, e claimEntry, fn func(*claimEntry) (bool, error)) (more bool, err error) {
 	prefix := o.append(nil, spaceID)
 	m := v.prefix(prefix)
@@ -262,7 +262,7 @@ func (v *view) eachOfID(p *pace, o owner, e claimEntry, fn func(*claimEntry) (bo
 		case behind[0] == tagVote && len(value) == 16:
 			value = value[8:]
 		case behind[0] == tagChild:
-			behind = behind[:1] // that there is one is enough
+			behind = behind[:1] // one is enough
 		}
 		one, err := readClaimPlace(append(place[:e.at], behind...))
 		if err != nil {
@@ -279,7 +279,7 @@ func (v *view) eachOfID(p *pace, o owner, e claimEntry, fn func(*claimEntry) (bo
 	return true, m.err
 }
 
-// start is where the iteration begins. The time can only be jumped to when
+// start is the key at which the iteration begins. It can skip to a time only if
 // there is one predicate.
 func (q *ClaimQuery) start(prefix []byte, head int) []byte {
 	switch {
@@ -295,9 +295,9 @@ func (q *ClaimQuery) start(prefix []byte, head int) []byte {
 	return prefix
 }
 
-// pace looks at a context now and then: looking costs more than a step.
+// pace checks a context now and then: a check costs more than a step.
 type pace struct {
-	ctx  context.Context // nil: nobody can end the work
+	ctx  context.Context // nil: the work cannot be cancelled
 	done int
 }
 
@@ -310,22 +310,22 @@ func (p *pace) step() error {
 	return p.ctx.Err()
 }
 
-// lineage is what the newest descendant says; by is nil without one.
+// lineage is the lifecycle from the newest descendant; by is nil if there is none.
 type lineage struct {
 	lifecycle record.Lifecycle
 	by        *record.Hash
 }
 
 // descent follows the newest child of the newest child … of assertions. A child
-// counts when it is about the same subject and predicate and is not older than
-// its parent, so each step goes forward in the order of claims.
+// counts if it has the same subject and predicate and is not older than its
+// parent, so each step goes forward in the order of claims.
 type descent struct {
 	v    *view
 	pace pace
-	// memo holds what was found for ids on the way, which keeps a long chain
-	// from being walked again for each of its members; at most size of them.
-	// When it is full it begins anew with what was asked last: claims come
-	// newest first, so the next one is mostly the parent of that.
+	// memo holds the results for ids on the way, so that a long chain is not
+	// walked again for each of its members; at most size of them. When it is full,
+	// it starts over with the latest results: claims come newest first, so the
+	// next one is usually the parent of the last one.
 	memo map[record.Hash]lineage
 	size int
 }
@@ -364,7 +364,7 @@ func (d *descent) lineage(o owner, time uint64, cg claimGroup, asOf uint64) (lin
 	if len(d.memo)+len(path) > d.size {
 		clear(d.memo)
 	}
-	// Every id on the path leads to the same end, but for the end itself.
+	// Every id on the path leads to the same end, except the end itself.
 	for _, id := range path {
 		if found.by != nil && id == *found.by {
 			d.memo[id] = lineage{}
@@ -382,7 +382,7 @@ type child struct {
 	lifecycle record.Lifecycle
 }
 
-// newestChild returns nil when there is none that counts.
+// newestChild returns nil if no child counts.
 func (d *descent) newestChild(o owner, time uint64, cg claimGroup, asOf uint64) (*child, error) {
 	prefix := append(o.append(nil, spaceID), tagChild)
 	m := d.v.prefix(prefix)
@@ -407,8 +407,8 @@ func (d *descent) newestChild(o owner, time uint64, cg claimGroup, asOf uint64) 
 	return nil, m.err
 }
 
-// Subjects lists subjects of the project that begin with prefix and lie behind
-// after, in the order of their bytes, at most limit.
+// Subjects lists at most limit subjects of the project that begin with prefix
+// and sort after behind, in byte order.
 func (s *Store) Subjects(project record.ProjectName, prefix, behind string, limit int) ([]string, error) {
 	v, err := s.view()
 	if err != nil {
@@ -419,7 +419,7 @@ func (s *Store) Subjects(project record.ProjectName, prefix, behind string, limi
 	start := append(bytes.Clone(head), prefix...)
 	end := after(start)
 	if behind >= prefix {
-		// The smallest text behind another one is that text and a zero byte.
+		// The smallest text after another one is that text and a zero byte.
 		start = append(append(bytes.Clone(head), behind...), 0)
 	}
 	m := v.iterate(start, end, false)

@@ -10,18 +10,18 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// What stands in the log. The kind of an entry is the Kind; integers are
-// big-endian; "name" is a length byte followed by so many bytes.
+// The entries of the log. The kind of an entry is the Kind; integers are
+// big-endian; "name" is a length byte followed by that many bytes.
 //
 //	content    project name | canonical bytes of the content, to the end
 //	signature  project name | id 32 | agent 32 | signature 64
 //	vote       project name | canonical bytes of the vote | signature 64
-//	cursor     incarnation name | position 8, and, when something is known of it, of that log
-//	           as it was seen: opening number 8, opening id 8, end 8 (wal.Witness)
+//	cursor     incarnation name | position 8, optionally followed by the witness of that
+//	           log: opening number 8, opening id 8, end 8 (wal.Witness)
 //	reset      reason, text to the end
 //
-// The same bytes travel between nodes. What a payload says decides its key:
-// ids are computed, never stored, so a payload cannot be taken for another.
+// The same bytes travel between nodes. The payload determines its key: ids are
+// computed, never stored, so a payload cannot be taken for another.
 
 // Item is one entry of the log with its key. Make it with NewContent,
 // NewSignature, NewVote, NewCursor or ParseItem.
@@ -30,7 +30,7 @@ type Item struct {
 	Kind    Kind
 	Payload []byte
 
-	// What the payload says, for the index. Not changed once set.
+	// The parsed payload, for the index. Not changed once set.
 	parsed  bool
 	content *record.Content
 	vote    *record.Vote
@@ -76,8 +76,8 @@ func NewVote(project record.ProjectName, v *record.Vote) Item {
 	}
 }
 
-// NewCursor says that everything in the peer's log before pos is held here
-// once the Put that it is part of is durable.
+// NewCursor records that this node holds everything before pos in the peer's
+// log once the Put that contains the cursor is durable.
 func NewCursor(incarnation string, pos wal.Position) Item {
 	payload := appendName(make([]byte, 0, 1+len(incarnation)+8), incarnation)
 	return Item{
@@ -89,7 +89,7 @@ func NewCursor(incarnation string, pos wal.Position) Item {
 	}
 }
 
-// NewWitnessedCursor is NewCursor together with what was seen of that log.
+// NewWitnessedCursor is NewCursor together with a witness of that log.
 func NewWitnessedCursor(incarnation string, pos wal.Position, w wal.Witness) Item {
 	it := NewCursor(incarnation, pos)
 	if w != (wal.Witness{}) {
@@ -106,7 +106,7 @@ func appendWitness(dst []byte, w wal.Witness) []byte {
 	return binary.BigEndian.AppendUint64(dst, uint64(w.End))
 }
 
-// readCursor reads a position and, when there is one, the witness behind it.
+// readCursor reads a position and the optional witness after it.
 func readCursor(b []byte) (pos wal.Position, w wal.Witness, err error) {
 	if len(b) != 8 && len(b) != 8+witnessSize {
 		return 0, w, fmt.Errorf("%d bytes of position", len(b))
@@ -122,8 +122,8 @@ func newReset(reason string) Item {
 	return Item{Key: Key{Kind: KindReset}, Kind: KindReset, Payload: []byte(reason), parsed: true}
 }
 
-// ParseItem reads a payload that came from a log, this node's or a peer's, and
-// checks everything about it but its signature. The item aliases payload.
+// ParseItem reads a payload from a log, this node's or a peer's, and checks
+// everything but its signature. The item aliases payload.
 func ParseItem(kind Kind, payload []byte) (Item, error) {
 	it := Item{Key: Key{Kind: kind}, Kind: kind, Payload: payload, parsed: true}
 	if kind == KindReset {
@@ -167,7 +167,7 @@ func (it *Item) parseContent(rest []byte) error {
 
 func (it *Item) parseSignature(rest []byte) error {
 	if len(rest) != 32+32+64 {
-		return fmt.Errorf("%d bytes behind the project instead of 128", len(rest))
+		return fmt.Errorf("%d bytes after the project instead of 128", len(rest))
 	}
 	copy(it.Key.ID[:], rest)
 	copy(it.Key.Agent[:], rest[32:])
@@ -205,7 +205,7 @@ func (it *Item) Signature() (record.Signature, bool) {
 	return s, true
 }
 
-// complete parses an item that was put together by hand.
+// complete parses an item that was assembled by hand.
 func (it *Item) complete() error {
 	if it.parsed {
 		return nil

@@ -25,7 +25,7 @@ import (
 
 var crashSeeds = flag.Uint64("crash-seeds", 12, "seeds of the crash test")
 
-// model is what must be there: acknowledged items, and what may be there.
+// model holds the acknowledged items, which must exist, and those that may exist.
 type model struct {
 	mu      sync.Mutex
 	acked   map[Key][]byte
@@ -53,8 +53,8 @@ func (m *model) note(items []Item, acked bool) {
 	}
 }
 
-// check: acknowledged ⊆ readable ⊆ tried, by id, by subject, in subjects and
-// in every digest.
+// check: acknowledged ⊆ readable ⊆ attempted, by id, by subject, in subjects
+// and in every digest.
 func (m *model) check(t require.TestingT, s *Store) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -150,8 +150,8 @@ func mapKeys2(m map[Key][]byte) func(func(Key) bool) {
 }
 
 // TestCrashes: any number of power cuts at random moments, under concurrent
-// load, lose nothing that was acknowledged; and the index that replay leaves
-// is, entry for entry, the one that is made anew from the log.
+// load, lose no acknowledged item; and the index after replay is identical,
+// entry for entry, to one that is rebuilt from the log.
 func TestCrashes(t *testing.T) {
 	for seed := range *crashSeeds {
 		r := rand.New(rand.NewPCG(seed, 3))
@@ -199,8 +199,8 @@ func TestCrashes(t *testing.T) {
 	}
 }
 
-// noRebuild fails the test when a power cut alone costs the index: replay of
-// the tail must do.
+// noRebuild fails the test if a power cut alone causes a rebuild of the index:
+// replaying the tail must be enough.
 type noRebuild struct {
 	t    *testing.T
 	seed uint64
@@ -220,8 +220,8 @@ func (h noRebuild) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// load puts batches from several goroutines until they are done or the power
-// goes.
+// load puts batches from several goroutines until they are done or the power is
+// cut.
 func load(s *Store, m *model, sources []*source, batches int) {
 	var wg sync.WaitGroup
 	for n, g := range sources {
@@ -248,12 +248,12 @@ func load(s *Store, m *model, sources []*source, batches int) {
 }
 
 // TestMarkerWhileTheMemtableIsReplaced: other writes push the barrier's key out
-// of the memtable before it is asked for. What the marker vouches for is in
-// tables all the same.
+// of the memtable before it is flushed. Everything that the marker guarantees
+// is in tables anyway.
 func TestMarkerWhileTheMemtableIsReplaced(t *testing.T) {
 	disk := memfs.New(1)
 	o := smallOptions(disk)
-	o.MarkerBytes, o.MarkerInterval = 1<<30, time.Hour // only when the test says so
+	o.MarkerBytes, o.MarkerInterval = 1<<30, time.Hour // only when the test asks for it
 	var s *Store
 	var journals []storage.FileDesc
 	filler := 0

@@ -16,16 +16,15 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Digest stands for a set of keys, in whatever order they came: the sum, modulo
-// 2^256, of the keyed BLAKE3-256 of each key's bytes, and their number.
+// Digest represents a set of keys, in any order: the sum, modulo 2^256, of the
+// keyed BLAKE3-256 of each key's bytes, and their number.
 //
-// Why this is sound: the key of the hash is a secret of the cluster, so to
-// whoever chooses records the hashes are independent uniform numbers that they
-// can neither see nor predict (against a known key, sums of this size can be
-// forged). Two different sets then have equal sums with a chance of 2^-256. It
-// is a sum and not an exclusive or, because a key counted twice by mistake
-// would vanish from the latter; each key stands in the index once, so what is
-// summed is a set.
+// Why this is sound: the key of the hash is a secret of the cluster. Anyone who
+// chooses records therefore faces independent uniform numbers that cannot be
+// seen or predicted (against a known key, sums of this size can be forged). Two
+// different sets then have equal sums with a probability of 2^-256. It is a sum
+// and not an exclusive or, because a key counted twice by mistake would vanish
+// from the latter; each key is in the index once, so the sum covers a set.
 type Digest struct {
 	Sum   [32]byte // little-endian
 	Count uint64
@@ -66,15 +65,15 @@ func (d *digester) of(k *Key) Digest {
 }
 
 // SetDigestKey sets the key of all digests. Digests made with different keys
-// say nothing about each other.
+// cannot be compared.
 func (s *Store) SetDigestKey(key [32]byte) { s.digestKey.Store(&key) }
 
-// Set names records that are compared together: everything about a subject, of
-// one predicate or (Predicate "") of all, or, with an ID, one assertion.
+// Set names records that are compared together: all records about a subject,
+// with one predicate or (Predicate "") with any, or, with an ID, one assertion.
 //
-// An assertion's set is what is held under its id, also when the content is not
-// among it, and the contents that its lifecycle comes from: its newest child,
-// the newest child of that one, and so on. A reader who only compared what is
+// An assertion's set contains everything held under its id, even without its
+// content, and the contents that determine its lifecycle: its newest child, the
+// newest child of that one, and so on. A reader that compared only the records
 // under the id would miss an acknowledged successor.
 type Set struct {
 	Project            record.ProjectName
@@ -84,9 +83,9 @@ type Set struct {
 
 // SetKey is a key of a set.
 type SetKey struct {
-	// Place is where the key stands in the set. Every node lists a set by
-	// ascending places (as bytes.Compare has it), and of one key the place is
-	// the same on all of them. Valid until the next key.
+	// Place is the position of the key in the set. Every node lists a set by
+	// ascending places (in the order of bytes.Compare), and a key has the same
+	// place on all of them. Valid until the next key.
 	Place []byte
 	Key   Key
 }
@@ -119,9 +118,9 @@ func (v *view) SetDigest(ctx context.Context, set Set) (Digest, error) {
 // KeyDigest implements Snapshot.
 func (v *view) KeyDigest(key *Key) Digest { return v.s.newDigester().of(key) }
 
-// SetKeys yields the keys that SetDigest is made of, by ascending places. An
-// error is the last thing yielded. The iteration sees the store as it was when
-// it began; a long one holds back goleveldb's garbage.
+// SetKeys yields the keys that SetDigest covers, by ascending places. An error
+// is yielded last. The iteration sees the store as of its beginning; a long one
+// delays goleveldb's garbage collection.
 func (s *Store) SetKeys(ctx context.Context, set Set) iter.Seq2[SetKey, error] {
 	return once(s, noKey, func(v *view) iter.Seq2[SetKey, error] { return v.SetKeys(ctx, set) })
 }
@@ -156,7 +155,7 @@ func (v *view) SetKeys(ctx context.Context, set Set) iter.Seq2[SetKey, error] {
 	}
 }
 
-// KeyAt reads a place of the set, which may have come from another node:
+// KeyAt parses a place of the set, which may come from another node:
 //
 //	of a subject    predicate 0 ^time ^id tag rest     as in the index
 //	of an id        tag rest                           as in the index
@@ -222,8 +221,8 @@ func (v *view) eachPlaceOfID(ctx context.Context, set *Set, fn func(place []byte
 	return m.err
 }
 
-// eachPlaceOfLineage goes from child to child. That leads forward in time;
-// what was signed for the same second is put in order first.
+// eachPlaceOfLineage goes from child to child, and so forward in time; contents
+// signed in the same second are sorted first.
 func (v *view) eachPlaceOfLineage(ctx context.Context, o owner, at wal.Position, fn func(place []byte) (bool, error)) error {
 	it, err := v.s.readAt(Key{Kind: KindContent, Project: o.project, ID: o.id}, at)
 	if err != nil {
@@ -261,17 +260,17 @@ func (v *view) eachPlaceOfLineage(ctx context.Context, o owner, at wal.Position,
 	}
 }
 
-// scrubSlice is how many entries a pass over the id space looks at before it
-// rests; also how long it holds a snapshot.
+// scrubSlice is the number of entries that a pass over the id space reads
+// before it rests, and for which it holds a snapshot.
 const scrubSlice = 2048
 
 // BucketDigests returns the digests of the 256 buckets of ids that begin with
 // prefix (0..31 bytes): bucket i holds the keys whose id continues with the
-// byte i, of all projects. It rests in between (Options.ScrubRate), so what is
-// written meanwhile may be counted or not.
+// byte i, of all projects. It rests in between (Options.ScrubRate), so
+// concurrent writes may be counted or not.
 func (s *Store) BucketDigests(ctx context.Context, prefix []byte) (*[256]Digest, error) {
 	if len(prefix) > 31 {
-		return nil, fmt.Errorf("bucket prefix of %d bytes: 0 to 31 are possible", len(prefix))
+		return nil, fmt.Errorf("bucket prefix of %d bytes: 0 to 31 are allowed", len(prefix))
 	}
 	var buckets [256]Digest
 	d := s.newDigester()
@@ -282,11 +281,11 @@ func (s *Store) BucketDigests(ctx context.Context, prefix []byte) (*[256]Digest,
 	return &buckets, err
 }
 
-// BucketKeys lists the keys whose id begins with prefix (0..32 bytes), at most
-// limit; more says that there are others.
+// BucketKeys lists at most limit keys whose id begins with prefix (0..32
+// bytes); more reports whether there are others.
 func (s *Store) BucketKeys(ctx context.Context, prefix []byte, limit int) (keys []Key, more bool, err error) {
 	if len(prefix) > 32 {
-		return nil, false, fmt.Errorf("bucket prefix of %d bytes: 0 to 32 are possible", len(prefix))
+		return nil, false, fmt.Errorf("bucket prefix of %d bytes: 0 to 32 are allowed", len(prefix))
 	}
 	err = s.eachID(ctx, prefix, func(k *Key, _ []byte) bool {
 		if len(keys) >= limit {
@@ -299,7 +298,7 @@ func (s *Store) BucketKeys(ctx context.Context, prefix []byte, limit int) (keys 
 	return keys, more, err
 }
 
-// eachID passes over the id space in slices, each with a view of its own.
+// eachID passes over the id space in slices, each with a separate view.
 func (s *Store) eachID(ctx context.Context, prefix []byte, fn func(key *Key, position []byte) bool) error {
 	start := append([]byte{spaceID}, prefix...)
 	end := after(start)
@@ -335,7 +334,7 @@ func rest(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// idSlice returns where to go on, nil at the end.
+// idSlice returns the key to continue at, nil at the end.
 func (s *Store) idSlice(start, end []byte, fn func(key *Key, position []byte) bool) ([]byte, error) {
 	v, err := s.view()
 	if err != nil {

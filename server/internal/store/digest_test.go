@@ -26,9 +26,9 @@ func keysOf(s *Store, set Set) ([]Key, error) {
 	return keys, nil
 }
 
-// TestSetsAreListedInOneOrder: whatever a node holds of a set, and whether or
-// not its index is behind, places ascend, tell their keys, and are the same on
-// every node, so that two lists can be merged.
+// TestSetsAreListedInOneOrder: for any part of a set that a node holds, and
+// whether or not its index is behind, places ascend, identify their keys, and
+// are the same on every node, so that two lists can be merged.
 func TestSetsAreListedInOneOrder(t *testing.T) {
 	for seed := range uint64(8) {
 		g := newSource(seed)
@@ -79,7 +79,7 @@ func TestSetsAreListedInOneOrder(t *testing.T) {
 	}
 }
 
-// setsOf are all sets that the source has made something for.
+// setsOf returns all sets for which the source has made items.
 func setsOf(g *source) (sets []Set) {
 	for _, c := range g.made {
 		sets = append(sets, Set{Project: c.project, ID: &c.id})
@@ -93,8 +93,8 @@ func setsOf(g *source) (sets []Set) {
 	return sets
 }
 
-// TestLineageIsInTheSet: what an assertion's lifecycle comes from is compared
-// with it, also when all of it was signed in the same second.
+// TestLineageIsInTheSet: the contents that determine an assertion's lifecycle
+// are compared with it, even if all were signed in the same second.
 func TestLineageIsInTheSet(t *testing.T) {
 	for _, step := range []uint64{0, 1} {
 		s := mustOpen(t, smallOptions(memfs.New(1)))
@@ -144,7 +144,7 @@ func TestPlacesThatAreNone(t *testing.T) {
 	}
 }
 
-// endingContext is over after it was asked so often.
+// endingContext ends after a number of checks.
 type endingContext struct {
 	context.Context
 	asked, limit int
@@ -157,7 +157,7 @@ func (c *endingContext) Err() error {
 	return nil
 }
 
-// hot puts a subject with so many claims, each with one signature.
+// hot puts a subject with a number of claims, each with one signature.
 func hot(t testing.TB, s *Store, claims int) {
 	for from := 0; from < claims; from += 100 {
 		var items []Item
@@ -169,7 +169,7 @@ func hot(t testing.TB, s *Store, claims int) {
 	}
 }
 
-// TestWorkOnAHotSubjectEndsWithItsContext counts how far it goes.
+// TestWorkOnAHotSubjectEndsWithItsContext counts how far the work proceeds.
 func TestWorkOnAHotSubjectEndsWithItsContext(t *testing.T) {
 	o := smallOptions(memfs.New(1))
 	o.SegmentSize = 1 << 20
@@ -205,7 +205,7 @@ func TestWorkOnAHotSubjectEndsWithItsContext(t *testing.T) {
 	require.Equal(t, 3*stepsPerLook/2-1, claims)
 }
 
-// TestLongLineageEndsWithItsContext: the way to the newest successor is long,
+// TestLongLineageEndsWithItsContext: the path to the newest successor is long,
 // and there is no other work.
 func TestLongLineageEndsWithItsContext(t *testing.T) {
 	s := mustOpen(t, smallOptions(memfs.New(1)))
@@ -225,7 +225,7 @@ func TestLongLineageEndsWithItsContext(t *testing.T) {
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.Equal(t, 2, ctx.asked)
 
-	// The oldest claim alone is asked for.
+	// Only the oldest claim is queried.
 	ctx = &endingContext{Context: t.Context(), limit: 1}
 	q := ClaimQuery{Project: "alpha", Subject: "s", After: &ClaimCursor{Predicate: "p", Timestamp: 1}}
 	for _, err = range s.Claims(ctx, q, 0) {
@@ -234,7 +234,7 @@ func TestLongLineageEndsWithItsContext(t *testing.T) {
 	require.Equal(t, 2, ctx.asked)
 }
 
-// TestMemoOfALongLineage: it stays small, and the chain is walked about once.
+// TestMemoOfALongLineage: the memo stays small, and the chain is walked about once.
 func TestMemoOfALongLineage(t *testing.T) {
 	s := mustOpen(t, smallOptions(memfs.New(1)))
 	defer s.Close()
@@ -259,7 +259,7 @@ func TestMemoOfALongLineage(t *testing.T) {
 	}
 	require.LessOrEqual(t, d.pace.done, length)
 
-	// From the far end it is walked once more, and no more is kept for it.
+	// From the far end the chain is walked once more, and the memo does not grow.
 	fresh := descent{v: v, memo: map[record.Hash]lineage{}, size: 16}
 	l, err := fresh.lineage(owner{ids[0], "alpha"}, 0, groupOf("s", "p"), 50)
 	require.NoError(t, err)
@@ -267,9 +267,9 @@ func TestMemoOfALongLineage(t *testing.T) {
 	require.LessOrEqual(t, len(fresh.memo), 16)
 }
 
-// TestPartialClaims: of a claim with too many agents or votes those with the
-// smallest ids are held, whatever came first, and it is marked; the claims around
-// it are not touched.
+// TestPartialClaims: a claim with too many agents or votes holds those with the
+// smallest ids, in whatever order they arrived, and is marked; the claims
+// around it are unaffected.
 func TestPartialClaims(t *testing.T) {
 	hot := &record.Content{Subject: "s", Predicate: "p", Object: record.Number(1), SourceClass: record.Expert, Timestamp: 2}
 	newer, older := *hot, *hot

@@ -21,7 +21,7 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// filled makes a store with some records on a new disk and closes it.
+// filled creates a store with some records on a new disk and closes it.
 func filled(t *testing.T, seed uint64, batches int) (*memfs.Disk, *model) {
 	t.Helper()
 	disk := memfs.New(seed)
@@ -32,8 +32,8 @@ func filled(t *testing.T, seed uint64, batches int) (*memfs.Disk, *model) {
 	return disk, m
 }
 
-// TestRebuildResumes: an index that is gone is made anew, and what was done
-// before an interruption is not done again.
+// TestRebuildResumes: a missing index is rebuilt, and after an interruption the
+// rebuild continues where it was.
 func TestRebuildResumes(t *testing.T) {
 	disk, m := filled(t, 1, 900)
 	require.NoError(t, leveldbfs.RemoveAll(disk, filepath.Join("db", indexDir)))
@@ -83,14 +83,14 @@ func TestDamagedIndexIsMadeAnew(t *testing.T) {
 			path := filepath.Join(index, name)
 			st, err := disk.Stat(path)
 			if err != nil || st.Size() == 0 {
-				break // the index has been made anew meanwhile
+				break // the index has been rebuilt meanwhile
 			}
 			require.NoError(t, disk.FlipBit(path, r.Int64N(st.Size()), uint(r.IntN(8))))
 		}
-		// Damage may be found at once or when it is read: then the store says
-		// so, and the next start heals it.
+		// Damage may be found immediately or when it is read: then the store reports
+		// it, and the next start repairs it.
 		for try := 0; ; try++ {
-			require.Less(t, try, 3, "damage in %s does not heal", name)
+			require.Less(t, try, 3, "damage in %s is not repaired", name)
 			s, err := Open(t.Context(), smallOptions(disk))
 			require.NoError(t, err, name)
 			wrong := failure(func(t require.TestingT) { m.check(t, s) })
@@ -111,8 +111,8 @@ func TestDamagedIndexIsMadeAnew(t *testing.T) {
 	}
 }
 
-// failure returns what the first failed check says, or nothing. Damage shows
-// only in the read that meets it, and any check may be the one that does.
+// failure returns the message of the first failed check, or nothing. Damage
+// shows only in the read that encounters it, and any check may be the one.
 func failure(check func(require.TestingT)) string {
 	c := &firstFailure{}
 	var wg sync.WaitGroup
@@ -126,7 +126,7 @@ type firstFailure struct{ text string }
 func (c *firstFailure) Errorf(format string, args ...any) { c.text = fmt.Sprintf(format, args...) }
 func (c *firstFailure) FailNow()                          { runtime.Goexit() }
 
-// The damage is in tables that no read of the start touches, and the replay of the
+// The damage is in tables that the start does not read, and the replay of the
 // log's tail makes goleveldb compact them.
 func TestDamageThatAReplayMeetsIsMadeAnewInTheSameStart(t *testing.T) {
 	for seed := range uint64(8) {
@@ -157,7 +157,7 @@ func TestDamageThatAReplayMeetsIsMadeAnewInTheSameStart(t *testing.T) {
 }
 
 // TestLostDBVolume: packs and index are gone. The node starts, is not whole,
-// serves what the WAL volume holds, and has forgotten its cursors.
+// serves the records of the WAL volume, and has dropped its cursors.
 func TestLostDBVolume(t *testing.T) {
 	disk, m := filled(t, 3, 600)
 	s := mustOpen(t, smallOptions(disk))
@@ -174,7 +174,7 @@ func TestLostDBVolume(t *testing.T) {
 	require.Less(t, held, len(m.tried))
 	mustPut(t, s, NewCursor("peer", 3))
 
-	// What was lost can be put again.
+	// Lost items can be put again.
 	var items []Item
 	for k, payload := range m.tried {
 		items = append(items, Item{Key: k, Kind: k.Kind, Payload: payload})
@@ -196,7 +196,7 @@ func TestLostDBVolume(t *testing.T) {
 		}
 	}
 	s = mustOpen(t, o)
-	require.Zero(t, rebuilds, "a loss is dealt with once")
+	require.Zero(t, rebuilds, "a loss is handled once")
 	require.True(t, s.Whole())
 	require.EqualValues(t, 3, s.Cursor("peer"), "a cursor set after the loss counts")
 	m.check(t, s)
@@ -210,7 +210,7 @@ func checkSubset(t *testing.T, m *model, s *Store) (held int) {
 		if errors.Is(err, ErrNotFound) {
 			continue
 		}
-		require.NoError(t, err, "what the index names must be there")
+		require.NoError(t, err, "a record that the index names must exist")
 		require.Equal(t, payload, it.Payload)
 		held++
 	}
@@ -236,7 +236,7 @@ func TestForeignVolumesAreRefused(t *testing.T) {
 	require.Zero(t, disk.OpenFiles())
 }
 
-// TestIndexOfAnotherLog: the directory of the index was exchanged alone.
+// TestIndexOfAnotherLog: only the directory of the index was exchanged.
 func TestIndexOfAnotherLog(t *testing.T) {
 	disk, m := filled(t, 5, 100)
 	s := mustOpen(t, smallOptions(disk))
@@ -284,8 +284,8 @@ func TestBusyWhenTheIndexIsBehind(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// TestRoomWhileALayerIsWritten: Puts are let in as the index takes a layer in,
-// not only when it has all of it.
+// TestRoomWhileALayerIsWritten: Puts are admitted while the index writes a
+// layer, not only after it has all of it.
 func TestRoomWhileALayerIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := memfs.New(6)
@@ -321,8 +321,8 @@ func TestRoomWhileALayerIsWritten(t *testing.T) {
 	})
 }
 
-// TestFailingDiskBelowTheIndex: the store turns index-failed, what was
-// acknowledged stays readable, a restart heals.
+// TestFailingDiskBelowTheIndex: the store turns index-failed, acknowledged
+// items stay readable, and a restart repairs it.
 func TestFailingDiskBelowTheIndex(t *testing.T) {
 	for _, kind := range []memfs.OpKind{memfs.OpWrite, memfs.OpSync} {
 		disk := memfs.New(7)
@@ -366,7 +366,7 @@ func TestScrubRate(t *testing.T) {
 		all, err := s.BucketDigests(t.Context(), nil)
 		require.NoError(t, err)
 		require.GreaterOrEqual(t, time.Since(began), 2*time.Second)
-		// Narrowing down by prefix gives the same sums.
+		// Narrowing by prefix gives the same sums.
 		inner, err := s.BucketDigests(t.Context(), []byte{7})
 		require.NoError(t, err)
 		var sum Digest
@@ -435,9 +435,9 @@ func TestClaimsPagesAndAsOf(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// A vote comes while the disk does not give the content that it belongs to. When
-// the disk gives it again, the claims of the subject show the vote: while the store
-// stays open, and after a start.
+// A vote arrives while the disk cannot read its content. Once the disk can read
+// it again, the claims of the subject show the vote: while the store stays
+// open, and after a start.
 func TestWhatADiskDidNotGiveIsJoinedWhenItDoes(t *testing.T) {
 	for _, restart := range []bool{false, true} {
 		t.Run(fmt.Sprint("after a start ", restart), func(t *testing.T) {

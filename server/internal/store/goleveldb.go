@@ -12,7 +12,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/leveldbfs"
 )
 
-// openDB opens goleveldb, in memory when its volume has no room (room.go).
+// openDB opens goleveldb, in memory if its volume has no space (room.go).
 func (s *Store) openDB() error {
 	files, err := leveldbfs.Open(s.opts.FS, s.indexPath(), s.logger)
 	if err != nil {
@@ -22,7 +22,7 @@ func (s *Store) openDB() error {
 	if s.hasRoom() {
 		s.db, err = leveldb.Open(files, s.dbOptions())
 	}
-	// goleveldb does not always wrap the error of the disk.
+	// goleveldb does not always wrap the disk's error.
 	if s.db == nil && (err == nil || vfs.IsNoSpace(err) || !s.hasRoom()) {
 		files.Stage()
 		s.db, err = leveldb.Open(files, s.dbOptions())

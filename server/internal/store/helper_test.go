@@ -14,7 +14,7 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// smallOptions make everything that happens rarely happen often.
+// smallOptions make rare events frequent.
 func smallOptions(disk *memfs.Disk) Options {
 	return Options{
 		FS: disk, WALDir: "wal", DBDir: "db", NodeName: "n0",
@@ -31,7 +31,7 @@ func mustOpen(t testing.TB, o Options) *Store {
 	return s
 }
 
-// putSync waits for the outcome.
+// putSync puts items and waits for the outcome.
 func putSync(s *Store, items ...Item) PutResult {
 	done := make(chan PutResult, 1)
 	if err := s.Put(items, func(r PutResult) { done <- r }); err != nil {
@@ -47,7 +47,7 @@ func mustPut(t testing.TB, s *Store, items ...Item) []bool {
 	return r.New
 }
 
-// drain waits until the index holds everything.
+// drain waits until the index is up to date.
 func drain(t testing.TB, s *Store) {
 	t.Helper()
 	for s.Stats().PendingBytes > 0 {
@@ -57,12 +57,12 @@ func drain(t testing.TB, s *Store) {
 }
 
 // source makes items from a seed; the same few subjects, agents and parents
-// come again and again.
+// recur.
 type source struct {
 	r    *rand.Rand
 	n    uint64
 	made []content0
-	// pending are contents whose signatures were already handed out.
+	// pending holds contents whose signatures were already handed out.
 	pending []Item
 }
 
@@ -151,7 +151,7 @@ func (g *source) batch() []Item {
 	return items
 }
 
-// dump is the index's content but for its notes about itself.
+// dump returns the index's content, except its notes about itself.
 func dump(t testing.TB, s *Store) map[string]string {
 	t.Helper()
 	all := map[string]string{}

@@ -14,10 +14,10 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// What stands in goleveldb. Every entry follows from the records alone and may
-// be written any number of times with the same outcome. Integers are
-// big-endian; ^x is x with all bits inverted, so that the newest comes first;
-// "project" and "peer" are a length byte followed by so many bytes.
+// The entries of goleveldb. Every entry follows from the records alone, and
+// writing it is idempotent. Integers are big-endian; ^x is x with all bits
+// inverted, so that the newest comes first; "project" and "peer" are a length
+// byte followed by that many bytes.
 //
 // By id, one group per (id, project), ids in order, for look-ups and scrub:
 //
@@ -38,13 +38,13 @@ import (
 //	'd' project subject → empty        the dictionary of subjects
 //	'o' id project      → empty        orphans: a signature, vote or child is here, its content is not
 //	'k' peer            → as in the log (codec.go): cursors
-//	'm' name            → …            the marker and its kin (apply.go)
-//	'z' position 8 round 1 → empty     the last barrier (apply.go); behind all others
+//	'm' name            → …            the marker and similar notes (apply.go)
+//	'z' position 8 round 1 → empty     the last barrier (apply.go); after all others
 //	'l' id project      → empty        in memory only: the groups 'i' and 'q' of this id
 //	                                   do not agree yet, 'i' is right
 //
-// A signature or vote is written into the group of its claim when its content
-// is known; otherwise 'o' remembers to do it when the content comes.
+// A signature or vote is written into the group of its claim once its content
+// is known; until then, 'o' records that this is still to be done.
 const (
 	spaceID      = 'i'
 	spaceClaim   = 'q'
@@ -123,8 +123,8 @@ func appendClaim(dst []byte, project string, id record.Hash, c *record.Content) 
 	return appendNewest(appendSubject(dst, project, c.Subject, c.Predicate), c.Timestamp, id)
 }
 
-// claimGroup stands for (subject, predicate) where only equality matters: a
-// child replaces its parent's lifecycle when both have the same.
+// claimGroup represents (subject, predicate) where only equality matters: a
+// child replaces its parent's lifecycle if both have the same.
 type claimGroup [16]byte
 
 func groupOf(subject, predicate string) claimGroup {
@@ -199,7 +199,7 @@ func readPosition(b []byte) (wal.Position, error) {
 	return wal.Position(binary.BigEndian.Uint64(b)), nil
 }
 
-// cutOwner reads "id project" behind the space byte and returns the rest.
+// cutOwner reads "id project" after the space byte and returns the rest.
 func cutOwner(key []byte) (o owner, rest []byte, err error) {
 	if len(key) < 1+32+1 {
 		return o, nil, errIndexEntry
@@ -210,7 +210,7 @@ func cutOwner(key []byte) (o owner, rest []byte, err error) {
 }
 
 // readIDKey turns a key of the id space into the key of its item; ok is false
-// for what is derived (children).
+// for derived entries (children).
 func readIDKey(key []byte) (k Key, ok bool, err error) {
 	o, rest, err := cutOwner(key)
 	if err != nil || len(rest) == 0 {
@@ -234,8 +234,7 @@ func readIDKey(key []byte) (k Key, ok bool, err error) {
 	return k, true, nil
 }
 
-// after is the first key that does not begin with prefix, nil when there is
-// none.
+// after is the first key that does not begin with prefix, nil if there is none.
 func after(prefix []byte) []byte {
 	end := bytes.Clone(prefix)
 	for i := len(end) - 1; i >= 0; i-- {

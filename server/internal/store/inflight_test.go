@@ -16,8 +16,8 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// TestReadYourWrite: whoever is told that a Put is done reads it, at once, in
-// every way, whatever the applier is doing.
+// TestReadYourWrite: once a Put is done, every kind of read sees it
+// immediately, whatever the applier is doing.
 func TestReadYourWrite(t *testing.T) {
 	s := mustOpen(t, smallOptions(memfs.New(8)))
 	var wg sync.WaitGroup
@@ -66,8 +66,8 @@ func noError(t *testing.T, err error) bool {
 	return err == nil
 }
 
-// TestDuplicatesInFlight: many writers of the same items; each learns of
-// success only when the item is durable, and the log holds it once.
+// TestDuplicatesInFlight: many writers of the same items; each gets success
+// only when the item is durable, and the log holds it once.
 func TestDuplicatesInFlight(t *testing.T) {
 	disk := memfs.New(9)
 	disk.SetLatency(func(op memfs.Op) time.Duration {
@@ -109,7 +109,7 @@ func TestDuplicatesInFlight(t *testing.T) {
 		keys, next, _, err := s.ScanKeys(pos, 1<<20)
 		require.NoError(t, err)
 		for _, k := range keys {
-			require.False(t, seen[k.Key], "%v stands in the log twice", k.Key)
+			require.False(t, seen[k.Key], "%v is in the log twice", k.Key)
 			seen[k.Key] = true
 		}
 		pos = next
@@ -117,8 +117,8 @@ func TestDuplicatesInFlight(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// TestCursorWaitsForItsItems: a cursor vouches for items that another Put is
-// still writing; it must not get into the log before them.
+// TestCursorWaitsForItsItems: a cursor covers items that another Put is still
+// writing; it must not reach the log before them.
 func TestCursorWaitsForItsItems(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := mustOpen(t, smallOptions(memfs.New(10)))
@@ -143,9 +143,9 @@ func TestCursorWaitsForItsItems(t *testing.T) {
 	})
 }
 
-// TestCursorIsNotWrittenWithoutItsItems: the Put that writes an item fails
-// while a Put with the cursor that vouches for it is still looking up its
-// others. Then there is nobody to wait for any more, and nothing to vouch for.
+// TestCursorIsNotWrittenWithoutItsItems: the Put that writes an item fails while
+// a Put with the cursor that covers it is still looking up its other items. Then
+// there is nothing left to wait for, and the cursor must not be written.
 func TestCursorIsNotWrittenWithoutItsItems(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk, m := filled(t, 14, 300)
@@ -182,8 +182,8 @@ func TestCursorIsNotWrittenWithoutItsItems(t *testing.T) {
 	})
 }
 
-// closeInBubble closes and lets goleveldb's last goroutine end: it lingers for
-// up to a second, and a bubble's clock stops with its test.
+// closeInBubble closes the store and waits for goleveldb's last goroutine: it
+// lingers for up to a second, and a bubble's clock stops with its test.
 func closeInBubble(t *testing.T, s *Store) {
 	t.Helper()
 	require.NoError(t, s.Close())

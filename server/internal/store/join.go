@@ -7,9 +7,9 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// join makes the groups of claims agree with the groups by id: contents whose
-// signatures, votes or children came before them, and loose items whose
-// content came before. The id space of all of them is in goleveldb by now.
+// join makes the groups of claims agree with the groups by id: for contents
+// whose signatures, votes or children arrived first, and for loose items whose
+// content arrived first. The id space of all of them is already in goleveldb.
 func (s *Store) join(contents []content, items []loose) error {
 	b := s.newBatcher()
 	if s.orphans.Load() > 0 {
@@ -58,7 +58,7 @@ func (b *batcher) join(c *content, l *loose) {
 	b.put(append(key, l.rest...), l.value)
 }
 
-// joinOrphans does for a content that has come what could not be done before.
+// joinOrphans joins a content with the entries that arrived before it.
 func (s *Store) joinOrphans(b *batcher, c *content) error {
 	mark := c.owner.append(nil, spaceOrphan)
 	if held, err := s.db.Has(mark, nil); err != nil || !held {
@@ -92,9 +92,9 @@ func (s *Store) joinOrphans(b *batcher, c *content) error {
 	return s.db.Delete(mark, nil)
 }
 
-// findContent looks for a content that is in the index already; nil when it is
-// not held or cannot be read. Repair brings one back that is damaged; one that the
-// disk did not give is looked for again (rejoin).
+// findContent looks for a content in the index; nil if it is not held or cannot
+// be read. Repair restores a damaged one; one that the disk could not read is
+// looked up again (rejoin).
 func (s *Store) findContent(o owner) (*content, error) {
 	v, err := s.db.Get(append(o.append(nil, spaceID), tagContent), nil)
 	if errors.Is(err, leveldb.ErrNotFound) {
@@ -109,7 +109,7 @@ func (s *Store) findContent(o owner) (*content, error) {
 	}
 	it, err := s.readAt(Key{Kind: KindContent, Project: o.project, ID: o.id}, pos)
 	if err != nil {
-		s.logger.Warn("a content cannot be joined with what belongs to it now", "err", err)
+		s.logger.Warn("a content cannot be joined with its signatures, votes and children now", "err", err)
 		s.unjoined.Store(true)
 		return nil, nil
 	}
@@ -130,8 +130,8 @@ func (s *Store) addOrphan(o owner) error {
 	return s.db.Put(mark, nil, nil)
 }
 
-// rejoin joins what findContent could not, because it could not read the content then.
-// The applier calls it, and Open.
+// rejoin joins contents that findContent could not read at the time. The
+// applier and Open call it.
 func (s *Store) rejoin() {
 	if !s.unjoined.Swap(false) || s.orphans.Load() == 0 {
 		return
@@ -145,7 +145,7 @@ func (s *Store) rejoin() {
 	s.failLocked(err)
 }
 
-// joinHeld goes through the orphans, and joins those whose content is held.
+// joinHeld goes through the orphans and joins those whose content is held.
 func (s *Store) joinHeld() error {
 	b := s.newBatcher()
 	it := s.db.NewIterator(util.BytesPrefix([]byte{spaceOrphan}), nil)

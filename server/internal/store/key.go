@@ -8,7 +8,7 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Kind says what an item is. It is the kind of its entry in the log.
+// Kind is the type of an item. It is the kind of its entry in the log.
 type Kind uint8
 
 // Kinds. The numbers are part of the disk and wire formats.
@@ -16,11 +16,11 @@ const (
 	KindContent   Kind = 1
 	KindSignature Kind = 2
 	KindVote      Kind = 3
-	// KindCursor holds how far this node has taken in a peer's log. It never
+	// KindCursor records how much of a peer's log this node has applied. It never
 	// leaves the node.
 	KindCursor Kind = 4
-	// KindReset forgets every cursor: written when a part of the log was found
-	// lost, so that everything is fetched again. It never leaves the node.
+	// KindReset drops every cursor: it is written after a part of the log was
+	// found lost, so that everything is fetched again. It never leaves the node.
 	KindReset Kind = 5
 )
 
@@ -40,15 +40,15 @@ func (k Kind) String() string {
 	return fmt.Sprintf("Kind(%d)", uint8(k))
 }
 
-// Record tells kinds that users' records are made of, and that travel between
-// nodes, from a node's own notes.
+// Record distinguishes the kinds of users' records, which travel between nodes,
+// from a node's own notes.
 func (k Kind) Record() bool { return k >= KindContent && k <= KindVote }
 
-// Key names an item. Two items with one key are the same item. Keys are
+// Key identifies an item. Two items with one key are the same item. Keys are
 // comparable; fields that a kind does not use are zero.
 type Key struct {
 	Kind Kind
-	// Project owns the record. Of a cursor it is the peer's incarnation.
+	// Project owns the record. For a cursor it is the peer's incarnation.
 	Project string
 	// ID is the id of the content that the item is, signs or votes on.
 	ID record.Hash
@@ -72,7 +72,7 @@ func (k Key) String() string {
 	return s
 }
 
-// AppendBinary appends the key's bytes, which tell their own length:
+// AppendBinary appends the key's bytes, which are self-delimiting:
 //
 //	content    kind u8 | len u8 | project | id 32
 //	signature  kind u8 | len u8 | project | id 32 | agent 32
@@ -102,7 +102,7 @@ func (k *Key) append(dst []byte) []byte {
 	return dst
 }
 
-// ParseKey reads what AppendBinary wrote and returns what follows it.
+// ParseKey reads a key written by AppendBinary and returns the bytes after it.
 func ParseKey(b []byte) (Key, []byte, error) {
 	if len(b) < 2 || len(b) < 2+int(b[1]) {
 		return Key{}, nil, errors.New("key: cut short")

@@ -12,38 +12,38 @@ import (
 
 // Losses and cursors
 //
-// A cursor vouches for everything in a peer's log before it, and a loss makes
-// that untrue: then every cursor is forgotten, so that the peers' logs are
-// looked at from their beginning. A crash may come at any point, and a node
-// whose log takes no entry, for lack of space, must start all the same and be
-// read. So it goes in this order:
+// A cursor guarantees that everything before it in a peer's log is held here. A
+// loss makes that untrue: then every cursor is dropped, so that the peers' logs
+// are read again from their beginning. A crash may occur at any point, and a node
+// whose log accepts no entry, for lack of space, must still start and serve reads.
+// So the order is:
 //
-//  1. The log notes the loss, where it ended then, and that the node is not
-//     whole, in one write of its manifest. If even that finds no space, the
-//     next start finds the loss again.
-//  2. Whoever opens the store sees no cursor: Open clears them, in memory and in
-//     the index, when the node is not whole and no reset stands in the log
-//     behind the end that it noted. In the log the old cursors still stand.
-//  3. A reset goes into the log before the next Put that the log takes: replay
-//     forgets at it what came before. Until it is durable, every start comes
-//     to 2 again; and a cursor that a crash leaves in the log without it does
-//     not count then, which costs a second look and nothing else.
-//  4. SetWhole first waits until the reset is durable. So a start that
-//     finds the node whole knows that all losses are dealt with, those too
-//     that were found while the store ran and that its user set the cursors
-//     back for. It forgets nothing, however often the index is made anew.
+//  1. The log records the loss, its own end at that time, and that the node is
+//     not whole, in one write of its manifest. If there is no space even for that,
+//     the next start finds the loss again.
+//  2. An opened store has no cursor: Open clears them, in memory and in the index,
+//     if the node is not whole and the log has no reset after the recorded end.
+//     The old cursors are still in the log.
+//  3. A reset goes into the log before the next Put that the log accepts: there,
+//     replay drops the earlier cursors. Until the reset is durable, every start
+//     repeats step 2. A cursor that a crash leaves in the log without the reset
+//     does not count then, which costs a second read and nothing else.
+//  4. SetWhole first waits until the reset is durable. So a start that finds the
+//     node whole knows that all losses have been handled, including those that
+//     were found while the store ran and for which its user moved the cursors
+//     back. It drops nothing, however often the index is rebuilt.
 
-// resetDue is the reset that is still to be written.
+// resetDue is the reset that is not written yet.
 type resetDue struct {
-	// due lets Put pass without the lock when there is none.
+	// due lets Put proceed without the lock if there is none.
 	due atomic.Bool
 	mu  sync.Mutex
-	// sent is closed when the one that is on its way is durable or has failed;
-	// nil when none is.
+	// sent is closed when the reset in flight is durable or has failed; nil if
+	// none is in flight.
 	sent chan struct{}
 }
 
-// noteLoss is the part of Open, after replay, that the above speaks of.
+// noteLoss is the part of Open, after replay, that the text above describes.
 func (s *Store) noteLoss() error {
 	known, err := s.knownGaps()
 	if err != nil {
@@ -64,7 +64,7 @@ func (s *Store) noteLoss() error {
 		}
 	}
 	if mendable, err := s.mendable(); mendable || err != nil {
-		return err // the cursors still vouch for what the index names
+		return err // the cursors are still true for the records that the index names
 	}
 	b, err := s.meta(metaReset)
 	if err != nil {
@@ -79,12 +79,12 @@ func (s *Store) noteLoss() error {
 	if last >= s.log.LastLoss() {
 		return nil
 	}
-	s.logger.Warn("the cursors are forgotten after a loss: the peers' logs are looked at from their beginning", "found_at", s.log.LastLoss())
+	s.logger.Warn("the cursors are dropped after a loss: the peers' logs are read again from their beginning", "found_at", s.log.LastLoss())
 	s.reset.due.Store(true)
 	return s.resetCursors(s.putOrHold)
 }
 
-// append hands a commit to the log, behind the reset when one is due.
+// append hands a commit to the log, after the reset if one is due.
 func (s *Store) append(c *wal.Commit) error {
 	if s.reset.due.Load() {
 		if _, err := s.sendReset(); err != nil {
@@ -94,8 +94,8 @@ func (s *Store) append(c *wal.Commit) error {
 	return s.log.Append(c)
 }
 
-// sendReset appends the reset when it is due. It returns a channel that is
-// closed when the one on its way has an outcome, nil when there is none.
+// sendReset appends the reset if it is due. It returns a channel that is closed
+// when the reset in flight has an outcome, nil if there is none.
 func (s *Store) sendReset() (sent chan struct{}, err error) {
 	r := &s.reset
 	r.mu.Lock()
@@ -127,12 +127,12 @@ func (s *Store) sendReset() (sent chan struct{}, err error) {
 	return r.sent, nil
 }
 
-// awaitReset returns when no reset is due or on its way.
+// awaitReset returns when no reset is due or in flight.
 func (s *Store) awaitReset() error {
 	for {
 		sent, err := s.sendReset()
 		if err != nil {
-			return fmt.Errorf("forget the cursors after a loss: %w", err)
+			return fmt.Errorf("drop the cursors after a loss: %w", err)
 		}
 		if sent == nil {
 			return nil
@@ -141,7 +141,7 @@ func (s *Store) awaitReset() error {
 	}
 }
 
-// Losses of the log that the index holds nothing of, in its meta space.
+// Losses of the log that the index does not cover, in its meta space.
 
 func encodeGaps(gaps []wal.Range) []byte {
 	b := make([]byte, 0, 16*len(gaps))
@@ -186,7 +186,7 @@ func (s *Store) knownGaps() (gaps []wal.Range, err error) {
 	return gaps, nil
 }
 
-// uncovered returns the first of the gaps that lies in none of the known ones.
+// uncovered returns the first of the gaps that is in none of the known ones.
 func uncovered(known, gaps []wal.Range) (gap wal.Range, found bool) {
 	for _, g := range gaps {
 		if !slices.ContainsFunc(known, func(k wal.Range) bool { return k.From <= g.From && g.To <= k.To }) {

@@ -16,7 +16,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// lossy makes a disk with records and a peer's cursor whose DB volume is lost.
+// lossy makes a disk with records and a peer's cursor, and loses its DB volume.
 func lossy(t *testing.T, seed uint64) (*memfs.Disk, *model) {
 	t.Helper()
 	disk, m := filled(t, seed, 150)
@@ -28,7 +28,7 @@ func lossy(t *testing.T, seed uint64) (*memfs.Disk, *model) {
 	return disk, m
 }
 
-// setWhole is SetWhole by someone who made good for all that is known to be lost.
+// setWhole is SetWhole by a caller that has repaired all known losses.
 func setWhole(s *Store) error { return s.SetWhole(s.Health().Losses) }
 
 func removeIndex(t *testing.T, disk *memfs.Disk) {
@@ -36,8 +36,8 @@ func removeIndex(t *testing.T, disk *memfs.Disk) {
 	require.NoError(t, leveldbfs.RemoveAll(disk, filepath.Join("db", indexDir)))
 }
 
-// TestLossOnAFullDisk: a node that lost records starts and is read although its
-// log takes no entry, and what its cursors vouched for does not come back, over
+// TestLossOnAFullDisk: a node that lost records starts and serves reads
+// although its log accepts no entry, and its old cursors do not come back, over
 // any number of starts.
 func TestLossOnAFullDisk(t *testing.T) {
 	for name, free := range map[string]uint64{"below the reserve": 128 << 10, "full": 0} {
@@ -56,7 +56,7 @@ func TestLossOnAFullDisk(t *testing.T) {
 					require.Empty(t, s.Cursors())
 					require.NotZero(t, checkSubset(t, m, s))
 					require.ErrorIs(t, putSync(s, NewCursor("peer", 1)).Err, wal.ErrReadOnly)
-					require.ErrorIs(t, setWhole(s), wal.ErrReadOnly, "the old cursors still stand in the log")
+					require.ErrorIs(t, setWhole(s), wal.ErrReadOnly, "the old cursors are still in the log")
 					require.False(t, s.Whole())
 					disk.Crash(end)
 					_ = s.Close()
@@ -83,8 +83,8 @@ func TestLossOnAFullDisk(t *testing.T) {
 	}
 }
 
-// TestResetWaitsForSpace: the reset goes before the first Put that the log
-// takes, without a start in between.
+// TestResetWaitsForSpace: the reset precedes the first Put that the log
+// accepts, without a start in between.
 func TestResetWaitsForSpace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk, _ := lossy(t, 22)
@@ -109,8 +109,8 @@ func TestResetWaitsForSpace(t *testing.T) {
 	})
 }
 
-// TestResetThatFails: the log took the reset and could not write it. It stays
-// due.
+// TestResetThatFails: the log accepted the reset and could not write it. It
+// stays due.
 func TestResetThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk, _ := lossy(t, 27)
@@ -129,7 +129,7 @@ func TestResetThatFails(t *testing.T) {
 	})
 }
 
-// TestEachLossCounts: that one loss was dealt with says nothing about the next.
+// TestEachLossCounts: handling one loss does not cover the next.
 func TestEachLossCounts(t *testing.T) {
 	disk, _ := lossy(t, 28)
 	for i := range 3 {
@@ -160,7 +160,7 @@ func positionOf(t *testing.T, s *Store, k Key) wal.Position {
 }
 
 // TestLostWALVolumeIsNotEmpty: a node whose WAL volume is gone, and that had
-// sealed nothing, does not pass for a new one.
+// sealed nothing, is not mistaken for a new one.
 func TestLostWALVolumeIsNotEmpty(t *testing.T) {
 	disk := memfs.New(26)
 	s := mustOpen(t, smallOptions(disk))
@@ -176,7 +176,7 @@ func TestLostWALVolumeIsNotEmpty(t *testing.T) {
 }
 
 // TestHealedLossStaysHealed: once the node is whole again, neither a start nor
-// an index that is made anew brings the loss back.
+// a rebuilt index brings the loss back.
 func TestHealedLossStaysHealed(t *testing.T) {
 	disk, _ := lossy(t, 23)
 	o := smallOptions(disk)
@@ -207,7 +207,7 @@ func TestHealedLossStaysHealed(t *testing.T) {
 	}, time.Minute, time.Millisecond)
 	check(3)
 
-	// Damage that is found while the store runs, and mended by whoever runs it.
+	// Damage that is found while the store runs, and repaired by its user.
 	file := filepath.Join("db", packDir, fmt.Sprintf("pack-%08d.pack", pos.Segment()))
 	require.NoError(t, disk.FlipBit(file, int64(pos.Offset())+40, 3))
 	_, err := s.Read(items[0].Key)
@@ -226,8 +226,8 @@ func TestHealedLossStaysHealed(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// TestRefillGoesOn: a node that is being refilled keeps, over a start and over a
-// rebuild of its index, how far it has come.
+// TestRefillGoesOn: a node that is being refilled keeps its progress over a
+// start and over a rebuild of its index.
 func TestRefillGoesOn(t *testing.T) {
 	disk, _ := lossy(t, 24)
 	s := mustOpen(t, smallOptions(disk))
@@ -244,9 +244,9 @@ func TestRefillGoesOn(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// TestPackThatComesBackIsFound: a pack was missing at a start, which made the
-// index without it, and is there again at a later one. What it holds is found,
-// and the index is not made anew a second time.
+// TestPackThatComesBackIsFound: a pack was missing at a start, which built the
+// index without it, and is present again at a later one. Its records are found,
+// and the index is not rebuilt a second time.
 func TestPackThatComesBackIsFound(t *testing.T) {
 	disk, m := filled(t, 29, 150)
 	s := mustOpen(t, smallOptions(disk))
@@ -265,13 +265,13 @@ func TestPackThatComesBackIsFound(t *testing.T) {
 		o.Progress = func(p Progress) { require.Equal(t, anew, p.Rebuild) }
 		s = mustOpen(t, o)
 		require.Equal(t, all, checkSubset(t, m, s))
-		require.False(t, s.Whole(), "that is for the cluster to say")
+		require.False(t, s.Whole(), "only SetWhole makes it whole")
 		require.NoError(t, s.Close())
 	}
 }
 
-// TestCrashesAfterALoss: wherever the power goes after a loss, no cursor from
-// before it counts again, and the node is not whole before it is said to be.
+// TestCrashesAfterALoss: wherever the power is cut after a loss, no earlier
+// cursor counts again, and the node is not whole before SetWhole.
 func TestCrashesAfterALoss(t *testing.T) {
 	over := false
 	for cut := 0; !over; cut += 3 {

@@ -10,11 +10,11 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// The marker vouches for everything below it, so it must not be in goleveldb, and
-// the log must not hear of it, before the barrier has been passed.
+// The marker guarantees everything below it, so it must not be in goleveldb,
+// and the log must not receive it, before the barrier is complete.
 func TestMarkerIsWrittenBehindItsBarrier(t *testing.T) {
 	o := smallOptions(memfs.New(1))
-	o.MarkerBytes, o.MarkerInterval = 1<<30, time.Hour // only when the test says so
+	o.MarkerBytes, o.MarkerInterval = 1<<30, time.Hour // only when the test asks for it
 	var s *Store
 	barriers := 0
 	var atBarrier []byte
@@ -39,7 +39,7 @@ func TestMarkerIsWrittenBehindItsBarrier(t *testing.T) {
 	drain(t, s)
 	require.NoError(t, s.mark())
 	require.Positive(t, barriers)
-	require.Equal(t, before, atBarrier, "the marker was there before the barrier")
+	require.Equal(t, before, atBarrier, "the marker was written before the barrier")
 	after, err := s.db.Get(metaKey(metaApplied), nil)
 	require.NoError(t, err)
 	require.NotEqual(t, before, after)

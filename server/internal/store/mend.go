@@ -8,17 +8,17 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// Damage that the index knows the records of can be mended record by record,
-// from any member that holds them, and then nothing was lost.
+// If the index knows the damaged records, they can be repaired one by one, from
+// any member that holds them, and then nothing was lost.
 
-// DamagedKeys lists the records whose bytes are damaged since the store was last
-// whole, as far as the index points to them: those that were rewritten are not
-// among them. all is false when the index cannot name all of them, because parts
-// of the log are missing or were damaged before the index had taken them in. It
+// DamagedKeys lists the records whose bytes were found damaged since the store
+// was last whole, as far as the index points to them: rewritten records are not
+// among them. all is false if the index cannot name all of them, because parts
+// of the log are missing or were damaged before the index covered them. It
 // reads the whole index, at Options.ScrubRate.
 //
-// What the disk refused to read and gives again is not damaged. ErrIndexLacks:
-// a start is needed first.
+// A range that the disk refused to read and can read again is not damaged.
+// ErrIndexLacks: a start is needed first.
 func (s *Store) DamagedKeys(ctx context.Context) (keys []Key, all bool, err error) {
 	if _, err := s.log.Recheck(); err != nil {
 		return nil, false, err
@@ -63,14 +63,14 @@ func (s *Store) Unreadable(ctx context.Context) (keys []Key, err error) {
 	return keys, err
 }
 
-// RebuildAtNextStart makes the next start build the index anew, so that it names
-// only records that can be read. It is how records are given up for lost.
+// RebuildAtNextStart makes the next start rebuild the index, so that it names
+// only readable records. It is the way to give records up as lost.
 func (s *Store) RebuildAtNextStart() error { return s.noteRebuild() }
 
 // Damaged reports whether the bytes at a position of the log were found damaged.
 func (s *Store) Damaged(pos wal.Position) bool { return s.log.Damaged(pos) }
 
-// mendable reports whether nothing is missing but records that the index names.
+// mendable reports whether the index names every record that is missing.
 func (s *Store) mendable() (bool, error) {
 	lost, damaged := s.log.Outstanding()
 	if len(lost) > 0 {
@@ -85,21 +85,21 @@ func (s *Store) mendable() (bool, error) {
 	}), nil
 }
 
-// Outstanding lists what of the log was found missing or damaged since the store
-// was last whole.
+// Outstanding lists the parts of the log that were found missing or damaged
+// since the store was last whole.
 func (s *Store) Outstanding() []wal.Range {
 	lost, damaged := s.log.Outstanding()
 	return append(lost, damaged...)
 }
 
 // NoteRollback records that the WAL volume is older than the log was; see
-// wal.Log.NoteRollback. The process has to be started again.
+// wal.Log.NoteRollback. The process must then restart.
 func (s *Store) NoteRollback(known wal.Position, why string) error {
 	return s.log.NoteRollback(known, why)
 }
 
-// Opening is the latest opening of this node's log, and CheckWitness compares
-// the log with what a peer saw of it (wal.ErrRolledBack, wal.ErrForgotten).
+// Opening is the latest opening of this node's log. CheckWitness compares the
+// log with a peer's witness (wal.ErrRolledBack, wal.ErrForgotten).
 func (s *Store) Opening() wal.Opening             { return s.log.Opening() }
 func (s *Store) CheckWitness(w wal.Witness) error { return s.log.Check(w) }
 
@@ -108,8 +108,8 @@ func (s *Store) Lives() []string           { return s.log.Lives() }
 func (s *Store) RolledBack() bool          { return s.log.RolledBack() }
 func (s *Store) SetLife(life string) error { return s.log.SetLife(life) }
 
-// intact reports whether the record that an index entry points to is not known
-// to be damaged.
+// intact reports whether the record of an index entry is not known to be
+// damaged.
 func (s *Store) intact(position []byte) bool {
 	pos, err := readPosition(position)
 	return err != nil || !s.log.Damaged(pos)

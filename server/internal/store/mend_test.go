@@ -17,8 +17,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// damagedRecord writes records until the first of them is in a pack, and flips a
-// bit of it there.
+// damagedRecord writes records until the first of them is in a pack, and flips
+// one of its bits there.
 func damagedRecord(t *testing.T) (s *Store, o Options, bad Item) {
 	t.Helper()
 	disk := memfs.New(29)
@@ -47,7 +47,7 @@ func damagedRecord(t *testing.T) (s *Store, o Options, bad Item) {
 }
 
 // The index knows which records are damaged, before and after a start, until
-// they are written anew.
+// they are rewritten.
 func TestDamagedRecordsAreNamedUntilTheyAreRewritten(t *testing.T) {
 	s, o, bad := damagedRecord(t)
 	mustPut(t, s, NewCursor("peer", 5))
@@ -74,7 +74,7 @@ func TestDamagedRecordsAreNamedUntilTheyAreRewritten(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// Without the index nobody knows which records were in the damaged part.
+// Without the index, the records of the damaged part are unknown.
 func TestDamageThatTheIndexDoesNotCoverIsNotNamed(t *testing.T) {
 	s, o, _ := damagedRecord(t)
 	require.NoError(t, s.Close())
@@ -86,7 +86,7 @@ func TestDamageThatTheIndexDoesNotCoverIsNotNamed(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// When damaged records are given up, the index that the next start builds does not
+// When damaged records are given up, the index built by the next start does not
 // name them, and a record that is put again is stored.
 func TestRecordsThatAreGivenUpAreNotHeld(t *testing.T) {
 	s, o, bad := damagedRecord(t)
@@ -113,7 +113,7 @@ func TestRecordsThatAreGivenUpAreNotHeld(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// A record that is held, but damaged, is not acknowledged without being written.
+// A record that is held but damaged is rewritten before it is acknowledged.
 func TestPutOfADamagedRecordWritesItAgain(t *testing.T) {
 	s, o, bad := damagedRecord(t)
 	require.NoError(t, putIt(s, bad))
@@ -134,9 +134,9 @@ func putIt(s *Store, it Item) error {
 	return (<-done).Err
 }
 
-// A WAL volume that is older than the index has lost records: the store says so,
-// durably, before the index is deleted, and goes on behind the positions that it
-// may have given away.
+// A WAL volume that is older than the index has lost records: the store records
+// that durably before it deletes the index, and continues after the positions
+// that it may have assigned.
 func TestWALVolumeThatIsOlderThanTheIndexIsALoss(t *testing.T) {
 	disk := memfs.New(31)
 	o := smallOptions(disk)
@@ -178,7 +178,7 @@ func TestWALVolumeThatIsOlderThanTheIndexIsALoss(t *testing.T) {
 		s = mustOpen(t, o)
 		require.False(t, s.Whole())
 		require.Len(t, s.Outstanding(), 1)
-		require.Contains(t, s.Outstanding()[0].Reason, "put back to an older state")
+		require.Contains(t, s.Outstanding()[0].Reason, "restored to an older state")
 		require.Greater(t, s.End().Segment(), end.Segment())
 		for _, it := range old {
 			_, err := s.Read(it.Key)

@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// register makes the index's figures metrics; the log has its own.
+// register exports the index's metrics; the log registers its own.
 func (s *Store) register(r prometheus.Registerer) error {
 	if r == nil {
 		return nil
@@ -20,10 +20,10 @@ func (s *Store) register(r prometheus.Registerer) error {
 			func() float64 { return value(s.Stats()) })
 	}
 	for _, c := range []prometheus.Collector{
-		// The name is older than this server, and dashboards know it.
+		// The name is older than this server, and dashboards use it.
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "stemedb_assertions_total", Help: "Assertions that this node holds."},
 			func() float64 { return float64(s.Stats().Assertions) }),
-		gauge("pending_bytes", "Bytes that are durable or on their way there and not in the index yet.",
+		gauge("pending_bytes", "Bytes that are durable or being written, and not in the index yet.",
 			func(st Stats) float64 { return float64(st.PendingBytes) }),
 		gauge("replay_bytes", "Bytes of log that a start after a crash would replay.",
 			func(st Stats) float64 { return float64(s.distance(st.Marker, st.End)) }),
@@ -38,7 +38,7 @@ func (s *Store) register(r prometheus.Registerer) error {
 			}),
 		counter("write_stalls_total", "Writes that goleveldb held up because compaction was behind.",
 			func(st Stats) float64 { return float64(st.WriteDelays) }),
-		counter("write_stall_seconds_total", "How long goleveldb held up writes because compaction was behind.",
+		counter("write_stall_seconds_total", "Time for which goleveldb held up writes because compaction was behind.",
 			func(st Stats) float64 { return st.WriteDelay.Seconds() }),
 	} {
 		if err := r.Register(c); err != nil {

@@ -38,31 +38,31 @@ type Store struct {
 	files     *leveldbfs.Storage
 	db        *leveldb.DB
 	digestKey atomic.Pointer[[32]byte]
-	// orphans counts the orphan marks in goleveldb: as long as there are
-	// none, nothing needs to look for them. Only the applier changes it.
+	// orphans counts the orphan marks in goleveldb: while there are none, nothing
+	// looks for them. Only the applier changes it.
 	orphans atomic.Int64
-	// unjoined: some of them have a content, which could not be read.
+	// unjoined: some orphans have a content that could not be read.
 	unjoined atomic.Bool
-	// subjects were put into the dictionary since the start (applier only).
+	// subjects holds those put into the dictionary since the start (applier only).
 	subjects map[string]struct{}
-	// barrierKey is that of the last barrier (mark only).
+	// barrierKey is the key of the last barrier (mark only).
 	barrierKey []byte
 
 	mu sync.Mutex
-	// active takes what becomes durable; frozen is being written to goleveldb
-	// (nil when nothing is). Together they are the overlay.
+	// active receives durable entries; frozen is being written to goleveldb (nil
+	// if nothing is). Together they are the overlay.
 	active, frozen *layer
-	// flight holds what is being written to the log, by whom.
+	// flight maps the items being written to the log to their Puts.
 	flight map[Key]*putOp
-	// pending is bounded by Options.ApplyBytes: in flight or in the overlay.
+	// pending counts the bytes in flight or in the overlay; Options.ApplyBytes bounds it.
 	pending int64
 	cursors map[string]wal.Position
-	// witnesses are what was seen of the peers' logs, by incarnation.
+	// witnesses holds the witnesses of the peers' logs, by incarnation.
 	witnesses map[string]wal.Witness
-	// applied: all entries up to and including this one are in goleveldb.
-	// marker: the same, and durably so.
+	// applied: all entries up to and including this one are in goleveldb. marker:
+	// the same, durably.
 	applied, marker wal.Position
-	// replayedFrom is the marker that the start found.
+	// replayedFrom is the marker found by the start.
 	replayedFrom wal.Position
 	// assertions counts the contents up to applied.
 	assertions      int64
@@ -72,7 +72,7 @@ type Store struct {
 
 	reset resetDue
 
-	// synced are the commits that the log is done with, in log order.
+	// synced holds the commits that the log has finished, in log order.
 	syncedMu sync.Mutex
 	synced   []syncedOp
 	syncedC  chan struct{}
@@ -114,10 +114,10 @@ func setDefault[T comparable](p *T, v T) {
 	}
 }
 
-// Open opens the log, brings the index up to it and returns a store that
-// serves. When the index is missing, damaged or of another log, it is made
-// anew. Open reports Progress meanwhile and gives up when ctx ends; the next
-// Open goes on from there.
+// Open opens the log, brings the index up to date and returns a store that
+// serves. If the index is missing, damaged or of another log, Open rebuilds it.
+// Open reports Progress meanwhile and gives up when ctx ends; the next Open
+// continues from there.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
@@ -161,7 +161,7 @@ func (s *Store) openLog() (err error) {
 		return fmt.Errorf("open the log: %w", err)
 	}
 	if _, err := s.log.Recheck(); err != nil {
-		s.logger.Warn("what the disk gives again could not be noted; the next start looks again", "error", err)
+		s.logger.Warn("the parts of the log that are readable again could not be recorded; the next start checks them again", "error", err)
 	}
 	return nil
 }
@@ -175,8 +175,8 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	err = s.bringUp(ctx)
 	if damagedIndex(err) {
-		// Damage in a table is met only when something reads it: here, in a
-		// compaction that the replay caused. The next openIndex begins anew.
+		// Damage in a table is found only when something reads it: here, a compaction
+		// that the replay caused. The next openIndex starts over.
 		if err := s.noteRebuild(); err != nil {
 			return err
 		}
@@ -189,12 +189,12 @@ func (s *Store) open(ctx context.Context) (err error) {
 	return s.register(s.opts.Registerer)
 }
 
-// bringUp opens the index and takes in what the log holds beyond it.
+// bringUp opens the index and applies the log's entries that it lacks.
 func (s *Store) bringUp(ctx context.Context) error {
 	if err := s.openIndex(); err != nil {
 		return err
 	}
-	// From here on goleveldb compacts beside the replay.
+	// From here on goleveldb compacts while the replay runs.
 	s.files.WaitForSpace()
 	stop := context.AfterFunc(ctx, s.files.Abort)
 	err := s.takeIn(ctx)
@@ -233,7 +233,7 @@ func (s *Store) forget() {
 	s.failure, s.failed = nil, make(chan struct{})
 }
 
-// openIndex opens goleveldb, or makes it anew when it cannot be trusted.
+// openIndex opens goleveldb, or rebuilds it if it cannot be trusted.
 func (s *Store) openIndex() error {
 	reason := ""
 	_, err := s.opts.FS.Stat(s.rebuildNote())
@@ -266,18 +266,18 @@ func (s *Store) openIndex() error {
 
 const (
 	reasonNew = "there is none"
-	msgAnew   = "the index is made anew from the log"
+	msgAnew   = "the index is rebuilt from the log"
 )
 
-// unfinished tells whether goleveldb's files are those of an index whose
-// creation, or removal, was cut short.
+// unfinished reports whether goleveldb's files are those of an index whose
+// creation, or removal, was interrupted.
 func (s *Store) unfinished() bool {
 	_, err := s.files.GetMeta()
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// distrust says why the index that was opened is not one for this log, "" when
-// it is.
+// distrust returns the reason why the opened index does not fit this log, "" if
+// it does.
 func (s *Store) distrust() (string, error) {
 	format, err := s.meta(metaFormat)
 	if err != nil {
@@ -315,16 +315,16 @@ func (s *Store) distrust() (string, error) {
 		return "it points into a part of the log that is lost: " + g.String(), nil
 	}
 	if g, found := uncovered(append(s.log.Missing(), s.log.Damage()...), known); found {
-		return "it holds nothing of a part of the log that was lost and is there again: " + g.String(), nil
+		return "it lacks a part of the log that was lost and is present again: " + g.String(), nil
 	}
 	return "", nil
 }
 
-// rolledBack notes that the WAL volume is older than the index, which is proof
-// of a loss, before the index is deleted. The log is opened anew, so that it goes
-// on behind the positions that it had given away.
+// rolledBack records that the WAL volume is older than the index, which is
+// proof of a loss, before the index is deleted. It reopens the log, so that the
+// log continues after the positions that it had assigned.
 func (s *Store) rolledBack(marker wal.Position) (reason string, err error) {
-	reason = fmt.Sprintf("it holds entries up to %v, the log ends at %v: the WAL volume was put back to an older state, or lost its end", marker, s.log.End())
+	reason = fmt.Sprintf("it holds entries up to %v, the log ends at %v: the WAL volume was restored to an older state, or lost its end", marker, s.log.End())
 	if err := s.log.NoteRollback(marker, reason); err != nil {
 		return "", err
 	}
@@ -341,7 +341,7 @@ func reasonOf(err error) (string, error) {
 	return "", err
 }
 
-// recreate begins an empty index, which holds nothing of the gaps.
+// recreate begins an empty index, which does not cover the gaps.
 func (s *Store) recreate() error {
 	gaps := append(s.log.Missing(), s.log.Damage()...)
 	if err := s.closeDB(); err != nil {
@@ -391,14 +391,14 @@ func (s *Store) noteRebuild() error {
 	return errors.Join(err, s.opts.FS.SyncDir(s.opts.DBDir))
 }
 
-// damagedIndex tells what only a new index can heal.
+// damagedIndex reports errors that only a new index can repair.
 func damagedIndex(err error) bool {
 	var c *lerrors.ErrCorrupted
 	var sc *storage.ErrCorrupted
 	return errors.As(err, &c) || errors.As(err, &sc) || errors.Is(err, errIndexEntry) || errors.Is(err, fs.ErrNotExist)
 }
 
-// meta returns nil for what was never written.
+// meta returns nil if the name was never written.
 func (s *Store) meta(name string) ([]byte, error) {
 	s.mu.Lock()
 	held, ok := s.overlayGet(metaKey(name))
@@ -428,7 +428,7 @@ func (s *Store) readMarker() (pos wal.Position, assertions int64, err error) {
 }
 
 // lastSeen is the position of the last entry of the log that the index knows.
-// Entries come into the index when they are durable and not before.
+// Entries enter the index only after they are durable.
 func (s *Store) lastSeen(marker wal.Position) (wal.Position, error) {
 	b, err := s.meta(metaSeen)
 	if err != nil || b == nil {
@@ -438,7 +438,7 @@ func (s *Store) lastSeen(marker wal.Position) (wal.Position, error) {
 	return max(seen, marker), err
 }
 
-// loadIndex reads what is held in memory.
+// loadIndex reads the parts that are held in memory.
 func (s *Store) loadIndex() error {
 	marker, assertions, err := s.readMarker()
 	if err != nil {
@@ -479,7 +479,7 @@ func (s *Store) loadIndex() error {
 	return orphans.Error()
 }
 
-// lastKey returns the last key of a space, nil when it is empty.
+// lastKey returns the last key of a space, nil if it is empty.
 func (s *Store) lastKey(space byte) ([]byte, error) {
 	it := s.db.NewIterator(util.BytesPrefix([]byte{space}), nil)
 	defer it.Release()

@@ -14,26 +14,26 @@ type kv struct{ k, v []byte }
 
 func lessKV(a, b kv) bool { return bytes.Compare(a.k, b.k) < 0 }
 
-// op is an entry that is still to learn the position of its item: when item is
-// not negative, the first 8 bytes of v are that item's position.
+// op is an entry that may still need its item's position: if item is not
+// negative, the first 8 bytes of v are that position.
 type op struct {
 	kv
 	item int32
 }
 
-// loose is an item that belongs into the group of a claim whose content did not
-// come with it: the applier looks for it.
+// loose is an item that belongs in the group of a claim whose content came
+// separately: the applier looks for the content.
 type loose struct {
 	owner owner // whose group it belongs to
 	tag   byte
-	rest  []byte // of the key, behind the tag
+	rest  []byte // of the key, after the tag
 	value []byte // in the claim's group
-	// Of a child: what must hold for it to count.
+	// For a child: the group that it must match to count.
 	group claimGroup
 	time  uint64
 }
 
-// change is what a set of items does to the index.
+// change is the effect of a set of items on the index.
 type change struct {
 	ops      []op
 	loose    []loose
@@ -41,7 +41,7 @@ type change struct {
 	cursors  []Item
 }
 
-// content remembers a content of the change: its claim group's prefix.
+// content is a content of the change, with the prefix of its claim group.
 type content struct {
 	owner  owner
 	prefix []byte
@@ -53,7 +53,7 @@ func (c *content) group() claimGroup {
 	return groupOfNames(c.prefix[2+len(c.owner.project) : len(c.prefix)-newestSize-1])
 }
 
-// makeChange works out the entries of items, which are complete.
+// makeChange computes the entries of items, which are complete.
 func makeChange(items []Item) change {
 	b := changeBuilder{buf: make([]byte, 0, 1024*min(len(items), 64))}
 	for i := range items {
@@ -82,7 +82,7 @@ func makeChange(items []Item) change {
 	return b.change
 }
 
-// cursorValue is what the index holds of a cursor.
+// cursorValue is the index's value of a cursor.
 func cursorValue(pos wal.Position, w wal.Witness) []byte {
 	v := binary.BigEndian.AppendUint64(make([]byte, 0, 8+witnessSize), uint64(pos))
 	if w == (wal.Witness{}) {
@@ -92,27 +92,27 @@ func cursorValue(pos wal.Position, w wal.Witness) []byte {
 }
 
 // changeBuilder cuts keys and values out of one buffer; there are too many of
-// them for an allocation each.
+// them for separate allocations.
 type changeBuilder struct {
 	change
 	buf []byte
-	// last is where the latest content was found; signatures follow theirs.
+	// last is the index of the latest content; signatures follow theirs.
 	last int
-	// byOwner finds the others; made when first needed.
+	// byOwner finds the others; created when first needed.
 	byOwner map[owner]int
 }
 
 func (b *changeBuilder) key(space byte) []byte { return append(b.value(), space) }
 
-// room makes sure that a key or value of the usual size fits; longer ones find
-// their own place, as append goes.
+// room makes sure that a key or value of the usual size fits; append allocates
+// memory for longer ones.
 func (b *changeBuilder) room() {
 	if cap(b.buf)-len(b.buf) < 512 {
 		b.buf = make([]byte, 0, 8<<10)
 	}
 }
 
-// keep takes the bytes that were appended behind the buffer into it.
+// keep adds the bytes that were appended after the buffer to it.
 func (b *changeBuilder) keep(p []byte) []byte {
 	if cap(b.buf)-len(b.buf) >= len(p) && len(p) > 0 && &b.buf[:len(b.buf)+1][len(b.buf)] == &p[0] {
 		b.buf = b.buf[:len(b.buf)+len(p)]
@@ -156,8 +156,8 @@ func (b *changeBuilder) addContent(it *Item, c *content, n int32) {
 	rest := appendNewest(make([]byte, 0, newestSize), it.content.Timestamp, it.Key.ID)
 	key := append(append(o.append(b.value(), spaceID), tagChild), rest...)
 	b.add(key, append([]byte{byte(it.content.Lifecycle)}, group[:]...), -1)
-	// Even when the parent is in the same change: it is rare, and the applier
-	// sees the parent's content by then.
+	// Even if the parent is in the same change: that is rare, and the applier sees
+	// the parent's content by then.
 	b.addLoose(loose{owner: o, tag: tagChild, group: group, time: it.content.Timestamp})
 }
 
@@ -191,7 +191,7 @@ func (b *changeBuilder) addLoose(l loose) {
 	b.add(l.owner.append(b.value(), spaceLoose), nil, -1)
 }
 
-// find looks for a content of the same change.
+// find looks for a content in the same change.
 func (b *changeBuilder) find(o owner) *content {
 	for i := b.last; i < min(b.last+2, len(b.contents)); i++ {
 		if b.contents[i].owner == o {
@@ -220,18 +220,18 @@ func (o *op) setPosition(positions []wal.Position) {
 	}
 }
 
-// layer is a part of the index that goleveldb does not hold yet. It is filled
-// under the store's lock, then frozen, written and dropped as a whole.
+// layer is a part of the index that is not in goleveldb yet. It is filled under
+// the store's lock, then frozen, written and dropped as a whole.
 type layer struct {
 	tree     *btree.BTreeG[kv]
 	loose    []loose
 	contents []content
 	// end is the position of the last entry in it.
 	end wal.Position
-	// assertions are the contents that were new.
+	// assertions is the number of new contents.
 	assertions int64
-	bytes      int64 // as they were counted when the Puts were accepted
-	written    int64 // of bytes, what goleveldb has; the applier's
+	bytes      int64 // as counted when the Puts were accepted
+	written    int64 // the part of bytes that is in goleveldb; for the applier
 }
 
 func newLayer() *layer {

@@ -9,11 +9,11 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// itemOverhead is what an item costs in memory besides its payload, until the
-// index has taken it in: its index entries and the tree that holds them.
+// itemOverhead is the memory that an item needs besides its payload until the
+// index has applied it: its index entries and the tree that holds them.
 const itemOverhead = 1024
 
-// putOp is one Put under way. Fields below the line are guarded by Store.mu.
+// putOp is one Put in progress. Fields below the line are guarded by Store.mu.
 type putOp struct {
 	s      *Store
 	items  []Item // the new ones
@@ -23,13 +23,13 @@ type putOp struct {
 	commit wal.Commit
 	bytes  int64
 	again  bool // a Repair: nothing of it is new
-	cursor bool // holds a cursor: must not be in the log before what it waits for
+	cursor bool // holds a cursor: must not be in the log before the items that it waits for
 
 	// done is nil once Put has returned an error.
 	done func(PutResult)
-	// waits counts the Puts that write items of this one; dependents are the
-	// Puts that wait for this one. A Put reserves and looks in one critical
-	// section, so it waits for earlier ones only: there is no cycle.
+	// waits counts the Puts that write items of this one; dependents are the Puts
+	// that wait for this one. A Put reserves and looks in one critical section, so
+	// it waits only for earlier ones: there is no cycle.
 	waits      int
 	dependents []*putOp
 	deferred   bool  // the commit waits until waits is 0
@@ -39,15 +39,15 @@ type putOp struct {
 
 // Put makes items durable and visible. done is called once, unless Put returns
 // an error, and possibly before Put returns; it must not block and must not
-// call Close. Items must not be changed until then; a Put takes at most what
-// fits into a segment of the log. Errors of Put itself: ErrBusy,
+// call Close. Items must not be changed until then. A Put holds at most as much
+// as fits into a segment of the log. Errors of Put itself: ErrBusy,
 // ErrIndexFailed, ErrClosed and those of wal.Log.Append.
 func (s *Store) Put(items []Item, done func(PutResult)) error {
 	return s.put(items, done, false)
 }
 
-// Repair writes items whose stored bytes are damaged anew and points the index
-// to the new place. Like Put, but what is held is written again.
+// Repair rewrites items whose stored bytes are damaged and points the index to
+// the new place. It is like Put, but writes items that are already held too.
 func (s *Store) Repair(items []Item, done func(PutResult)) error {
 	return s.put(items, done, true)
 }
@@ -59,7 +59,7 @@ func (s *Store) put(items []Item, done func(PutResult), again bool) error {
 			return err
 		}
 		if items[i].Kind == KindReset {
-			return errors.New("a reset is not for putting")
+			return errors.New("a reset cannot be put")
 		}
 		o.bytes += int64(len(items[i].Payload) + itemOverhead)
 		o.cursor = o.cursor || items[i].Kind == KindCursor
@@ -108,9 +108,9 @@ func idKeysOf(items []Item) [][]byte {
 	return keys
 }
 
-// reserve decides, for all items at once, what this Put writes: not what is in
-// flight (it is waited for) nor what the overlay holds. What it writes is in
-// flight from here on.
+// reserve decides, for all items at once, which of them this Put writes: not
+// those in flight (it waits for them) nor those in the overlay. The items that
+// it writes are in flight from here on.
 func (s *Store) reserve(o *putOp, items []Item, idKeys [][]byte, again bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,7 +123,7 @@ func (s *Store) reserve(o *putOp, items []Item, idKeys [][]byte, again bool) err
 		if state, err := s.log.State(); state == wal.StateReadOnly {
 			return err // why the index is behind
 		}
-		return ErrBusy // whatever its size: a large one must not wait for ever behind small ones
+		return ErrBusy // regardless of size: a large one must not starve behind small ones
 	}
 	s.pending += o.bytes
 	s.underWay.Add(1)
@@ -150,8 +150,8 @@ func (s *Store) reserve(o *putOp, items []Item, idKeys [][]byte, again bool) err
 }
 
 func (o *putOp) waitFor(other *putOp) {
-	// The items of another Put follow each other: looking at the last one
-	// finds most repetitions; the rest only costs a count.
+	// The items of another Put are adjacent: comparing with the last one finds
+	// most repetitions; the rest only cost a count.
 	if n := len(other.dependents); n > 0 && other.dependents[n-1] == o {
 		return
 	}
@@ -159,8 +159,8 @@ func (o *putOp) waitFor(other *putOp) {
 	o.waits++
 }
 
-// dropHeld asks goleveldb about what reserve left. The overlay was asked first:
-// what has left it since is in goleveldb.
+// dropHeld asks goleveldb about the items that reserve left. The overlay was
+// asked first: items that have left it since are in goleveldb.
 func (s *Store) dropHeld(o *putOp, items []Item, idKeys [][]byte, again bool) error {
 	fresh := 0
 	var newest Key // the last content that was found to be new
@@ -168,8 +168,8 @@ func (s *Store) dropHeld(o *putOp, items []Item, idKeys [][]byte, again bool) er
 		if !o.isNew[i] {
 			continue
 		}
-		// What belongs to a content that is not in goleveldb is not there
-		// either, unless it is an orphan. That spares every other look-up.
+		// If a content is not in goleveldb, its signatures and votes are not there
+		// either, unless they are orphans. That saves every other look-up.
 		k := &items[i].Key
 		belongs := k.Kind != KindContent && k.ID == newest.ID && k.Project == newest.Project && s.orphans.Load() == 0
 		if k.Kind.Record() && !again && !belongs {
@@ -200,8 +200,8 @@ func (s *Store) dropHeld(o *putOp, items []Item, idKeys [][]byte, again bool) er
 	return nil
 }
 
-// held reports whether goleveldb has the key. A record whose bytes are known to
-// be damaged does not count: it is written again, and not only acknowledged.
+// held reports whether goleveldb has the key. A record with known damage does
+// not count: it is rewritten, not just acknowledged.
 func (s *Store) held(idKey []byte) (bool, error) {
 	if len(s.log.Damage()) == 0 {
 		return s.db.Has(idKey, nil)
@@ -213,10 +213,10 @@ func (s *Store) held(idKey []byte) (bool, error) {
 	return err == nil && s.intact(position), err
 }
 
-// deferCommit puts the commit of a cursor off while items that it vouches for
-// are still being written by others: after a crash the cursor must not be
-// there without them. When one of the others has failed by now, its items are
-// in nobody's hands, and the error says so.
+// deferCommit postpones the commit of a cursor while other Puts are still
+// writing items that it covers: after a crash the cursor must not exist without
+// them. If one of these Puts has failed by now, nobody is writing its items,
+// and the error says so.
 func (s *Store) deferCommit(o *putOp) (deferred bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -250,8 +250,8 @@ type syncedOp struct {
 	err error
 }
 
-// publish makes what the log has synced visible and calls back, in log order,
-// while the log is already writing the next batch. It runs until stopPublish.
+// publish makes synced commits visible and calls back, in log order, while the
+// log is already writing the next batch. It runs until stopPublish.
 func (s *Store) publish() {
 	defer s.goroutines.Done()
 	var batch []syncedOp
@@ -271,8 +271,8 @@ func (s *Store) publish() {
 	}
 }
 
-// settle ends o's own part: its items are visible, or err says why not. Then
-// whoever waited for it goes on.
+// settle ends o's own part: its items are visible, or err is the reason why
+// not. Then the Puts that wait for it continue.
 func (s *Store) settle(o *putOp, err error) {
 	s.mu.Lock()
 	if err == nil && len(o.items) > 0 {
@@ -315,7 +315,7 @@ func (s *Store) settle(o *putOp, err error) {
 	}
 }
 
-// proceed goes on with a Put that waits for nobody any more.
+// proceed continues a Put that no longer waits for others.
 func (o *putOp) proceed() {
 	s := o.s
 	s.mu.Lock()
@@ -336,8 +336,7 @@ func (o *putOp) proceed() {
 	}
 }
 
-// wake tells a goroutine that there is something to do; it looks for itself
-// how much.
+// wake signals that there is work; the goroutine finds out for itself how much.
 func wake(c chan struct{}) {
 	select {
 	case c <- struct{}{}:

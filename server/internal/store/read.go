@@ -10,8 +10,8 @@ import (
 	"github.com/stemedb/stemedb/server/record"
 )
 
-// Has tells for each key whether it is held durably. A cursor's key is held
-// when the cursor is set.
+// Has reports for each key whether it is held durably. A cursor's key is held
+// if the cursor is set.
 func (s *Store) Has(keys []Key) ([]bool, error) {
 	v, err := s.view()
 	if err != nil {
@@ -59,7 +59,7 @@ func (v *view) position(key []byte) (wal.Position, error) {
 	return pos, nil
 }
 
-// findVote looks through the agent's votes: the key does not tell the time.
+// findVote searches the agent's votes: the key does not contain the time.
 func (v *view) findVote(k *Key, o owner) (wal.Position, error) {
 	prefix := append(append(o.append(nil, spaceID), tagVote), k.Agent[:]...)
 	m := v.prefix(prefix)
@@ -79,7 +79,7 @@ func (v *view) findVote(k *Key, o owner) (wal.Position, error) {
 	return 0, m.err
 }
 
-// Read returns one record: ErrNotFound, *DamageError.
+// Read returns one record. Errors: ErrNotFound, *DamageError.
 func (s *Store) Read(key Key) (Item, error) {
 	v, err := s.view()
 	if err != nil {
@@ -111,8 +111,8 @@ func (s *Store) ReadAt(pos wal.Position) (Item, error) {
 	return it, nil
 }
 
-// readAt also checks that what is there is the item that was asked for: of a
-// content that is its id, of the others their fields.
+// readAt also checks that the item is the requested one: a content by its id,
+// the others by their fields.
 func (s *Store) readAt(key Key, pos wal.Position) (Item, error) {
 	it, err := s.ReadAt(pos)
 	var d *DamageError
@@ -128,7 +128,7 @@ func (s *Store) readAt(key Key, pos wal.Position) (Item, error) {
 	return it, nil
 }
 
-// readError tells damage, which a peer can heal, from a disk that fails now.
+// readError distinguishes damage, which a peer can repair, from a disk that fails now.
 func readError(key Key, pos wal.Position, err error) error {
 	var d *wal.DamageError
 	if errors.As(err, &d) || errors.Is(err, wal.ErrGone) || errors.Is(err, wal.ErrNoEntry) {
@@ -137,13 +137,13 @@ func readError(key Key, pos wal.Position, err error) error {
 	return fmt.Errorf("read the log at %v: %w", pos, err)
 }
 
-// Assertion returns all that is held about an id: ErrNotFound without content,
-// *DamageError for the first part that cannot be read.
+// Assertion returns everything held about an id: ErrNotFound without content,
+// *DamageError for the first unreadable part.
 func (s *Store) Assertion(project record.ProjectName, id record.Hash) (*Stored, error) {
 	return s.AssertionWithin(project, id, 0)
 }
 
-// AssertionWithin is Assertion with at most so many signatures and so many votes
+// AssertionWithin is Assertion with at most voices signatures and voices votes
 // (0: any number), those of the agents with the smallest ids, and without the
 // given signatures and votes, which cannot be read.
 func (s *Store) AssertionWithin(project record.ProjectName, id record.Hash, voices int, without ...Key) (*Stored, error) {
@@ -207,7 +207,7 @@ func (v *view) AssertionWithin(project record.ProjectName, id record.Hash, voice
 	return st, nil
 }
 
-// full reports whether st holds as many of a kind as it may.
+// full reports whether st holds the maximum number of a kind.
 func (st *Stored) full(kind Kind, voices int) bool {
 	return voices > 0 && (kind == KindSignature && len(st.Signatures) >= voices || kind == KindVote && len(st.Votes) >= voices)
 }
@@ -233,8 +233,8 @@ func (st *Stored) take(s *Store, k Key, value []byte) error {
 	return nil
 }
 
-// Cursor tells how far the log of a peer's incarnation is held here; 0: not at
-// all.
+// Cursor returns how much of the log of a peer's incarnation is held here; 0:
+// nothing.
 func (s *Store) Cursor(incarnation string) wal.Position {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -252,17 +252,17 @@ func (s *Store) Cursors() map[string]wal.Position {
 	return all
 }
 
-// Witnesses returns what was seen of the peers' logs, by incarnation.
+// Witnesses returns the witnesses of the peers' logs, by incarnation.
 func (s *Store) Witnesses() map[string]wal.Witness {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return maps.Clone(s.witnesses)
 }
 
-// ScanKeys lists the records in the log at or behind from, until about
-// limitBytes of payload were read; next is where to go on. When next equals
-// End there is no more for now. What cannot be read is left out and counted in
-// gaps: whoever pulls this log does not get it here.
+// ScanKeys lists the records in the log at or after from, until about
+// limitBytes of payload have been read; next is the position to continue at. If
+// next equals End, there is nothing more for now. Unreadable entries are left
+// out and counted in gaps: a peer that pulls this log does not get them here.
 func (s *Store) ScanKeys(from wal.Position, limitBytes int) (keys []KeyAt, next wal.Position, gaps int, err error) {
 	next, err = s.log.Scan(from, limitBytes, func(pos wal.Position, e wal.Entry) error {
 		kind := Kind(e.Kind)
@@ -271,7 +271,7 @@ func (s *Store) ScanKeys(from wal.Position, limitBytes int) (keys []KeyAt, next 
 		}
 		key, err := keyOf(kind, e.Payload)
 		if err != nil || s.log.Damaged(pos) {
-			gaps++     // counted, and told to whoever pulls
+			gaps++     // counted, and reported to the peer that pulls
 			return nil //nolint:nilerr // one unreadable entry ends no scan
 		}
 		keys = append(keys, KeyAt{Key: key, Position: pos, Bytes: len(e.Payload)})
@@ -287,7 +287,7 @@ func (s *Store) ScanKeys(from wal.Position, limitBytes int) (keys []KeyAt, next 
 	return keys, next, gaps, err
 }
 
-// keyOf reads no more of a payload than its key needs.
+// keyOf reads only the part of a payload that its key needs.
 func keyOf(kind Kind, payload []byte) (Key, error) {
 	if kind != KindContent {
 		it, err := ParseItem(kind, payload)

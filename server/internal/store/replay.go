@@ -37,7 +37,7 @@ func (s *Store) replay(ctx context.Context) error {
 	}
 	s.opts.Progress(Progress{Rebuild: r.progress.Rebuild, Done: r.progress.Total, Total: r.progress.Total})
 	if s.heldBack() || !s.ample() {
-		return nil // the applier goes on
+		return nil // the applier continues
 	}
 	return s.mark()
 }
@@ -48,18 +48,18 @@ type replay struct {
 	progress  Progress
 }
 
-// chunk takes in the next part of the log.
+// chunk applies the next part of the log.
 func (r *replay) chunk(ctx context.Context) error {
 	s := r.s
 	var items []Item
 	var positions []wal.Position
 	var gaps []wal.Range
 	next, err := s.log.Scan(r.from, s.opts.replayChunk, func(pos wal.Position, e wal.Entry) error {
-		// The payload is valid during the call only; parsing copies what it
+		// The payload is valid during the call only; parsing copies the parts that it
 		// keeps, and the payload itself is not needed.
 		kind := Kind(e.Kind)
 		if kind < KindContent || kind > KindReset {
-			// Passing over it would leave it out of the index for good.
+			// Skipping it would leave it out of the index permanently.
 			return fmt.Errorf("entry at %v is of kind %d: it was written by a later release; start that one again", pos, kind)
 		}
 		it, err := ParseItem(kind, e.Payload)
@@ -84,7 +84,7 @@ func (r *replay) chunk(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("replay of the log at %v: %w", r.from, err)
 	case next <= r.from && len(items) == 0:
-		return fmt.Errorf("replay of the log does not get beyond %v", r.from)
+		return fmt.Errorf("replay of the log makes no progress at %v", r.from)
 	}
 	// Before a marker passes them: the next start may begin behind them.
 	if err := s.noteGaps(gaps); err != nil {
@@ -113,8 +113,8 @@ func (r *replay) chunk(ctx context.Context) error {
 	return s.replayItems(items, positions)
 }
 
-// replayItems is what the publisher and the applier do to a commit, without
-// the overlay.
+// replayItems does the work of the publisher and the applier for a commit,
+// without the overlay.
 func (s *Store) replayItems(items []Item, positions []wal.Position) error {
 	b := s.newBatcher()
 	for len(items) > 0 {
@@ -140,7 +140,7 @@ func (s *Store) replayItems(items []Item, positions []wal.Position) error {
 			}
 		}
 		for i := range n {
-			// The entry at the marker comes again.
+			// The entry at the marker is read again.
 			if items[i].Kind == KindContent && positions[i] > s.applied {
 				s.assertions++
 			}
@@ -151,7 +151,7 @@ func (s *Store) replayItems(items []Item, positions []wal.Position) error {
 	return nil
 }
 
-// setCursor keeps what was seen of a log when a cursor says nothing about that.
+// setCursor keeps the known witness of a log if a cursor has none.
 func (s *Store) setCursor(it *Item) {
 	s.cursors[it.Key.Project] = it.cursor
 	if it.witness != (wal.Witness{}) {
@@ -159,13 +159,12 @@ func (s *Store) setCursor(it *Item) {
 	}
 }
 
-// resetCursors forgets how far the logs of peers are held here. What was seen of
-// them stays true.
+// resetCursors drops the cursors of the peers' logs. The witnesses stay true.
 func (s *Store) resetCursors(put func(k, v []byte) error) error {
 	for name := range s.cursors {
 		key := appendName([]byte{spaceCursor}, name)
 		if err := put(key, cursorValue(0, s.witnesses[name])); err != nil {
-			return fmt.Errorf("forget a cursor: %w", err)
+			return fmt.Errorf("drop a cursor: %w", err)
 		}
 	}
 	clear(s.cursors)

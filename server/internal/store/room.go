@@ -9,33 +9,34 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// The index is not written while its volume has too little room: a start needs
-// some, and goleveldb does not recover from a journal that could not be written.
-// What is durable in the log stays in the overlay then, where it can be read; the log
-// refuses writes long before, see wal.Options.Reserve. A start without room:
+// The index is not written while its volume has too little space: a start needs
+// some, and goleveldb does not recover from a failed write to its journal.
+// Entries that are durable in the log then stay in the overlay, where they can be
+// read; the log rejects writes long before that, see wal.Options.Reserve. A start
+// without space:
 //
 //   - goleveldb opens in memory (leveldbfs.Stage): nothing on disk changes.
-//   - Replay fills the overlay with what the log holds behind the marker, up to
-//     maxHeldBack. With more to come, Open waits for room, or until its context ends.
-//   - No marker is written, for none of this survives a crash.
+//   - Replay fills the overlay with the log's entries after the marker, up to
+//     maxHeldBack. If there are more, Open waits for space, or until its context ends.
+//   - No marker is written, because none of this survives a crash.
 //
-// With room the applier brings goleveldb's files to disk, then the overlay.
+// Once there is space, the applier writes goleveldb's files to disk, then the overlay.
 
-// roomEvery is how often somebody who waits for room looks whether there is some.
+// roomEvery is the interval between checks for space.
 const roomEvery = 250 * time.Millisecond
 
-// maxHeldBack times Options.ApplyBytes bounds what a start holds back, but for one
-// chunk of the log.
+// maxHeldBack times Options.ApplyBytes bounds the entries that a start holds
+// back, except for one chunk of the log.
 const maxHeldBack = 4
 
-const msgNoRoom = "the index waits for space on its volume; free or add space, and it goes on by itself"
+const msgNoRoom = "the index waits for space on its volume; free or add space, and it continues by itself"
 
-// hasRoom tells whether a memtable and what its compaction takes fit on the volume,
-// besides what is staged.
+// hasRoom reports whether a memtable and the output of its compaction fit on
+// the volume, besides the staged files.
 func (s *Store) hasRoom() bool { return s.free(3) }
 
-// ample tells whether Open may write the index: not when what goleveldb compacts
-// beside it could take the rest, for then the write would wait, and Open with it.
+// ample reports whether Open may write the index. It may not if goleveldb's concurrent
+// compaction could use up the rest, because the write would then wait, and Open with it.
 func (s *Store) ample() bool { return s.free(8) }
 
 func (s *Store) free(memtables uint64) bool {
@@ -44,15 +45,15 @@ func (s *Store) free(memtables uint64) bool {
 	return err != nil || free >= staged+memtables*uint64(s.opts.WriteBuffer)
 }
 
-// makeWritable tells whether the index can be written, and brings goleveldb's files to
-// disk before that. The applier calls it, and before that replay.
+// makeWritable reports whether the index can be written, and writes goleveldb's
+// staged files to disk before that. The applier calls it, and before that replay.
 func (s *Store) makeWritable() (bool, error) {
 	if !s.hasRoom() {
 		return false, nil
 	}
 	err := s.files.Commit()
 	if vfs.IsNoSpace(err) {
-		return false, nil // somebody else took it
+		return false, nil // something else used it
 	}
 	return err == nil, err
 }
@@ -68,7 +69,7 @@ func (s *Store) writable() bool {
 	return ok
 }
 
-// room is the applier's memory of writable.
+// room remembers for the applier whether the index is writable.
 type room struct {
 	s      *Store
 	at     time.Time
@@ -90,7 +91,7 @@ func (r *room) look() bool {
 	return r.there
 }
 
-// awaitRoom is for a replay that may hold no more in memory.
+// awaitRoom waits for space when a replay may hold no more in memory.
 func (s *Store) awaitRoom(ctx context.Context) error {
 	for warned := false; ; warned = true {
 		if ok, err := s.makeWritable(); ok || err != nil {
@@ -107,12 +108,12 @@ func (s *Store) awaitRoom(ctx context.Context) error {
 	}
 }
 
-// heldBack tells whether the start has put something into the overlay. What comes
-// later must go there too, for the overlay is newer than goleveldb.
+// heldBack reports whether the start has put something into the overlay. Later
+// entries must go there too, because the overlay is newer than goleveldb.
 func (s *Store) heldBack() bool { return s.active.tree.Len() > 0 }
 
 // holdBack puts a part of the log into the overlay instead of the index. The
-// applier brings it there when there is room.
+// applier writes it once there is space.
 func (s *Store) holdBack(items []Item, positions []wal.Position) error {
 	for len(items) > 0 {
 		n, reset := untilReset(items)
@@ -122,7 +123,7 @@ func (s *Store) holdBack(items []Item, positions []wal.Position) error {
 		s.active.bytes += bytes
 		s.pending += bytes
 		for i := range n {
-			// The entry at the marker comes again.
+			// The entry at the marker is read again.
 			if items[i].Kind == KindContent && positions[i] > s.applied {
 				s.active.assertions++
 			}
@@ -140,7 +141,7 @@ func (s *Store) holdBack(items []Item, positions []wal.Position) error {
 	return nil
 }
 
-// untilReset counts the items up to the first reset, which is counted too.
+// untilReset counts the items up to and including the first reset.
 func untilReset(items []Item) (n int, reset bool) {
 	for i := range items {
 		if items[i].Kind == KindReset {
@@ -150,7 +151,7 @@ func untilReset(items []Item) (n int, reset bool) {
 	return len(items), false
 }
 
-// putOrHold writes what Open has to note, or holds it back.
+// putOrHold writes a note of Open, or holds it back.
 func (s *Store) putOrHold(k, v []byte) error {
 	if s.heldBack() || !s.ample() {
 		return s.hold(k, v)

@@ -13,8 +13,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// The index is far behind when the DB volume is filled. Each start reads the rest of
-// the log into memory instead of using up what the next start needs.
+// The index is far behind when the DB volume is filled. Each start reads the rest
+// of the log into memory instead of using up the space that the next start needs.
 func TestTailThatFindsNoRoomInTheIndexIsHeldInMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := memfs.New(1)
@@ -37,7 +37,7 @@ func TestTailThatFindsNoRoomInTheIndexIsHeldInMemory(t *testing.T) {
 			disk.Crash(memfs.KillProcess)
 			free, total, err := disk.Free("db")
 			require.NoError(t, err)
-			if i != 1 { // in the end somebody takes also what the ballast gave back
+			if i != 1 { // in the end, the space of the ballast is taken too
 				disk.SetCapacity("db", total-free)
 			}
 			s = mustOpen(t, o)
@@ -47,7 +47,7 @@ func TestTailThatFindsNoRoomInTheIndexIsHeldInMemory(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			m.check(t, s)
 		}
-		require.Greater(t, s.distance(s.Stats().Marker, s.End()), s.ballastSize(), "the tail is larger than what is set aside")
+		require.Greater(t, s.distance(s.Stats().Marker, s.End()), s.ballastSize(), "the tail is larger than the ballast")
 		disk.SetCapacity("db", 64<<20)
 		time.Sleep(time.Minute)
 		require.Equal(t, StateOK, s.Health().State)
@@ -61,7 +61,7 @@ func TestTailThatFindsNoRoomInTheIndexIsHeldInMemory(t *testing.T) {
 	})
 }
 
-// A log that is too long for memory is not read into it: the start waits for room.
+// A log that is too long for memory is not read into it: the start waits for space.
 func TestStartThatMayHoldNoMoreWaitsForRoomAsLongAsItsContextLasts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := memfs.New(1)
@@ -105,8 +105,8 @@ func TestStartThatMayHoldNoMoreWaitsForRoomAsLongAsItsContextLasts(t *testing.T)
 	})
 }
 
-// Somebody fills the DB volume to the last byte: reads go on, Put is refused as on
-// a full WAL volume, a restart works, and with space the store goes on by itself.
+// The DB volume is filled to the last byte: reads continue, Put is rejected as on a
+// full WAL volume, a restart works, and with space the store continues by itself.
 func TestFullDBVolumeIsReadOnlyAndPasses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := memfs.New(1)
@@ -131,7 +131,7 @@ func TestFullDBVolumeIsReadOnlyAndPasses(t *testing.T) {
 		time.Sleep(time.Minute)
 		free, total, err := disk.Free("db")
 		require.NoError(t, err)
-		disk.SetCapacity("db", total-free) // all of the rest is somebody else's
+		disk.SetCapacity("db", total-free) // something else uses the rest
 		var refused error
 		for i := 0; refused == nil && i < 10_000; i++ {
 			refused = write()
@@ -164,15 +164,15 @@ func TestFullDBVolumeIsReadOnlyAndPasses(t *testing.T) {
 	})
 }
 
-// The whole log is read into memory, a reset and the cursors around it too. The index
-// that comes of it is the one that replay makes on a volume with space.
+// The whole log is read into memory, including a reset and the cursors around it. The
+// resulting index is identical to the one that replay makes on a volume with space.
 func TestIndexThatWasHeldInMemoryIsTheOneThatReplayMakes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk, m := lossy(t, 22)
 		o := smallOptions(disk)
 		o.MarkerInterval = 5 * time.Second
 		s := mustOpen(t, o)
-		mustPut(t, s, NewCursor("other", 3)) // behind a reset
+		mustPut(t, s, NewCursor("other", 3)) // after a reset
 		require.NoError(t, setWhole(s))
 		require.NoError(t, s.Close())
 		want := map[string]wal.Position{"other": 3}

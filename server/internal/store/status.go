@@ -17,30 +17,30 @@ func (s *Store) End() wal.Position { return s.log.End() }
 func (s *Store) Watch() <-chan struct{} { return s.log.Watch() }
 
 // Failed returns a channel that is closed when the index fails: the process
-// should restart, which heals it.
+// should then restart, which repairs it.
 func (s *Store) Failed() <-chan struct{} { return s.failed }
 
-// Empty tells whether nothing was ever written here.
+// Empty reports whether nothing was ever written here.
 func (s *Store) Empty() bool { return s.log.End() <= s.log.First() && len(s.log.Missing()) == 0 }
 
 // Identity is the identity of this node's volumes.
 func (s *Store) Identity() wal.Identity { return s.log.Identity() }
 
-// SetClusterID binds the volumes to a cluster, durably; another id than the
-// one that they carry is refused.
+// SetClusterID binds the volumes to a cluster, durably; it refuses an id that
+// differs from theirs.
 func (s *Store) SetClusterID(id string) error { return s.log.SetClusterID(id) }
 
-// SetShared notes on the volumes, durably, that the cluster has other members.
+// SetShared records on the volumes, durably, that the cluster has other members.
 func (s *Store) SetShared() error { return s.log.SetShared() }
 
-// Whole tells whether the node holds all that it should: a durable note on the
-// WAL volume, taken away by any loss and given by SetWhole.
+// Whole reports whether the node holds everything that it should: a durable
+// flag on the WAL volume, cleared by any loss and set by SetWhole.
 func (s *Store) Whole() bool { return s.log.Whole() }
 
-// SetWhole writes that note. losses is what Health counted when the caller
-// began to make good for them: with one more it is wal.ErrMoreLost. The node
-// does not become whole before the log holds that the cursors were forgotten
-// after the last loss.
+// SetWhole sets that flag. losses is the number from Health when the caller
+// began to repair them: if there is one more, the error is wal.ErrMoreLost. The
+// node becomes whole only after the log holds the reset of the cursors for the
+// last loss.
 func (s *Store) SetWhole(losses int) error {
 	if err := s.awaitReset(); err != nil {
 		return err
@@ -95,9 +95,9 @@ func (s *Store) Stats() Stats {
 	return st
 }
 
-// Close refuses new Puts, waits for those under way and until the index has
-// taken them in, writes the marker and closes everything. No other method may
-// be running or be called any more. A second call does nothing. A goroutine of
+// Close rejects new Puts, waits for those in progress and until the index has
+// applied them, writes the marker and closes everything. No other method may be
+// running or be called later. A second call does nothing. A goroutine of
 // goleveldb's lingers for up to a second.
 func (s *Store) Close() error {
 	s.mu.Lock()
@@ -119,7 +119,7 @@ func (s *Store) Close() error {
 	failure := s.failure
 	s.mu.Unlock()
 	if vfs.IsNoSpace(failure) {
-		failure = nil // the next start takes in what found no space
+		failure = nil // the next start applies the entries that found no space
 	}
 	err := s.closeFiles()
 	if vfs.IsNoSpace(err) {

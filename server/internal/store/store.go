@@ -1,26 +1,26 @@
-// Package store is what is durable on this node: the log (package wal), which
-// is the truth, and an index of positions in goleveldb, which can always be
-// made again from it.
+// Package store is the durable storage of this node: the log (package wal), which
+// is authoritative, and an index of positions in goleveldb, which can always be
+// rebuilt from the log.
 //
-// What it promises:
+// Promised:
 //   - When a Put is done without error, each of its items is in the log, synced,
-//     and seen by every read that begins afterwards, whether or not the index
-//     has taken it in yet.
-//   - A Put is atomic: after a crash all of its new items are there or none.
-//     An item that is held already is not written again; one that another Put
-//     is just writing is waited for.
-//   - Items are content-addressed and never change, so a Put may be repeated,
-//     and the log may be replayed into the index, any number of times.
-//   - Memory is bounded: what the index has not taken in yet is limited, and
-//     Put answers ErrBusy above that.
-//   - An index that knows of entries behind the end of the log proves a loss,
-//     which the log notes before that index is dropped.
-//   - A full DB volume fails nothing: the index waits for space, reads go on,
-//     Put is refused as on a full WAL volume, a start works (ballast.go, room.go).
-//   - The index's marker never claims more than survived a crash (see apply.go),
-//     so whatever the index loses, replay from the marker restores.
+//     and seen by every read that begins afterwards, whether or not the index has
+//     applied it yet.
+//   - A Put is atomic: after a crash all of its new items are there or none. An
+//     item that is already held is not written again; if another Put is writing it,
+//     this one waits for that.
+//   - Items are content-addressed and never change, so Put, and the replay of the
+//     log into the index, are idempotent.
+//   - Memory is bounded: the amount that the index has not applied yet is limited,
+//     and Put returns ErrBusy above that.
+//   - An index that knows of entries after the end of the log proves a loss, which
+//     the log records before that index is dropped.
+//   - A full DB volume fails nothing: the index waits for space, reads continue,
+//     Put is rejected as on a full WAL volume, a start works (ballast.go, room.go).
+//   - The index's marker never claims more than survived a crash (see apply.go), so
+//     replay from the marker restores whatever the index loses.
 //
-// codec.go describes what stands in the log, index.go what stands in the index.
+// codec.go describes the entries of the log, index.go those of the index.
 package store
 
 import (
@@ -43,18 +43,18 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrBusy: too much waits for the index. Passes; try again in a moment.
 	ErrBusy = errors.New("the index is behind; try again in a moment")
-	// ErrIndexFailed: goleveldb reported damage or its disk failed. Sticky
-	// until the process restarts, which makes the index anew when needed.
+	// ErrIndexFailed: goleveldb reported damage or its disk failed. Sticky until
+	// the process restarts, which rebuilds the index if needed.
 	ErrIndexFailed = errors.New("the index failed; a restart rebuilds it from the log")
-	// ErrIndexLacks: a part of the log could not be read when the index took it in,
-	// and can be read now. The next Open makes the index anew.
-	ErrIndexLacks = errors.New("the index lacks a part of the log that can be read again; a restart mends that")
+	// ErrIndexLacks: a part of the log could not be read when the index was to
+	// apply it, and can be read now. The next Open rebuilds the index.
+	ErrIndexLacks = errors.New("the index lacks a part of the log that can be read again; a restart repairs that")
 	// ErrClosed: Close was called.
 	ErrClosed = errors.New("the store is closed")
 )
 
 // DamageError: the item is held, but its bytes in the log cannot be read or do
-// not match its id. Fetch it from a peer and hand it to Repair.
+// not match its id. Fetch it from a peer and pass it to Repair.
 type DamageError struct {
 	Key      Key
 	Position wal.Position
@@ -67,30 +67,30 @@ func (e *DamageError) Error() string {
 
 func (e *DamageError) Unwrap() error { return e.Err }
 
-// Options say where the store lives and how much it may hold in memory.
+// Options are the location of the store and the limits of its memory.
 type Options struct {
 	// FS holds both directories; vfs.OS() when nil.
 	FS vfs.FS
 	// WALDir holds the log, DBDir the packs (DBDir/packs) and the index
-	// (DBDir/index). They should lie on different volumes.
+	// (DBDir/index). They should be on different volumes.
 	WALDir, DBDir string
-	// NodeName is the name of this node; volumes of another one are refused.
+	// NodeName is the name of this node; volumes of another node are rejected.
 	NodeName string
-	// Members is how many members the cluster is expected to have (see wal.Options).
+	// Members is the expected number of members of the cluster (see wal.Options).
 	Members int
 
 	// SegmentSize, Reserve and ReserveHigh are the log's (see wal.Options).
 	SegmentSize          int64
 	Reserve, ReserveHigh uint64
 
-	// ApplyBytes bounds what is durable, or on its way, and not in the index
-	// yet, but for one Put; default 32 MiB. What is being written to the index
-	// stays in memory until all of it is, so that up to twice as much is held. A start
-	// that finds the DB volume full may hold four times as much, see room.go.
+	// ApplyBytes bounds the bytes that are durable, or being written, and not in the
+	// index yet, except for one Put; default 32 MiB. Bytes being written to the
+	// index stay in memory until all of them are, so up to twice as much is held. A
+	// start that finds the DB volume full may hold four times as much, see room.go.
 	ApplyBytes int64
-	// MarkerBytes and MarkerInterval: the index's marker is written after so
-	// many bytes of log, or after so long when it is at least a 64th of them;
-	// default 64 MiB and 30 s. They bound what a start after a crash replays.
+	// MarkerBytes and MarkerInterval: the index's marker is written after that
+	// many bytes of log, or after that time if it is at least a 64th of them;
+	// default 64 MiB and 30 s. They bound the replay of a start after a crash.
 	MarkerBytes    int64
 	MarkerInterval time.Duration
 	// CacheBytes is goleveldb's block cache, default 64 MiB; WriteBuffer the
@@ -100,12 +100,11 @@ type Options struct {
 	// 200,000, negative for no limit.
 	ScrubRate int
 
-	// Progress, when set, is told how the start proceeds. It is called from
+	// Progress, if set, receives the progress of the start. It is called from
 	// Open's goroutine, at least once per 4 MiB of log.
 	Progress func(Progress)
 
-	// replayChunk is how many bytes of log are brought in at once; tests
-	// shorten it.
+	// replayChunk is the number of log bytes applied at once; tests shorten it.
 	replayChunk int
 	// betweenBarrier runs inside barrier; tests fill the memtable there.
 	betweenBarrier func()
@@ -117,43 +116,43 @@ type Options struct {
 	Registerer prometheus.Registerer
 }
 
-// Progress is how far a start has come.
+// Progress is the progress of a start.
 type Progress struct {
-	// Rebuild tells a rebuild of the whole index from the replay of the log's
-	// tail, which is short. A rebuild resumes where it was when it is
-	// interrupted by a restart.
+	// Rebuild distinguishes a rebuild of the whole index from the replay of the
+	// log's tail, which is short. A rebuild that a restart interrupts continues
+	// where it was.
 	Rebuild bool
 	// Done and Total are bytes of log.
 	Done, Total int64
 }
 
-// PutResult is what became of a Put.
+// PutResult is the outcome of a Put.
 type PutResult struct {
-	// New tells for each item, in order, whether this Put wrote it. It means
-	// something when Err is nil.
+	// New reports for each item, in order, whether this Put wrote it. It is valid
+	// if Err is nil.
 	New []bool
-	// Err is nil when every item is durable and visible. Otherwise the
-	// outcome of the new items is unknown; putting them again is harmless.
+	// Err is nil when every item is durable and visible. Otherwise the outcome of
+	// the new items is unknown; putting them again is idempotent.
 	Err error
 }
 
-// Stored is an assertion with everything that is held about it.
+// Stored is an assertion with everything held about it.
 type Stored struct {
 	Project    record.ProjectName
 	ID         record.Hash
 	Content    *record.Content
 	Signatures []record.Signature // by agent
 	Votes      []record.Vote      // the newest of each agent, by agent
-	// Partial: there are more signatures, or votes, than were asked for, or some
-	// that cannot be read.
+	// Partial: there are more signatures, or votes, than requested, or some that
+	// cannot be read.
 	Partial bool
 	// Lifecycle is the content's own or that of its newest descendant (see
-	// lens.Claim), found among what is held now. ReplacedBy is that one.
+	// lens.Claim) among the records held now. ReplacedBy is that descendant.
 	Lifecycle  record.Lifecycle
 	ReplacedBy *record.Hash
 }
 
-// Claim is what the index knows of an assertion, enough for every lens without
+// Claim is the index's knowledge of an assertion, enough for every lens without
 // reading the payload.
 type Claim struct {
 	lens.Claim
@@ -162,8 +161,8 @@ type Claim struct {
 	Predicate string
 	// Position is the content's place in the log, for ReadAt.
 	Position wal.Position
-	// Unreadable: the content's bytes are damaged, and no member that was asked
-	// holds an intact copy. The store never sets it; whoever asks the members does.
+	// Unreadable: the content's bytes are damaged, and no queried member holds an
+	// intact copy. The store never sets it; the caller that queries the members does.
 	Unreadable bool
 }
 
@@ -173,21 +172,21 @@ type ClaimQuery struct {
 	Subject string
 	// Predicate "" selects every predicate of the subject.
 	Predicate string
-	// AsOf, when not 0, leaves out claims, votes and replacements that are
-	// signed with a later time.
+	// AsOf, when not 0, leaves out claims, votes and replacements signed with a
+	// later time.
 	AsOf uint64
-	// After, when set, starts behind this claim.
+	// After, if set, starts after this claim.
 	After *ClaimCursor
 }
 
-// ClaimCursor is a place in the order of claims.
+// ClaimCursor is a position in the order of claims.
 type ClaimCursor struct {
 	Predicate string
 	Timestamp uint64
 	ID        record.Hash
 }
 
-// KeyAt is a key with its place in the log.
+// KeyAt is a key with its position in the log.
 type KeyAt struct {
 	Key      Key
 	Position wal.Position
@@ -195,13 +194,13 @@ type KeyAt struct {
 	Bytes int
 }
 
-// State is what the store can do.
+// State is the set of operations that the store accepts.
 type State string
 
-// States, the worst that applies.
+// States; the worst one that applies is reported.
 const (
 	StateOK          State = "ok"
-	StateReadOnly    State = "read-only"    // too little space; passes
+	StateReadOnly    State = "read-only"    // too little space; temporary
 	StateFailed      State = "failed"       // the log failed; restart
 	StateIndexFailed State = "index-failed" // the index failed; restart
 )
@@ -209,26 +208,26 @@ const (
 // Health is the store's condition.
 type Health struct {
 	State State
-	// Err says why, nil when State is ok.
+	// Err is the reason, nil if State is ok.
 	Err error
 	// Whole is false after a loss, until SetWhole.
 	Whole bool
-	// Damage lists what of the log cannot be read; Losses counts the findings so far.
+	// Damage lists the unreadable parts of the log; Losses counts the findings so far.
 	Damage []wal.Range
 	Losses int
-	// Space is how full the volumes are.
+	// Space describes the free space of the volumes.
 	Space []wal.Space
 }
 
 // Stats are figures for metrics and status pages.
 type Stats struct {
 	End     wal.Position // durable end of the log
-	Applied wal.Position // what the index holds
+	Applied wal.Position // the index holds everything up to here
 	Marker  wal.Position // where a replay would begin
-	// Assertions is how many contents the node holds. One that was rewritten
-	// because its bytes were damaged counts once more after it was replayed.
+	// Assertions is the number of contents that the node holds. A content that was
+	// rewritten because of damage counts once more after its replay.
 	Assertions int64
-	// PendingBytes are durable or under way, and not in the index yet.
+	// PendingBytes are durable or being written, and not in the index yet.
 	PendingBytes int64
 	// WriteDelays and WriteDelay are goleveldb's stalls.
 	WriteDelays int64

@@ -135,7 +135,7 @@ func TestItemsPutTogetherByHand(t *testing.T) {
 }
 
 // TestWhatComesBeforeItsContent: in whatever order the parts of an assertion
-// come, and whether or not the index is behind, queries see the same.
+// arrive, and whether or not the index is behind, queries see the same.
 func TestWhatComesBeforeItsContent(t *testing.T) {
 	g := newSource(5)
 	it, c := g.content()

@@ -11,14 +11,14 @@ import (
 	"github.com/tidwall/btree"
 )
 
-// view is the index at one moment: the overlay over a snapshot of goleveldb.
-// The overlay is taken first, so what leaves it in between is in the snapshot.
+// view is the index at one moment: the overlay over a snapshot of goleveldb. The
+// overlay is taken first, so entries that leave it in between are in the snapshot.
 type view struct {
 	s      *Store
-	layers []*btree.BTreeG[kv] // newest first; not changed any more
+	layers []*btree.BTreeG[kv] // newest first; no longer changed
 	snap   *leveldb.Snapshot
-	// orphans: there may be orphan marks in the snapshot. Read before the
-	// snapshot is taken: what the applier has joined until then is in it.
+	// orphans: there may be orphan marks in the snapshot. Read before the snapshot
+	// is taken: the entries that the applier has joined by then are in it.
 	orphans bool
 }
 
@@ -54,7 +54,7 @@ func (v *view) inOverlay(key []byte) bool {
 	return false
 }
 
-// get returns nil without error for what is not there.
+// get returns nil without error for a missing key.
 func (v *view) get(key []byte) ([]byte, error) {
 	for _, l := range v.layers {
 		if e, ok := l.Get(kv{k: key}); ok {
@@ -71,7 +71,7 @@ func (v *view) get(key []byte) ([]byte, error) {
 	return b, nil
 }
 
-// overlayGet looks into the overlay as it is now; Store.mu is held.
+// overlayGet looks into the current overlay; Store.mu is held.
 func (s *Store) overlayGet(key []byte) ([]byte, bool) {
 	if v, ok := s.active.get(key); ok {
 		return v, true
@@ -82,8 +82,8 @@ func (s *Store) overlayGet(key []byte) ([]byte, bool) {
 	return nil, false
 }
 
-// merged iterates over a range of a view in order of the keys. Of equal keys
-// the newest layer's counts.
+// merged iterates over a range of a view in order of the keys. For equal keys,
+// the newest layer counts.
 type merged struct {
 	v     *view
 	limit []byte // nil: no limit
@@ -93,7 +93,7 @@ type merged struct {
 
 	// Of the current entry; key and value are valid until the next call.
 	key, value []byte
-	overlay    bool // it is not in goleveldb, or not like this
+	overlay    bool // goleveldb has no or another value for it
 	err        error
 }
 
@@ -102,7 +102,7 @@ type treeHead struct {
 	ok bool
 }
 
-// iterate begins at start (included); limit is excluded. cold spares the
+// iterate begins at start (included); limit is excluded. cold bypasses the
 // cache, for passes over everything.
 func (v *view) iterate(start, limit []byte, cold bool) *merged {
 	m := &merged{v: v, limit: limit, trees: make([]treeHead, len(v.layers))}
@@ -146,8 +146,8 @@ func (m *merged) next() bool {
 	return m.key != nil
 }
 
-// advance moves every source that stands at the current key. goleveldb goes
-// last, since the key may be its own.
+// advance moves every source that is at the current key. goleveldb goes last,
+// since the key may be its own.
 func (m *merged) advance() {
 	dbEqual := m.dbOK && bytes.Equal(m.db.Key(), m.key)
 	for i := range m.trees {

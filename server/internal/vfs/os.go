@@ -30,7 +30,7 @@ func (osFS) ReadDir(dir string) ([]fs.DirEntry, error) { return os.ReadDir(dir) 
 func (osFS) Stat(name string) (fs.FileInfo, error)     { return os.Stat(name) }
 
 // MkdirAll syncs the parent of each directory that it creates: a volume whose
-// root has just been made must not lose it together with what it holds.
+// root was just created must not lose it with its contents.
 func (o osFS) MkdirAll(dir string, perm fs.FileMode) error {
 	dir = filepath.Clean(dir)
 	if st, err := os.Stat(dir); err == nil {

@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fdatasync leaves out what fsync adds: a journal commit for time stamps that
-// nobody reads. It is not retried: after a failure the kernel may call lost
-// pages clean. EINTR alone means that nothing was tried.
+// fdatasync omits one part of fsync: a journal commit for time stamps that
+// nobody reads. It is not retried: after a failure the kernel may mark lost
+// pages clean. Only EINTR means that nothing was attempted.
 func fdatasync(f *os.File) error {
 	for {
 		err := unix.Fdatasync(int(f.Fd()))

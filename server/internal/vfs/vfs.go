@@ -1,12 +1,12 @@
-// Package vfs is the one door to files. The log, the index and the packs reach
-// their disk through FS and nothing else, so that a test can put a simulated
-// disk below them (see memfs) that loses what was not synced, fails the nth
-// sync, fills up or flips bits.
+// Package vfs is the only access to files. The log, the index and the packs
+// reach their disk only through FS, so that a test can replace it with a
+// simulated disk (see memfs) that loses unsynced data, fails the nth sync,
+// fills up or flips bits.
 //
-// The promises are those of a POSIX file system and no more:
-//   - what was written is durable only after Sync of that file;
+// Its promises are those of a POSIX file system, and no more:
+//   - written data is durable only after Sync of that file;
 //   - a created, renamed or removed name is durable only after SyncDir of its
-//     directory (Sync of the file itself does not do it);
+//     directory (Sync of the file itself is not enough);
 //   - Rename replaces its target atomically.
 //
 // Names are ordinary file names of the host; separators are filepath's.
@@ -19,7 +19,7 @@ import (
 	"syscall"
 )
 
-// ErrLocked is returned by Lock when somebody else holds the lock.
+// ErrLocked is returned by Lock if someone else holds the lock.
 var ErrLocked = errors.New("locked by another process")
 
 // FS is a file system. It is safe for concurrent use.
@@ -27,7 +27,7 @@ type FS interface {
 	// OpenFile opens name with the flags of package os (O_RDONLY, O_RDWR,
 	// O_CREATE, O_EXCL, O_TRUNC, O_APPEND).
 	OpenFile(name string, flag int, perm fs.FileMode) (File, error)
-	// Rename gives oldname the name newname, replacing it when it exists.
+	// Rename renames oldname to newname, replacing newname if it exists.
 	Rename(oldname, newname string) error
 	// Remove removes a file or an empty directory.
 	Remove(name string) error
@@ -39,11 +39,11 @@ type FS interface {
 	Stat(name string) (fs.FileInfo, error)
 	// SyncDir makes the names in dir durable.
 	SyncDir(dir string) error
-	// Lock takes an exclusive lock that dies with the process; it creates the
-	// file when needed. ErrLocked when it is held already. Close unlocks.
+	// Lock takes an exclusive lock that ends with the process; it creates the file
+	// if needed. ErrLocked if it is already held. Close unlocks.
 	Lock(name string) (io.Closer, error)
-	// Free tells the bytes that can still be written below dir and the size
-	// of the volume that dir lies on.
+	// Free returns the bytes that can still be written below dir and the size of
+	// the volume of dir.
 	Free(dir string) (freeBytes, totalBytes uint64, err error)
 }
 
@@ -57,16 +57,16 @@ type File interface {
 	io.Closer
 	// Sync makes the content and the size durable (fdatasync).
 	Sync() error
-	// Truncate changes the size; what is added reads as zero.
+	// Truncate changes the size; added bytes read as zero.
 	Truncate(size int64) error
 	// Size is the current size in bytes.
 	Size() (int64, error)
-	// Name is the name that the file was opened with.
+	// Name is the name under which the file was opened.
 	Name() string
 }
 
-// IsNoSpace tells whether err means that the volume, or the quota on it, is
-// exhausted: a condition that passes, unlike a failing disk.
+// IsNoSpace reports whether err means that the volume, or the quota on it, is
+// exhausted: a temporary condition, unlike a failing disk.
 func IsNoSpace(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }

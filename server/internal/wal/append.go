@@ -8,16 +8,16 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
-// How a commit becomes durable: Append encodes it, on its caller's goroutine,
-// behind what already waits (tail, pending); the writer takes the first batch,
-// writes and syncs it, while the following commits gather in the next one; the
-// completer calls Done while the writer is at the next batch. No timer: a batch
-// is as large as the disk was slow.
+// How a commit becomes durable: Append encodes it on the caller's goroutine,
+// after the commits that already wait (tail, pending). The writer takes the
+// first batch, writes it and syncs it, while later commits gather in the next
+// batch. The completer calls Done while the writer works on the next batch.
+// There is no timer: the slower the disk, the larger the batches.
 
-// batch is what one write and one sync make durable.
+// batch holds the commits that one write and one sync make durable.
 type batch struct {
 	seq, off, salt uint32
-	// buf begins with room for the batch frame, which the writer fills in.
+	// buf begins with space for the batch frame, which the writer fills in.
 	buf     []byte
 	entries uint32
 	commits []*Commit
@@ -29,9 +29,9 @@ type completion struct {
 	err error
 }
 
-// Append hands c to the log and returns at once; c.Done tells the outcome.
-// When Append returns an error (ErrFailed, ErrReadOnly, ErrBusy, ErrClosed,
-// ErrTooLarge, ErrInvalid) nothing was taken and Done is never called.
+// Append hands c to the log and returns immediately; c.Done reports the outcome.
+// If Append returns an error (ErrFailed, ErrReadOnly, ErrBusy, ErrClosed,
+// ErrTooLarge, ErrInvalid), it has accepted nothing and never calls Done.
 func (l *Log) Append(c *Commit) error {
 	size, err := l.checkCommit(c)
 	if err != nil {
@@ -64,7 +64,7 @@ func (l *Log) Append(c *Commit) error {
 	return nil
 }
 
-// checkCommit returns the bytes that c's frames take.
+// checkCommit validates c and returns the size of its frames in bytes.
 func (l *Log) checkCommit(c *Commit) (size int, err error) {
 	if len(c.Entries) == 0 {
 		return 0, fmt.Errorf("%w: no entries", ErrInvalid)
@@ -85,8 +85,8 @@ func (l *Log) checkCommit(c *Commit) (size int, err error) {
 	return size, nil
 }
 
-// batchFor returns the batch that takes size more bytes: the last pending one
-// or a new one. l.mu must be held.
+// batchFor returns the batch for size more bytes: the last pending one or a new
+// one. l.mu must be held.
 func (l *Log) batchFor(size int) *batch {
 	if n := len(l.pending); n > 0 {
 		b := l.pending[n-1]
@@ -121,7 +121,7 @@ func (l *Log) newBatch() *batch {
 	return b
 }
 
-// recycleBatch keeps a few buffers of ordinary size.
+// recycleBatch keeps a few buffers of ordinary size for reuse.
 func (l *Log) recycleBatch(b *batch) {
 	clear(b.commits)
 	if cap(b.buf) > 2*l.opts.MaxBatchBytes {
@@ -135,7 +135,7 @@ func (l *Log) recycleBatch(b *batch) {
 }
 
 // saltFor and sizeFor describe a segment before it exists, so that commits can
-// be encoded for it. l.ahead is not changed after Open.
+// be encoded for it. l.ahead does not change after Open.
 func (l *Log) saltFor(seq uint32) uint32 {
 	if s, ok := l.ahead[seq]; ok {
 		return s.Salt
@@ -171,8 +171,8 @@ func (l *Log) runWriter() {
 	}
 }
 
-// next takes the first pending batch; false when the log closes and nothing is
-// left.
+// next returns the first pending batch, or false when the log is closing and no
+// batch is left.
 func (l *Log) next() (*batch, bool) {
 	for {
 		l.mu.Lock()
@@ -191,7 +191,7 @@ func (l *Log) next() (*batch, bool) {
 	}
 }
 
-// errSegmentCut: the batch met a full disk and its segment was cut before it.
+// errSegmentCut: the batch did not fit on the disk, and its segment now ends before it.
 var errSegmentCut = errors.New("no space inside the segment")
 
 // write makes b durable.
@@ -221,10 +221,10 @@ func (l *Log) write(b *batch) error {
 	return nil
 }
 
-// cutForSpace handles a disk that is full although the segment had been
-// written ahead (a file system that writes elsewhere each time): what arrived
-// of the batch must not come back at the next start, so it is cut off; the
-// segment ends there.
+// cutForSpace handles a disk that is full although the segment was preallocated
+// (on a file system that writes to a new place each time). The partly written
+// batch must not reappear at the next start, so it is cut off and the segment
+// ends there.
 func (l *Log) cutForSpace(b *batch, cause error) error {
 	f := l.cur.src.file
 	if err := f.Truncate(int64(b.off)); err != nil {
@@ -237,7 +237,7 @@ func (l *Log) cutForSpace(b *batch, cause error) error {
 	return fmt.Errorf("%w: %w", errSegmentCut, cause)
 }
 
-// advance moves the end of the log behind b.
+// advance moves the end of the log past b.
 func (l *Log) advance(b *batch) {
 	l.tab.Lock()
 	l.cur.entries += uint64(b.entries)
@@ -253,8 +253,8 @@ func (l *Log) advance(b *batch) {
 	l.metrics.batch(b)
 }
 
-// refuse ends b and everything behind it after an error of write. A full disk
-// makes the log read-only, anything else fails it for good.
+// refuse fails b and every later batch after an error of write. A full disk
+// makes the log read-only; any other error fails it permanently.
 func (l *Log) refuse(b *batch, cause error) {
 	full := errors.Is(cause, errSegmentCut) || errors.Is(cause, errNoSegment)
 	l.mu.Lock()
@@ -269,7 +269,7 @@ func (l *Log) refuse(b *batch, cause error) {
 	rest := append([]*batch{b}, l.pending...)
 	l.pending = l.pending[:0]
 	l.queued = 0
-	// The next commit, if there is to be one, follows what is durable.
+	// The next commit, if any, starts at the durable end.
 	end := l.End()
 	l.tail.seq, l.tail.off, l.tail.size = l.cur.seq, headerSize, l.cur.size
 	if end.Segment() == l.cur.seq {
@@ -281,12 +281,12 @@ func (l *Log) refuse(b *batch, cause error) {
 	}
 }
 
-// enterFailed and enterReadOnly change the state, unless it is that already.
-// l.mu must be held.
+// enterFailed and enterReadOnly change the state, unless the log is already in
+// it. l.mu must be held.
 func (l *Log) enterFailed(cause error) {
 	if l.failed == nil {
-		l.failed = fmt.Errorf("%w; look at the disk, then restart: %w", ErrFailed, cause)
-		l.log.Error("the log failed: it stays readable and takes no more writes until a restart", "error", cause)
+		l.failed = fmt.Errorf("%w; check the disk, then restart: %w", ErrFailed, cause)
+		l.log.Error("the log failed: it stays readable and rejects writes until a restart", "error", cause)
 	}
 }
 
@@ -298,7 +298,7 @@ func (l *Log) enterReadOnly(cause error) {
 	}
 }
 
-// fail is for errors of the WAL volume outside the writer.
+// fail handles errors of the WAL volume outside the writer.
 func (l *Log) fail(cause error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

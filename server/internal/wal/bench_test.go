@@ -25,8 +25,8 @@ func report(b *testing.B, took []time.Duration, entries int) {
 	b.ReportMetric(float64(entries)/b.Elapsed().Seconds(), "entries/s")
 }
 
-// BenchmarkRawSync is what the disk itself takes: one write into a zero-filled
-// file and one fdatasync, one after another.
+// BenchmarkRawSync measures the disk itself: one write into a zero-filled file
+// and one fdatasync, one after the other.
 func BenchmarkRawSync(b *testing.B) {
 	for _, size := range []int{600, 8 << 10, 52 << 10} {
 		b.Run(fmt.Sprintf("%dB", size), func(b *testing.B) {
@@ -55,7 +55,7 @@ func BenchmarkRawSync(b *testing.B) {
 	}
 }
 
-// BenchmarkAppend makes 500-byte entries durable, b.N commits by so many
+// BenchmarkAppend makes b.N commits of 500-byte entries durable, from several
 // concurrent committers, each of which waits for its commit.
 func BenchmarkAppend(b *testing.B) {
 	for _, per := range []int{1, 100} {
@@ -64,7 +64,7 @@ func BenchmarkAppend(b *testing.B) {
 				dir := b.TempDir()
 				l := mustOpen(b, Options{WALDir: filepath.Join(dir, "wal"), PackDir: filepath.Join(dir, "packs"), Node: "n"})
 				defer l.Close()
-				// The first segments are being written ahead meanwhile.
+				// Meanwhile, the first segments are preallocated.
 				require.Eventually(b, func() bool { return len(l.manifest.Load().Segments) > 1 }, 20*time.Second, time.Millisecond)
 				took := make([]time.Duration, b.N)
 				var next atomic.Int64
@@ -139,7 +139,7 @@ func BenchmarkRead(b *testing.B) {
 	})
 }
 
-// BenchmarkEncode is Append without a disk.
+// BenchmarkEncode measures Append without a disk.
 func BenchmarkEncode(b *testing.B) {
 	e := Entry{1, make([]byte, 500)}
 	buf := make([]byte, 0, 1<<20)
@@ -153,8 +153,8 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
-// BenchmarkOpen opens a log of 1,000,000 entries after a clean end: what
-// recovery reads is the tail and the segments not sealed yet, not the packs.
+// BenchmarkOpen opens a log of 1,000,000 entries after a clean shutdown:
+// recovery reads the tail and the unsealed segments, not the packs.
 func BenchmarkOpen(b *testing.B) {
 	dir := b.TempDir()
 	o := Options{WALDir: filepath.Join(dir, "wal"), PackDir: filepath.Join(dir, "packs"), Node: "n"}

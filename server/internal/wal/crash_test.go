@@ -20,13 +20,13 @@ import (
 
 var crashPoints = flag.Int("crash-points", 10_000, "power cuts that TestCrash makes")
 
-// history is what a log owes its user: everything acknowledged, and everything
-// ever shown, at its place and once; commits whole or not at all.
+// history holds the obligations of a log: every entry that was acknowledged or
+// read is at its position, exactly once, and every commit is complete or absent.
 type history struct {
 	mu sync.Mutex
-	// owed are the payloads that must be there, by position.
+	// owed holds the required payloads by position.
 	owed map[Position]string
-	// commits is the number of entries of each commit that was ever tried.
+	// commits holds the number of entries of each attempted commit.
 	commits map[int]int
 }
 
@@ -38,10 +38,10 @@ func (h *history) acknowledge(c *Commit) {
 	}
 }
 
-// check compares the log with the history. What it finds is owed from now on.
+// check compares the log with the history. Entries that it finds are owed from now on.
 func (h *history) check(l *Log, rng *rand.Rand) error {
 	if d := l.Damage(); len(d) > 0 || !l.Whole() || len(l.Missing()) > 0 {
-		return fmt.Errorf("damage %v, missing %v, whole %t after mere crashes", d, l.Missing(), l.Whole())
+		return fmt.Errorf("damage %v, missing %v, whole %t after crashes alone", d, l.Missing(), l.Whole())
 	}
 	entries, gaps, err := scanAll(l, []int{0, 1, 500, 5000}[rng.IntN(4)])
 	if err != nil || len(gaps) > 0 {
@@ -59,7 +59,7 @@ func (h *history) check(l *Log, rng *rand.Rand) error {
 		found[e.pos] = e.payload
 		var commit, part int
 		if _, err := fmt.Sscanf(id, "%d.%d", &commit, &part); err != nil {
-			return fmt.Errorf("made-up entry %q at %v", id, e.pos)
+			return fmt.Errorf("unknown entry %q at %v", id, e.pos)
 		}
 		parts[commit]++
 	}
@@ -82,8 +82,8 @@ func (h *history) check(l *Log, rng *rand.Rand) error {
 	return nil
 }
 
-// crashRun uses one disk through a number of power cuts and returns the first
-// broken promise. wrap may put a liar between log and disk.
+// crashRun puts one disk through a number of power cuts and returns the first
+// broken promise. wrap may insert a faulty layer between log and disk.
 func crashRun(seed uint64, cuts int, wrap func(*memfs.Disk) vfs.FS) (err error) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	d := memfs.New(seed)
@@ -93,7 +93,7 @@ func crashRun(seed uint64, cuts int, wrap func(*memfs.Disk) vfs.FS) (err error) 
 	for cut := range cuts {
 		o.SegmentSize = int64(16+4*rng.IntN(3)) << 10
 		o.Rand = randReader{rng}
-		// Mostly while it works, sometimes in the middle of recovery.
+		// Mostly during normal work, sometimes during recovery.
 		n := rng.IntN(150)
 		if rng.IntN(4) == 0 {
 			n = rng.IntN(12)
@@ -120,7 +120,7 @@ func crashRun(seed uint64, cuts int, wrap func(*memfs.Disk) vfs.FS) (err error) 
 	}
 	defer l.Close()
 	if err := h.check(l, rng); err != nil {
-		return fmt.Errorf("seed %d, at last: %w", seed, err)
+		return fmt.Errorf("seed %d, at the end: %w", seed, err)
 	}
 	return nil
 }
@@ -134,7 +134,7 @@ func (r randReader) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// work checks the log and then appends until the power goes or enough is done.
+// work checks the log and then appends until the power is cut or its quota is reached.
 func (h *history) work(l *Log, d *memfs.Disk, rng *rand.Rand) error {
 	if err := h.check(l, rng); err != nil && !d.PoweredOff() {
 		return err
@@ -201,7 +201,7 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// liar leaves out what skip names.
+// liar omits the operations that skip selects.
 type liar struct {
 	*memfs.Disk
 	skip func(op, name string) bool
@@ -236,8 +236,7 @@ func (f liarFile) Sync() error {
 	return f.File.Sync()
 }
 
-// The crash test must find out when one of the calls that durability hangs on
-// is left out.
+// The crash test must fail when a call that durability depends on is omitted.
 func TestCrashTestCanFail(t *testing.T) {
 	for name, skip := range map[string]func(op, name string) bool{
 		"no directory sync of the WAL volume":  func(op, name string) bool { return op == "syncdir" && name == "wal" },
@@ -253,7 +252,7 @@ func TestCrashTestCanFail(t *testing.T) {
 					return
 				}
 			}
-			t.Fatal("the crash test noticed nothing")
+			t.Fatal("the crash test did not notice")
 		})
 	}
 }

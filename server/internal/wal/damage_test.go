@@ -43,10 +43,10 @@ func listDir(t testing.TB, d *memfs.Disk, dir string) (names []string) {
 	return names
 }
 
-// A flipped bit in what was acknowledged is reported, nothing is cut, and
+// A flipped bit in acknowledged bytes is reported, nothing is cut, and
 // everything else stays readable, wherever the bit is.
 func TestFlippedBitInAcknowledgedBytes(t *testing.T) {
-	// Offsets are relative to the frame: payload, length, kind, check value.
+	// Offsets are relative to the frame: payload, length, kind, checksum.
 	for _, place := range []string{"segment", "pack"} {
 		for _, off := range []int64{100, 1, 2, 0, 5} {
 			t.Run(fmt.Sprintf("%s+%d", place, off), func(t *testing.T) {
@@ -99,7 +99,7 @@ func TestFlippedBitInAcknowledgedBytes(t *testing.T) {
 				require.NoError(t, l.SetWhole(1))
 				require.NoError(t, l.Close())
 
-				// Known damage does not take the wholeness away again.
+				// Known damage does not clear the flag a second time.
 				l = mustOpen(t, small(d))
 				require.True(t, l.Whole())
 				es, _, err = scanAll(l, 0)
@@ -111,7 +111,7 @@ func TestFlippedBitInAcknowledgedBytes(t *testing.T) {
 	}
 }
 
-// A damaged batch frame costs no entry: each has a check value of its own.
+// A damaged batch frame costs no entry: each entry has its own checksum.
 func TestFlippedBitInBatchFrame(t *testing.T) {
 	d := memfs.New(1)
 	l := mustOpen(t, small(d))
@@ -129,8 +129,8 @@ func TestFlippedBitInBatchFrame(t *testing.T) {
 	require.NoError(t, l.Close())
 }
 
-// tornLog returns a disk whose log ends in a batch that nobody acknowledged:
-// its sync failed and then the process was killed.
+// tornLog returns a disk whose log ends in an unacknowledged batch: its sync
+// failed and then the process was killed.
 func tornLog(t *testing.T) (d *memfs.Disk, acked, torn Position) {
 	d = memfs.New(1)
 	l := mustOpen(t, small(d))
@@ -169,8 +169,8 @@ func TestTornTailIsSetAsideAndCut(t *testing.T) {
 
 func allZeros(b []byte) bool { return strings.Trim(string(b), "\x00") == "" }
 
-// A batch that arrived whole is kept, and made durable before anybody can see
-// it: the kernel may call pages clean that it failed to write.
+// A batch that arrived completely is kept, and made durable before anyone can
+// read it: the kernel may mark pages clean that it failed to write.
 func TestUnacknowledgedTailThatArrivedIsMadeDurable(t *testing.T) {
 	d, acked, torn := tornLog(t)
 	l := mustOpen(t, small(d))
@@ -185,7 +185,7 @@ func TestUnacknowledgedTailThatArrivedIsMadeDurable(t *testing.T) {
 	require.NoError(t, l.Close())
 }
 
-// Torn tails do not pile up.
+// Torn files do not accumulate.
 func TestTornFilesAreBounded(t *testing.T) {
 	d := memfs.New(1)
 	for i := range 3 * keepTorn {
@@ -209,13 +209,13 @@ func TestTornFilesAreBounded(t *testing.T) {
 	require.Equal(t, keepTorn, n)
 }
 
-// What cannot be read behind the proven end may have been acknowledged: the log
+// Unreadable bytes after the proven end may have been acknowledged: the log
 // does not open, and nothing is cut.
 func TestUnreadableTailIsNotCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := memfs.New(1)
 		l := mustOpen(t, small(d))
-		synctest.Wait() // the manifest is not written any more
+		synctest.Wait() // the manifest is no longer written
 		fill(t, l, 0, 10)
 		d.Crash(memfs.LoseAll)
 		_ = l.Close()
@@ -233,7 +233,7 @@ func TestUnreadableTailIsNotCut(t *testing.T) {
 	})
 }
 
-// sealedLog returns a closed log with several packs and what it holds.
+// sealedLog returns a closed log with several packs, and its entries.
 func sealedLog(t *testing.T) (*memfs.Disk, *Log, map[Position]string) {
 	d := memfs.New(1)
 	l := mustOpen(t, small(d))
@@ -272,11 +272,11 @@ func TestMissingPack(t *testing.T) {
 	require.NoError(t, l.SetWhole(1))
 	require.NoError(t, l.Close())
 	l = mustOpen(t, small(d))
-	require.True(t, l.Whole(), "a loss that was made good is not found again")
+	require.True(t, l.Whole(), "a repaired loss is not found again")
 	require.NoError(t, l.Close())
 }
 
-// A pack that comes back is read again.
+// A pack that reappears is read again.
 func TestMissingPackComesBack(t *testing.T) {
 	d, l, all := sealedLog(t)
 	name := l.packName(2)
@@ -285,7 +285,7 @@ func TestMissingPackComesBack(t *testing.T) {
 	require.NoError(t, d.Rename("db/elsewhere", name))
 	l = mustOpen(t, small(d))
 	require.Empty(t, l.Missing())
-	require.False(t, l.Whole(), "that is for the cluster to say")
+	require.False(t, l.Whole(), "only SetWhole makes it whole")
 	es, gaps, err := scanAll(l, 0)
 	require.NoError(t, err)
 	require.Empty(t, gaps)
@@ -293,7 +293,7 @@ func TestMissingPackComesBack(t *testing.T) {
 	require.NoError(t, l.Close())
 }
 
-// The manifest knows what stood in a header.
+// The manifest replaces a damaged segment header.
 func TestFlippedBitInSegmentHeader(t *testing.T) {
 	for off := range int64(64) {
 		d := memfs.New(1)
@@ -341,7 +341,7 @@ func TestTruncatedPack(t *testing.T) {
 	require.NoError(t, l.Close())
 }
 
-// While the segment is still there, a pack that does not verify is copied
+// While its segment still exists, a pack that fails verification is copied
 // again.
 func TestPackIsCopiedAgain(t *testing.T) {
 	for name, spoil := range map[string]func(d *memfs.Disk, pack string) error{
@@ -381,7 +381,7 @@ func TestMissingSegment(t *testing.T) {
 	require.Len(t, l.Missing(), 1)
 	more := fill(t, l, 50, 2)
 	for pos := range more {
-		require.Greater(t, pos.Segment(), uint32(1), "a position is never given out twice")
+		require.Greater(t, pos.Segment(), uint32(1), "a position is never assigned twice")
 	}
 	require.NoError(t, l.Close())
 }
@@ -434,7 +434,7 @@ func TestLostWALVolume(t *testing.T) {
 	require.NoError(t, l.Close())
 }
 
-// A crash while a new incarnation takes over leaves no middle state.
+// A crash during the takeover by a new incarnation leaves no intermediate state.
 func TestLostWALVolumeWithCrashes(t *testing.T) {
 	for cut := range 30 {
 		d, _, _ := sealedLog(t)

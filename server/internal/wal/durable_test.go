@@ -15,8 +15,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// Each acknowledged batch survives the power cut that follows it at once, however
-// many came before it.
+// Each acknowledged batch survives a power cut immediately after it, however
+// many batches came before.
 func TestEachBatchIsDurableWhenItIsAcknowledged(t *testing.T) {
 	for n := 1; n <= 6; n++ {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -74,8 +74,8 @@ func TestNothingIsAcknowledgedBeforeItsSync(t *testing.T) {
 	})
 }
 
-// forgetful is a disk that writes the first piece of a pack wrongly, times times,
-// and says nothing.
+// forgetful is a disk that silently corrupts the first piece of a pack, times
+// times.
 type forgetful struct {
 	*memfs.Disk
 	mu    sync.Mutex
@@ -109,8 +109,8 @@ func (f forgetfulFile) WriteAt(b []byte, off int64) (int, error) {
 	return f.File.WriteAt(b, off)
 }
 
-// The segment is the only other copy: it is given up when the pack has been read
-// back, not when it has been written.
+// The segment is the only other copy: it is released after the pack has been
+// read back, not after it has been written.
 func TestPackIsReadBackBeforeItsSegmentIsUsedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &forgetful{Disk: memfs.New(1), times: 3}
@@ -123,7 +123,7 @@ func TestPackIsReadBackBeforeItsSegmentIsUsedAgain(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		require.Greater(t, len(l.Packs()), 3)
-		require.Zero(t, d.times, "the disk did write packs wrongly")
+		require.Zero(t, d.times, "the disk corrupted packs as planned")
 		for pos, want := range all {
 			e, err := l.Read(pos)
 			require.NoError(t, err)
@@ -134,10 +134,10 @@ func TestPackIsReadBackBeforeItsSegmentIsUsedAgain(t *testing.T) {
 	})
 }
 
-// A segment that was prepared and never used may be missing without loss, and what
-// tells it from one that held something is the end of the one before it. Nobody
-// but the writer gets to note that here: no further segment is prepared, and no
-// pack is made.
+// A missing segment that was prepared and never used is no loss. The recorded
+// end of the previous segment distinguishes it from a used one. Only the writer
+// can record that end here: no further segment is prepared, and no pack is
+// made.
 func TestEndOfASegmentIsNotedBeforeTheNextOneTakesABatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := memfs.New(1)

@@ -16,8 +16,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// After a failed write or sync of the WAL volume nothing is tried again; what
-// was acknowledged stays readable, now and after a restart.
+// After a failed write or sync of the WAL volume, nothing is retried.
+// Acknowledged entries stay readable, now and after a restart.
 func TestFailureIsSticky(t *testing.T) {
 	for _, kind := range []memfs.OpKind{memfs.OpWrite, memfs.OpSync, memfs.OpSyncDir, memfs.OpRename, memfs.OpCreate} {
 		for nth := range 25 {
@@ -88,8 +88,8 @@ func TestFailingPackVolume(t *testing.T) {
 	})
 }
 
-// The disk fills up; the log turns read-only before, or at whatever point it
-// meets the end, and goes on when there is space. Nothing is lost.
+// The disk fills up. The log turns read-only before that or at any point where
+// space runs out, and continues when there is space. Nothing is lost.
 func TestDiskFull(t *testing.T) {
 	for _, volume := range []string{"wal", "db"} {
 		for kib := uint64(60); kib < 160; kib += 4 {
@@ -139,7 +139,7 @@ func diskFull(t *testing.T, volume string, capacity, reserve uint64) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	require.NoError(t, h.check(l, rng))
 
-	// It can be restarted and read while the disk is full.
+	// The log can be restarted and read while the disk is full.
 	require.NoError(t, l.Close())
 	l = mustOpen(t, o)
 	require.NoError(t, h.check(l, rng))
@@ -155,7 +155,7 @@ func diskFull(t *testing.T, volume string, capacity, reserve uint64) {
 	require.NoError(t, l.Close())
 }
 
-// Between the low and the high mark the state stays what it was.
+// Between the low and the high mark, the state does not change.
 func TestReadOnlyHysteresis(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := memfs.New(1)
@@ -184,8 +184,8 @@ func TestReadOnlyHysteresis(t *testing.T) {
 	})
 }
 
-// No space inside a segment that had been written ahead: the batch is cut off,
-// so that it cannot come back, and the log goes on in the next segment.
+// A preallocated segment runs out of space: the batch is cut off, so that it
+// cannot reappear, and the log continues in the next segment.
 func TestNoSpaceInsideWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := memfs.New(1)
@@ -211,8 +211,8 @@ func TestNoSpaceInsideWrite(t *testing.T) {
 	})
 }
 
-// With a slow disk commits gather in batches, the queue is bounded, Close
-// drains it, and Done comes in log order: all in virtual time.
+// On a slow disk, commits gather in batches, the queue is bounded, Close drains
+// it, and Done is called in log order. The test runs in virtual time.
 func TestGroupCommitUnderVirtualTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := memfs.New(1)
@@ -262,7 +262,7 @@ func TestWatch(t *testing.T) {
 	w := l.Watch()
 	select {
 	case <-w:
-		t.Fatal("nothing happened yet")
+		t.Fatal("the channel was closed before the append")
 	default:
 	}
 	before := l.End()
@@ -275,7 +275,7 @@ func TestWatch(t *testing.T) {
 	<-l.Watch()
 }
 
-// Readers keep a segment file from being used again.
+// A segment file that has readers is not reused.
 func TestConcurrentReadersWhileSegmentsAreRecycled(t *testing.T) {
 	l := mustOpen(t, small(memfs.New(1)))
 	var mu sync.Mutex
@@ -345,8 +345,8 @@ func TestRefusedCommits(t *testing.T) {
 			require.ErrorIs(t, l.Append(&c.commit), c.want)
 		})
 	}
-	// A commit above MaxBatchBytes is a batch of its own, an empty payload an
-	// entry like any other.
+	// A commit above MaxBatchBytes becomes a separate batch; an empty payload is
+	// an ordinary entry.
 	pos := mustPut(t, l, text(9<<10, ""), "", "z")
 	e, err := l.Read(pos[1])
 	require.NoError(t, err)
@@ -358,8 +358,8 @@ func TestRefusedCommits(t *testing.T) {
 	require.True(t, l.Whole(), "a wrong position is not damage")
 }
 
-// A caller may be wrong about a position: inside a frame, or from another log.
-// That is the caller's error and says nothing about this node's disk.
+// A caller may pass a wrong position: inside a frame, or from another log. That
+// is the caller's error and no damage on this node's disk.
 func TestScanFromInsideAFrameIsNotDamage(t *testing.T) {
 	l := mustOpen(t, small(memfs.New(1)))
 	defer l.Close()

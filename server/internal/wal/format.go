@@ -14,13 +14,13 @@ import (
 //	  8   4   format version (1)
 //	  12  4   segment number
 //	  16  4   salt
-//	  20  4   flags: 1 = the file was used before, so that bytes behind the end
-//	          of the log may be of its earlier life; otherwise they are zero
+//	  20  4   flags: 1 = the file was reused, so bytes after the end of the log
+//	          may be from its earlier use; otherwise they are zero
 //	  24  16  incarnation of the node
 //	  40  20  zero
 //	  60  4   CRC32C of the 60 bytes before
 //	  64      zero
-//	batches   one after another, without holes, each
+//	batches   one after another, without gaps, each
 //	  a batch frame, then its entry frames
 //	the rest  zero, or stale
 //
@@ -30,12 +30,12 @@ import (
 //	4  4  CRC32C of salt (4), position (8), the 4 bytes at 0, payload
 //	8     payload, then zeros up to a multiple of 8
 //
-// The position in the CRC keeps a frame from passing anywhere but where it was
-// written, and the salt, drawn for each segment, from passing in a later life
-// of the file; nor can a payload contain a frame that somebody made up.
+// The position in the CRC makes a frame invalid anywhere but where it was
+// written. The salt, drawn for each segment, makes it invalid in a later use of
+// the file. Nor can a payload contain a forged frame.
 //
-// Kind 0 never occurs, so that zeros are never a frame. Kind 0xFF is the batch
-// frame, whose payload is
+// Kind 0 never occurs, so zeros are never a frame. Kind 0xFF is the batch frame,
+// whose payload is
 //
 //	0   8  position of this frame
 //	8   8  durable position: everything below it was durable when the batch
@@ -44,11 +44,11 @@ import (
 //	20  4  number of entry frames
 //
 // A batch is written by one write and made durable by one sync, and the next
-// batch is not written before that sync is over. So at most the last batch can
-// be torn, and a valid batch frame proves that everything below its durable
-// position had been durable.
+// batch is written only after that sync. So at most the last batch can be torn,
+// and a valid batch frame proves that everything below its durable position was
+// durable.
 //
-// A pack is the bytes of a segment up to its end, unchanged, and a footer:
+// A pack contains the bytes of a segment up to its end, unchanged, and a footer:
 //
 //	0   8   "STEMEPAK"
 //	8   4   format version (1)
@@ -77,7 +77,7 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// incarnation tells the lives of a node apart.
+// incarnation identifies one life of a node's volumes.
 type incarnation [16]byte
 
 func (i incarnation) String() string { return hex.EncodeToString(i[:]) }
@@ -107,7 +107,7 @@ func decodeHeader(b []byte) (header, error) {
 		return header{}, fmt.Errorf("not a segment: bad magic")
 	}
 	if crc32.Checksum(b[:60], castagnoli) != binary.LittleEndian.Uint32(b[60:]) {
-		return header{}, fmt.Errorf("segment header does not check")
+		return header{}, fmt.Errorf("segment header fails its checksum")
 	}
 	if v := binary.LittleEndian.Uint32(b[8:]); v != formatVersion {
 		return header{}, fmt.Errorf("segment has format %d, this release reads %d: run the release that wrote it", v, formatVersion)
@@ -121,11 +121,11 @@ func decodeHeader(b []byte) (header, error) {
 	return h, nil
 }
 
-// frameSize is the room that a payload of n bytes takes.
+// frameSize is the size of the frame of a payload of n bytes.
 func frameSize(n int) int { return (frameHead + n + 7) &^ 7 }
 
-// frameCRC is the check value of a frame. The sixteen bytes before the payload
-// go through the table by hand: handing them to package crc32 as a slice would
+// frameCRC is the checksum of a frame. The sixteen bytes before the payload go
+// through the table by hand: passing them to package crc32 as a slice would
 // cost an allocation for each frame.
 func frameCRC(salt uint32, pos Position, word uint32, payload []byte) uint32 {
 	crc := ^uint32(0)
@@ -144,7 +144,7 @@ func crcWord(crc, w uint32) uint32 {
 	return castagnoli[byte(crc)] ^ crc>>8
 }
 
-// appendFrame appends the frame of an entry that goes to pos.
+// appendFrame appends the frame of an entry at pos.
 func appendFrame(dst []byte, salt uint32, pos Position, e Entry) []byte {
 	word := uint32(len(e.Payload))<<8 | uint32(e.Kind)
 	dst = binary.LittleEndian.AppendUint32(dst, word)
@@ -173,8 +173,8 @@ func (h batchHead) put(b []byte, salt uint32) {
 	binary.LittleEndian.PutUint32(b[4:], frameCRC(salt, h.start, batchWord, p))
 }
 
-// parseBatchHead reads the payload of a frame that has been checked. A head
-// that contradicts itself is not one of ours.
+// parseBatchHead reads the payload of a frame with a valid checksum. A head
+// that contradicts itself is invalid.
 func parseBatchHead(p []byte, pos Position) (batchHead, bool) {
 	if len(p) != batchPayload {
 		return batchHead{}, false
@@ -214,7 +214,7 @@ func decodeFooter(b []byte) (footer, error) {
 		return footer{}, fmt.Errorf("no pack footer")
 	}
 	if crc32.Checksum(b[:68], castagnoli) != binary.LittleEndian.Uint32(b[68:]) {
-		return footer{}, fmt.Errorf("pack footer does not check")
+		return footer{}, fmt.Errorf("pack footer fails its checksum")
 	}
 	if v := binary.LittleEndian.Uint32(b[8:]); v != formatVersion {
 		return footer{}, fmt.Errorf("pack has format %d, this release reads %d: run the release that wrote it", v, formatVersion)

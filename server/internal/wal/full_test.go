@@ -10,8 +10,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// A node on a full DB volume is scaled up: the note that its cluster has other members
-// finds no room there. It must start again all the same, and be read.
+// A node with a full DB volume is scaled up, and the note that its cluster has
+// other members does not fit. The node must start again anyway and serve reads.
 func TestALogOnAFullPackVolumeOpensAlthoughTheNoteOfOtherMembersIsNotThere(t *testing.T) {
 	d := memfs.New(1)
 	d.SetCapacity("db", 1<<30)
@@ -24,7 +24,7 @@ func TestALogOnAFullPackVolumeOpensAlthoughTheNoteOfOtherMembersIsNotThere(t *te
 	require.True(t, vfs.IsNoSpace(l.SetShared()))
 	require.NoError(t, l.Close())
 	l, err = Open(small(d))
-	require.NoError(t, err, "it came up on that volume before")
+	require.NoError(t, err, "it started on that volume before")
 	require.True(t, l.Identity().Shared)
 	require.NoError(t, l.Close())
 	d.SetCapacity("db", 0)
@@ -33,5 +33,5 @@ func TestALogOnAFullPackVolumeOpensAlthoughTheNoteOfOtherMembersIsNotThere(t *te
 	var packs volume
 	_, err = loadSmall(d, filepath.Join(small(d).PackDir, identityName), &packs)
 	require.NoError(t, err)
-	require.True(t, packs.Shared, "completed when there is room")
+	require.True(t, packs.Shared, "completed once there is space")
 }

@@ -13,9 +13,9 @@ import (
 )
 
 // FuzzRecovery puts arbitrary bytes, and arbitrary batch frames with a valid
-// check value, behind or over a durable prefix. Whatever they are, opening
-// neither crashes nor hangs, what was not overwritten stays readable, and a
-// log that opened takes writes that survive.
+// checksum, after or over a durable prefix. For any input, opening neither
+// crashes nor hangs, bytes that were not overwritten stay readable, and a log
+// that opened accepts writes that survive.
 func FuzzRecovery(f *testing.F) {
 	f.Add([]byte{0}, uint16(0), false)
 	f.Add([]byte("0123456789abcdef0123456789abcdef"), uint16(0), true)
@@ -62,7 +62,7 @@ func FuzzRecovery(f *testing.F) {
 			for pos, want := range all {
 				over := int64(pos.Offset())+int64(frameSize(len(want))) > from && int64(pos.Offset()) < from+int64(len(data))
 				if over {
-					_, err := l.Read(pos) // must come back, with whatever
+					_, err := l.Read(pos) // must return, with any result
 					_ = err
 					continue
 				}
@@ -94,8 +94,8 @@ func FuzzRecovery(f *testing.F) {
 	})
 }
 
-// asFrames reads data as the payloads of batch frames and gives them the right
-// check values; a start of 0 becomes the right one too.
+// asFrames treats data as the payloads of batch frames and gives them valid
+// checksums; a start of 0 becomes the right one too.
 func asFrames(data []byte, salt, seq, off uint32) []byte {
 	var out []byte
 	for len(data) >= batchPayload {

@@ -15,7 +15,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// small makes everything happen early: rotation, sealing, recycling.
+// small makes rotation, sealing and recycling happen early.
 func small(d *memfs.Disk) Options {
 	return Options{
 		FS: d, WALDir: "wal", PackDir: "db/packs", Node: "node-0",
@@ -58,8 +58,8 @@ type got struct {
 	payload string
 }
 
-// scanAll scans to the end, going on behind gaps, and checks that positions
-// grow.
+// scanAll scans to the end, continuing after gaps, and checks that positions
+// increase.
 func scanAll(l *Log, limit int) (entries []got, gaps []Range, err error) {
 	var next, last Position
 	for end := l.End(); next < end; {
@@ -81,7 +81,7 @@ func scanAll(l *Log, limit int) (entries []got, gaps []Range, err error) {
 			return nil, nil, err
 		}
 		if next <= before {
-			return nil, nil, fmt.Errorf("scan from %v stays at %v", before, next)
+			return nil, nil, fmt.Errorf("scan from %v does not advance beyond %v", before, next)
 		}
 	}
 	return entries, gaps, nil
@@ -98,7 +98,7 @@ func text(n int, tag string) string {
 	return tag + string(bytes.Repeat([]byte{'x'}, n))
 }
 
-// testLogger prints when WAL_TEST_LOG is set.
+// testLogger prints if WAL_TEST_LOG is set.
 func testLogger() *slog.Logger {
 	if os.Getenv("WAL_TEST_LOG") == "" {
 		return slog.New(slog.DiscardHandler)
@@ -121,8 +121,8 @@ func waitSealed(t testing.TB, l *Log) {
 	}, 20*time.Second, time.Millisecond)
 }
 
-// metric sums the counters and gauges of one name; of a histogram it takes the
-// number of observations.
+// metric sums the counters and gauges of one name; for a histogram it returns
+// the number of observations.
 func metric(t testing.TB, reg *prometheus.Registry, name string) (sum float64) {
 	t.Helper()
 	families, err := reg.Gather()

@@ -23,7 +23,7 @@ type volume struct {
 	Node        string `json:"node"`
 	Incarnation string `json:"incarnation"`
 	Cluster     string `json:"cluster,omitempty"`
-	// Shared: the cluster has had other members. It is never taken back.
+	// Shared: the cluster has had other members. It is never reset.
 	Shared bool `json:"shared,omitempty"`
 	// Replaces is the incarnation whose WAL volume was lost and whose packs
 	// this one took over.
@@ -34,20 +34,19 @@ func (v *volume) String() string {
 	return fmt.Sprintf("the %s volume of node %q, incarnation %.8s", v.Volume, v.Node, v.Incarnation)
 }
 
-// settled is what the two volumes say about themselves.
+// settled is the combined identity of the two volumes.
 type settled struct {
 	id  Identity
 	inc incarnation
-	// manifest is nil when the log has never been used: its creation is to be
-	// finished.
+	// manifest is nil if the log has never been used: its creation must be
+	// completed.
 	manifest *manifest
-	// replaces is not empty when packs of an earlier incarnation are to be
-	// taken over.
+	// replaces is set if the packs of an earlier incarnation must be taken over.
 	replaces string
 }
 
-// settle reads the identities of both volumes, refuses what does not belong
-// together, and completes what a crash or a lost volume left incomplete.
+// settle reads the identities of both volumes, rejects volumes that do not belong
+// together, and completes files that a crash or a lost volume left incomplete.
 func settle(o *Options) (*settled, error) {
 	w, p := new(volume), new(volume)
 	haveW, err := loadVolume(o, o.WALDir, w)
@@ -110,9 +109,9 @@ func settle(o *Options) (*settled, error) {
 	return s, nil
 }
 
-// complete writes an identity that a crash left incomplete. Where the volume is of
-// the same incarnation already, a lack of space puts that off until the next start:
-// a node on a full volume goes on serving its records.
+// complete writes an identity that a crash left incomplete. If the volume
+// already has this incarnation, a lack of space postpones that until the next
+// start: a node on a full volume keeps serving its records.
 func (o *Options) complete(dir string, v *volume, later bool) error {
 	err := saveSmall(o.FS, filepath.Join(dir, identityName), v)
 	if later && vfs.IsNoSpace(err) {
@@ -122,8 +121,8 @@ func (o *Options) complete(dir string, v *volume, later bool) error {
 	return err
 }
 
-// newWALIdentity begins a new incarnation. The WAL volume comes first: a crash
-// in between must not look like a lost WAL volume at the next start.
+// newWALIdentity begins a new incarnation. It writes the WAL volume first: a
+// crash in between must not look like a lost WAL volume at the next start.
 func newWALIdentity(o *Options, w, p *volume, haveP bool) error {
 	var inc incarnation
 	if _, err := io.ReadFull(o.Rand, inc[:]); err != nil {
@@ -132,7 +131,7 @@ func newWALIdentity(o *Options, w, p *volume, haveP bool) error {
 	*w = volume{Format: formatVersion, Volume: volumeWAL, Node: o.Node, Incarnation: inc.String()}
 	if haveP {
 		w.Replaces, w.Shared = p.Incarnation, p.Shared
-		o.Logger.Warn("the WAL volume is empty, the pack volume is not: beginning a new incarnation that takes over the packs; what was not sealed yet is lost on this node; if the WAL volume still exists, stop this node and mount it instead",
+		o.Logger.Warn("the WAL volume is empty, the pack volume is not: beginning a new incarnation that takes over the packs; unsealed entries are lost on this node; if the WAL volume still exists, stop this node and mount it instead",
 			"wal_dir", o.WALDir, "pack_dir", o.PackDir, "old_incarnation", p.Incarnation, "incarnation", w.Incarnation)
 	}
 	return saveSmall(o.FS, filepath.Join(o.WALDir, identityName), w)
@@ -175,7 +174,7 @@ func checkVolumes(o *Options, w, p *volume, haveW, haveP bool) error {
 	return nil
 }
 
-// checkStrays refuses to call a directory new that holds parts of a log.
+// checkStrays refuses to treat a directory as new if it holds parts of a log.
 func checkStrays(o *Options, m *manifest, haveW, haveP bool) error {
 	segments, err := listNumbered(o.FS, o.WALDir, segmentPrefix, segmentSuffix)
 	if err != nil {
@@ -197,21 +196,21 @@ func checkStrays(o *Options, m *manifest, haveW, haveP bool) error {
 		return err
 	}
 	if len(packs) > 0 {
-		return fmt.Errorf("%s holds %d packs but no file %q that says whose they are; %s",
+		return fmt.Errorf("%s holds %d packs but no file %q that names their owner; %s",
 			o.PackDir, len(packs), identityName, o.remedy("put the file back from a copy or a snapshot of this volume"))
 	}
 	return nil
 }
 
-// Identity is what both volumes carry.
+// Identity returns the identity on both volumes.
 func (l *Log) Identity() Identity {
 	l.idMu.Lock()
 	defer l.idMu.Unlock()
 	return l.id
 }
 
-// SetClusterID writes the cluster's id to both volumes. Another id than the one
-// that they carry is refused.
+// SetClusterID writes the cluster's id to both volumes. It refuses an id that
+// differs from theirs.
 func (l *Log) SetClusterID(id string) error {
 	l.manifestTurn <- struct{}{} // its holder alone writes small files
 	defer func() { <-l.manifestTurn }()
@@ -231,7 +230,7 @@ func (l *Log) SetClusterID(id string) error {
 	return nil
 }
 
-// SetShared notes on both volumes that the cluster has other members.
+// SetShared records on both volumes that the cluster has other members.
 func (l *Log) SetShared() error {
 	l.manifestTurn <- struct{}{} // its holder alone writes small files
 	defer func() { <-l.manifestTurn }()
@@ -241,7 +240,7 @@ func (l *Log) SetShared() error {
 	}
 	now.Shared = true
 	if err := l.setIdentity(now); err != nil {
-		return fmt.Errorf("note that the cluster has other members: %w", err)
+		return fmt.Errorf("record that the cluster has other members: %w", err)
 	}
 	return nil
 }

@@ -83,7 +83,7 @@ func TestClusterID(t *testing.T) {
 	}
 }
 
-// That the cluster has had other members is known from either volume alone.
+// Either volume alone shows that the cluster has had other members.
 func TestVolumesRememberThatTheClusterHadOtherMembers(t *testing.T) {
 	for _, wiped := range []string{"wal", "db/packs", ""} {
 		t.Run("without "+wiped, func(t *testing.T) {
@@ -106,7 +106,7 @@ func TestVolumesRememberThatTheClusterHadOtherMembers(t *testing.T) {
 			}
 		})
 	}
-	// A crash between the two volumes, and the loss of the first one after it.
+	// A crash between the two volumes, and then the loss of the first one.
 	for cut := range 12 {
 		d := memfs.New(uint64(cut))
 		use(t, small(d))
@@ -220,5 +220,5 @@ func TestMetrics(t *testing.T) {
 		require.Positive(t, metric(t, reg, name), name)
 	}
 	require.NoError(t, l.Close())
-	require.NoError(t, mustOpen(t, o).Close(), "the registry serves the next opening too")
+	require.NoError(t, mustOpen(t, o).Close(), "the registry can be used for the next opening")
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// A log that was rolled back keeps what it has, is not whole, and gives no
-// position away again that it may have given before.
+// A log that was rolled back keeps its entries, is not whole, and assigns no
+// position that it may have assigned before.
 func TestRolledBackLogSkipsThePositionsThatItMayHaveGiven(t *testing.T) {
 	d := memfs.New(1)
 	l := mustOpen(t, small(d))
@@ -35,7 +35,7 @@ func TestRolledBackLogSkipsThePositionsThatItMayHaveGiven(t *testing.T) {
 	require.Len(t, es, len(all)+len(more))
 	require.NotEmpty(t, gaps)
 
-	// It is found once, and over when the life is set and the log whole.
+	// The rollback is found once, and is over when the life is set and the log is whole.
 	require.NoError(t, l.SetLife(l.Lives()[len(l.Lives())-1]))
 	require.NoError(t, l.SetWhole(1))
 	require.NoError(t, l.Close())
@@ -48,7 +48,7 @@ func TestRolledBackLogSkipsThePositionsThatItMayHaveGiven(t *testing.T) {
 	require.Less(t, l.End().Segment(), known.Segment()+2*SkipAfterRollback)
 }
 
-// Every start lists one life more, until one is registered.
+// Every start lists one more life, until one is registered.
 func TestLivesAreListedUntilOneIsSet(t *testing.T) {
 	d := memfs.New(1)
 	var last string

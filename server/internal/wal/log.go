@@ -30,61 +30,61 @@ type Log struct {
 	idMu sync.Mutex
 	id   Identity
 
-	// manifestTurn has one place: its holder may write the small files.
+	// manifestTurn has capacity one: its holder may write the small files.
 	manifestTurn chan struct{}
 	manifest     atomic.Pointer[manifest]
 
-	// durable is the position behind the last durable batch. Only the writer
-	// moves it, after the sync.
+	// durable is the position after the last durable batch. Only the writer moves
+	// it, after the sync.
 	durable atomic.Uint64
 	applied atomic.Uint64
 
-	// mu guards what commits are gathered in. It is never held across a wait.
+	// mu guards the fields in which commits gather. It is never held across a wait.
 	mu sync.Mutex
-	// tail is where the next batch goes; everything below it is durable, with
+	// tail is the position of the next batch; everything below it is durable, with
 	// the writer, or in pending.
 	tail struct {
 		seq, off uint32
 		size     int64 // of segment tail.seq
 	}
-	// pending are batches for the writer, in log order.
+	// pending holds batches for the writer, in log order.
 	pending []*batch
 	// queued counts the bytes of batches that are not durable yet.
 	queued  int
 	free    []*batch
 	closing bool
-	// readOnly and failed say why no commit is taken; failed never goes back
-	// to nil.
+	// readOnly and failed are the reasons for rejecting commits; failed never
+	// returns to nil.
 	readOnly, failed error
 	spaces           []Space // as of the last checkSpace
 	watch            chan struct{}
-	// ahead are the salts and sizes of the segments of an earlier run that are
-	// still written to: the tail and those prepared. Not changed after Open.
+	// ahead holds the salts and sizes of an earlier run's segments that are still
+	// written: the tail and the prepared ones. It does not change after Open.
 	ahead map[uint32]manifestSegment
 
-	wake        chan struct{} // one place: pending has something for the writer
+	wake        chan struct{} // capacity one: pending is not empty
 	completions chan completion
 	offers      chan offer
 	sealWake    chan struct{}
 	spaceWake   chan struct{}
 
-	// openingDue: there was no space yet to list this opening.
+	// openingDue: lack of space has prevented listing this opening so far.
 	openingDue atomic.Bool
 
-	// cur is the segment that the writer writes to.
+	// cur is the segment that the writer writes.
 	cur *segment
-	// endUnnoted: the manifest does not tell yet where the segment before cur
-	// ends. Only the writer uses it.
+	// endUnnoted: the manifest does not record the end of the segment before cur
+	// yet. Only the writer uses this field.
 	endUnnoted bool
 
 	// tab guards the table of segments and their sources.
 	tab sync.Mutex
-	// segments are all parts of the log, ordered by number.
+	// segments holds all parts of the log, ordered by number.
 	segments []*segment
-	// spares are names of files that may be overwritten.
+	// spares holds the names of files that may be overwritten.
 	spares []string
-	// retired are segment files that are read as packs now. Only the sealer
-	// changes it.
+	// retired holds segment files whose contents are now read from packs. Only the
+	// sealer changes it.
 	retired []retired
 
 	stopRest   context.CancelFunc
@@ -130,7 +130,7 @@ func (o *Options) setDefaults() error {
 	case o.WALDir == "" || o.PackDir == "":
 		return errors.New("open log: WALDir and PackDir must both be given")
 	case filepath.Clean(o.WALDir) == filepath.Clean(o.PackDir):
-		return fmt.Errorf("open log: WALDir and PackDir are both %s: give each a directory of its own", o.WALDir)
+		return fmt.Errorf("open log: WALDir and PackDir are both %s: give each its own directory", o.WALDir)
 	case o.SegmentSize < 16<<10 || o.SegmentSize >= 1<<32 || o.SegmentSize%4096 != 0:
 		return fmt.Errorf("open log: SegmentSize %d: must be a multiple of 4096 from 16 KiB to below 4 GiB", o.SegmentSize)
 	case o.MaxBatchBytes < 0 || o.QueueBytes < 0 || o.CheckInterval < 0:
@@ -141,13 +141,13 @@ func (o *Options) setDefaults() error {
 	return nil
 }
 
-// Open opens the log in o.WALDir and o.PackDir, creating it when both are
-// empty, and recovers what a crash left: an unacknowledged tail is set aside
-// and cut, acknowledged bytes are never touched.
+// Open opens the log in o.WALDir and o.PackDir and creates it if both are
+// empty. It recovers from a crash: it sets an unacknowledged tail aside and
+// cuts it; it never changes acknowledged bytes.
 //
-// When only the pack volume is empty, its packs are Missing. When only the WAL
-// volume is empty, a new incarnation takes over the packs. Either way the log
-// opens, not whole.
+// If only the pack volume is empty, its packs are Missing. If only the WAL
+// volume is empty, a new incarnation takes over the packs. In both cases the
+// log opens and is not whole.
 func Open(o Options) (_ *Log, err error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
@@ -191,7 +191,7 @@ func (l *Log) lockDir(dir string) error {
 	}
 	c, err := l.fs.Lock(filepath.Join(dir, lockName))
 	if errors.Is(err, vfs.ErrLocked) {
-		return fmt.Errorf("%s is in use by another process: stop it, or give this node a directory of its own: %w", dir, err)
+		return fmt.Errorf("%s is in use by another process: stop it, or give this node its own directory: %w", dir, err)
 	}
 	if err != nil {
 		return fmt.Errorf("lock %s: %w", dir, err)
@@ -219,7 +219,7 @@ func (l *Log) First() Position {
 	return makePosition(l.segments[0].seq, headerSize)
 }
 
-// End is the position behind the last durable entry.
+// End is the position after the last durable entry.
 func (l *Log) End() Position { return Position(l.durable.Load()) }
 
 // Watch returns a channel that is closed when End moves after the call or when
@@ -238,8 +238,8 @@ func (l *Log) Watch() <-chan struct{} {
 	return l.watch
 }
 
-// SetApplied says that the user has everything below pos elsewhere (the index
-// marker). Segments wholly below it are recycled once they are packed.
+// SetApplied reports that the user holds everything below pos elsewhere (the
+// index marker). Segments entirely below it are recycled once they are packed.
 func (l *Log) SetApplied(pos Position) {
 	for {
 		old := l.applied.Load()
@@ -253,7 +253,7 @@ func (l *Log) SetApplied(pos Position) {
 	}
 }
 
-// State tells whether the log takes writes; err says why it does not.
+// State reports whether the log accepts writes; err is the reason if it does not.
 func (l *Log) State() (s State, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -266,14 +266,14 @@ func (l *Log) State() (s State, err error) {
 	return StateOK, nil
 }
 
-// Whole tells whether everything that this log ever held is still there: true
-// for a new log, durably false from the moment that a pack, a segment, a
-// volume or bytes were found missing or damaged, until SetWhole.
+// Whole reports whether the log still holds everything that it ever held. It is
+// true for a new log. When a pack, a segment, a volume or bytes are found
+// missing or damaged, it becomes false, durably, until SetWhole.
 func (l *Log) Whole() bool { return l.manifest.Load().Whole }
 
-// SetWhole sets the flag durably. losses is what Losses was
-// when the caller began to make good for them: if one more was found since, the
-// log is not whole, and SetWhole returns ErrMoreLost.
+// SetWhole sets the flag durably. losses is the value of Losses when the caller
+// began to repair them. If another loss has been found since then, the log is
+// not whole, and SetWhole returns ErrMoreLost.
 func (l *Log) SetWhole(losses int) error {
 	if l.Whole() {
 		return nil
@@ -304,9 +304,8 @@ func (l *Log) Packs() []Pack {
 	return out
 }
 
-// Close refuses new commits, makes those in the queue durable, calls their Done
-// and lets go of both directories. It returns why the log had failed, if it
-// had.
+// Close rejects new commits, makes the queued ones durable, calls their Done
+// and releases both directories. If the log has failed, it returns the cause.
 func (l *Log) Close() error {
 	l.closeOnce.Do(func() { l.closeErr = l.close() })
 	return l.closeErr
@@ -328,11 +327,11 @@ func (l *Log) close() error {
 	}
 	l.mu.Unlock()
 	if err == nil {
-		// The end of the log, so that even its last batch is known to have
-		// been acknowledged.
+		// Record the end of the log, so that even its last batch is known to be
+		// acknowledged.
 		err = l.update(func(*manifest) {})
 		if vfs.IsNoSpace(err) {
-			err = nil // worth having, not worth failing for
+			err = nil // useful, but no reason to fail
 		}
 	}
 	l.release()
@@ -342,7 +341,7 @@ func (l *Log) close() error {
 	return nil
 }
 
-// release gives back everything that was opened.
+// release closes everything that was opened.
 func (l *Log) release() {
 	l.tab.Lock()
 	for _, s := range l.segments {
@@ -363,7 +362,7 @@ func (l *Log) release() {
 	l.locks = nil
 }
 
-// signal puts a token into a channel of one place.
+// signal puts a token into a channel of capacity one, unless it is full.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:

@@ -7,21 +7,21 @@ import (
 	"github.com/stemedb/stemedb/server/internal/remedy"
 )
 
-// What is lost or damaged, who finds it, and what the log tells of it.
+// Lost and damaged ranges: how they are found and reported.
 
-// Damage lists what was durable and does not check any more.
+// Damage lists ranges that were durable and are now invalid.
 func (l *Log) Damage() []Range { return slices.Clone(l.manifest.Load().Damaged) }
 
-// Damaged reports whether pos lies in a part that was found damaged.
+// Damaged reports whether pos is in a range that was found damaged.
 func (l *Log) Damaged(pos Position) bool {
 	return slices.ContainsFunc(l.manifest.Load().Damaged, func(r Range) bool { return r.From <= pos && pos < r.To })
 }
 
-// Missing lists what is lost as a whole: packs, segments, a volume.
+// Missing lists complete losses: packs, segments, a volume.
 func (l *Log) Missing() []Range { return slices.Clone(l.manifest.Load().Lost) }
 
 // Outstanding lists those of Missing and Damage that were found since the log
-// was last whole. Both are empty when it is.
+// was last whole. Both are empty if it is whole.
 func (l *Log) Outstanding() (lost, damaged []Range) {
 	m := l.manifest.Load()
 	if m.Whole {
@@ -31,9 +31,9 @@ func (l *Log) Outstanding() (lost, damaged []Range) {
 	return slices.DeleteFunc(slices.Clone(m.Lost), made), slices.DeleteFunc(slices.Clone(m.Damaged), made)
 }
 
-// LastLoss is where the log ended when the latest of Damage and Missing was
-// found: entries below it were written in ignorance of that. 0 when nothing was
-// ever lost.
+// LastLoss is the end of the log when the latest of Damage and Missing was
+// found: entries below it were written without knowledge of that loss. It is 0
+// if nothing was ever lost.
 func (l *Log) LastLoss() Position { return l.manifest.Load().LastLoss }
 
 // damage adds the ranges that are not known yet, found when the log ended at
@@ -54,8 +54,8 @@ func (m *manifest) damage(found []Range, end Position) (fresh []Range) {
 	return fresh
 }
 
-// widen makes one range of r and an unread one that it overlaps: while a disk
-// cannot be read, each attempt ends at another place.
+// widen merges r with an overlapping unread range: while a disk cannot be read,
+// each attempt ends at a different place.
 func (m *manifest) widen(r Range) bool {
 	if !r.Unread {
 		return false
@@ -75,16 +75,16 @@ func (m *manifest) lose(r Range) {
 	m.Lost = append(m.Lost, r)
 }
 
-// losses is how many findings there were so far. A manifest of an earlier release
+// losses is the number of findings so far. A manifest of an earlier release
 // does not count them.
 func (m *manifest) losses() int { return max(m.Found, len(m.Lost)+len(m.Damaged)) }
 
-// Losses counts the findings of Missing and Damage so far.
+// Losses is the number of findings of Missing and Damage so far.
 func (l *Log) Losses() int { return l.manifest.Load().losses() }
 
-// Recheck reads what the disk refused to read before. What checks now is damaged no
-// more: an outage of storage is no loss. The wholeness does not come back by
-// that. It returns what can be read again.
+// Recheck reads ranges that the disk refused to read before. Ranges that are valid
+// now are no longer damaged: a storage outage is not a loss. That alone does not
+// make the log whole again. Recheck returns the ranges that can be read again.
 func (l *Log) Recheck() (readable []Range, err error) {
 	_, damaged := l.Outstanding()
 	for _, r := range damaged {
@@ -100,15 +100,15 @@ func (l *Log) Recheck() (readable []Range, err error) {
 		m.Damaged = slices.DeleteFunc(m.Damaged, func(r Range) bool { return slices.Contains(readable, r) })
 	})
 	if err != nil {
-		return nil, fmt.Errorf("note what can be read again: %w", err)
+		return nil, fmt.Errorf("record the readable ranges: %w", err)
 	}
 	for _, r := range readable {
-		l.log.Info("a part of the log that the disk could not read is readable again, and nothing of it is lost", "from", r.From, "to", r.To)
+		l.log.Info("a part of the log that the disk could not read is readable again; nothing in it is lost", "from", r.From, "to", r.To)
 	}
 	return readable, nil
 }
 
-// checks reports whether every frame of the range checks.
+// checks reports whether every frame of the range is valid.
 func (l *Log) checks(r Range) bool {
 	v, ok := l.acquire(r.From.Segment())
 	if !ok {
@@ -126,7 +126,7 @@ func (l *Log) checks(r Range) bool {
 	return whole && at == int64(r.To.Offset())
 }
 
-// knows tells whether r lies in a range found before.
+// knows reports whether r is inside a range found before.
 func knows(known []Range, r Range) bool {
 	return slices.ContainsFunc(known, func(k Range) bool { return k.From <= r.From && r.To <= k.To })
 }
@@ -149,23 +149,23 @@ func (l *Log) Condemn(pos Position, payload int, why error) Range {
 	return r
 }
 
-// noteDamage records what does not check any more: reported, and not whole.
+// noteDamage records invalid ranges and reports them; the log is then not whole.
 func (l *Log) noteDamage(found []Range) {
 	m := l.manifest.Load()
 	if !slices.ContainsFunc(found, func(r Range) bool { return !knows(m.Damaged, r) }) {
 		return
 	}
-	// Whatever comes of the write, this node must not count as whole.
+	// Even if the write fails, this node must not count as whole.
 	err := l.replace(func(m *manifest) { found = m.damage(found, l.End()) }, true)
 	l.reportDamage(found)
 	if err != nil {
-		l.log.Error("damage could not be recorded; it will be with the next change of the manifest", "error", err)
+		l.log.Error("damage could not be recorded; the next change of the manifest records it", "error", err)
 	}
 }
 
 func (l *Log) reportDamage(found []Range) {
 	for _, r := range found {
-		l.log.Error("the log is damaged: this part was durable and does not check any more; it is kept as it is, the rest stays readable",
+		l.log.Error("the log is damaged: this part was durable and is no longer valid; it is kept unchanged, and the rest stays readable",
 			"from", r.From, "to", r.To, "reason", r.Reason)
 	}
 }
@@ -181,8 +181,8 @@ func (r *recovery) lose(x Range) {
 	r.found = true
 }
 
-// regain forgets the loss of a file that is there again. The wholeness does not
-// come back by that.
+// regain withdraws the loss of a file that is present again. That alone does
+// not make the log whole again.
 func (r *recovery) regain(seq uint32) {
 	r.m.Found = r.m.losses()
 	r.m.Lost = slices.DeleteFunc(r.m.Lost, func(x Range) bool {
@@ -196,7 +196,7 @@ func (r *recovery) damage(found []Range) {
 	r.l.reportDamage(fresh)
 }
 
-// top lies above every entry that there ever was, and below every one to come.
+// top is a position above every existing entry and below every future one.
 func (r *recovery) top() Position {
 	top := r.m.Durable
 	for _, s := range r.l.segments {

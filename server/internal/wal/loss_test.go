@@ -11,8 +11,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// Damage counts although it cannot be written down yet, and is written down
-// when that is possible again.
+// Damage counts even while it cannot be recorded, and is recorded once that is
+// possible.
 func TestDamageFoundOnAFullDisk(t *testing.T) {
 	d, l, all := sealedLog(t)
 	var victim Position
@@ -37,8 +37,8 @@ func TestDamageFoundOnAFullDisk(t *testing.T) {
 	require.NoError(t, l.Close())
 }
 
-// A loss that is found while an earlier one is made good for is not passed over
-// when the log is said to be whole.
+// A loss that is found while an earlier one is being repaired is not ignored
+// when the log is declared whole.
 func TestLossFoundMeanwhile(t *testing.T) {
 	d, l, all := sealedLog(t)
 	victims := map[uint32]Position{}
@@ -65,8 +65,8 @@ func TestLossFoundMeanwhile(t *testing.T) {
 	require.NoError(t, l.Close())
 }
 
-// A segment that was prepared and is gone held nothing, and the manifest proves
-// it, after a crash too.
+// A missing segment that was prepared and never used held nothing. The manifest
+// proves it, even after a crash.
 func TestMissingPreparedSegmentThatWasNeverUsedIsNoLoss(t *testing.T) {
 	for _, crashed := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -96,8 +96,8 @@ func TestMissingPreparedSegmentThatWasNeverUsedIsNoLoss(t *testing.T) {
 	}
 }
 
-// A segment that was used and is gone is a loss, after a crash right behind its
-// first batch too: the log goes on behind it, and the number is not used again.
+// A missing segment that was used is a loss, even after a crash right after its
+// first batch: the log continues after it and does not reuse its number.
 func TestMissingTailSegment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := memfs.New(1)
@@ -136,7 +136,7 @@ func TestMissingTailSegment(t *testing.T) {
 	})
 }
 
-// A log that lost its end starts on a disk that is nearly full.
+// A log that lost its end starts on a nearly full disk.
 func TestMissingTailOnAFullDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := memfs.New(1)
@@ -145,7 +145,7 @@ func TestMissingTailOnAFullDisk(t *testing.T) {
 		d.SetCapacity("wal", 100<<10)
 		l := mustOpen(t, o)
 		var err error
-		for err == nil { // until there is no room for the next segment
+		for err == nil { // until there is no space for the next segment
 			_, err = put(l, text(1000, ""))
 			time.Sleep(time.Second)
 		}
@@ -175,8 +175,8 @@ func TestMissingTailOnAFullDisk(t *testing.T) {
 	})
 }
 
-// A disk that cannot be read for a while loses nothing: what it gives again is not
-// damaged, and the log can be called whole without anything being made good.
+// A disk that is unreadable for a while loses nothing: ranges that are readable
+// again are not damaged, and the log can be declared whole without any repair.
 func TestAnOutageOfStorageIsNoLoss(t *testing.T) {
 	for _, when := range []string{"while the log is open", "at the next start"} {
 		t.Run(when, func(t *testing.T) {
@@ -205,8 +205,8 @@ func TestAnOutageOfStorageIsNoLoss(t *testing.T) {
 			require.NoError(t, err)
 			require.NotEmpty(t, readable)
 			require.Empty(t, l.Damage())
-			require.False(t, l.Whole(), "that is for whoever made sure of the rest")
-			require.Equal(t, losses, l.Losses(), "what was found is not forgotten")
+			require.False(t, l.Whole(), "only SetWhole makes it whole")
+			require.Equal(t, losses, l.Losses(), "the findings still count")
 			require.NoError(t, l.SetWhole(losses))
 			es, gaps, err := scanAll(l, 0)
 			require.NoError(t, err)

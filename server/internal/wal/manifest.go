@@ -9,13 +9,13 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
-// The manifest lists what belongs to the log. It lies on the WAL volume, twice:
-// the copy is written after the original and read when the original rotted.
+// The manifest lists the files of the log. The WAL volume holds it twice: the
+// copy is written after the original and read if the original is damaged.
 //
-// Order keeps it true after any crash: a file is there, with its name durable,
-// before the manifest lists it, and is given another use only after the
-// manifest stopped listing it. So what is listed and not there was lost, and
-// what is there and not listed never held anything.
+// The order of writes keeps it true after any crash: a file and its name are
+// durable before the manifest lists the file, and the file is reused only after
+// the manifest no longer lists it. So a listed file that is missing was lost,
+// and a present file that is not listed never held anything.
 const (
 	manifestName = "manifest"
 	manifestCopy = "manifest.copy"
@@ -26,34 +26,34 @@ type manifest struct {
 	Format      int    `json:"format"`
 	Node        string `json:"node"`
 	Incarnation string `json:"incarnation"`
-	// Version grows by one with each replacement.
+	// Version increases by one with each replacement.
 	Version uint64 `json:"version"`
-	// Whole is false from the finding of a loss until SetWhole.
+	// Whole is false from the discovery of a loss until SetWhole.
 	Whole bool `json:"whole"`
 	// Durable is a position below which everything was durable when the
 	// manifest was written; after a clean Close it is the end of the log.
 	Durable  Position          `json:"durable"`
 	Segments []manifestSegment `json:"segments"`
 	Packs    []manifestPack    `json:"packs"`
-	// Lost and Damaged are the ranges found so far. A range in them does not
-	// take the wholeness away a second time.
+	// Lost and Damaged are the ranges found so far. A range in them does not clear
+	// Whole a second time.
 	Lost    []Range `json:"lost,omitempty"`
 	Damaged []Range `json:"damaged,omitempty"`
-	// Found counts the findings of Lost and Damaged, those too that were merged
-	// into another or taken back.
+	// Found counts the findings of Lost and Damaged, including those that were
+	// merged into another or withdrawn.
 	Found int `json:"found,omitempty"`
-	// MadeGood are those of Lost and Damaged that were known at the latest
+	// MadeGood lists those of Lost and Damaged that were known at the latest
 	// SetWhole.
 	MadeGood []Range `json:"made_good,omitempty"`
-	// LastLoss is where the log ended when the latest of them was found: every
-	// entry from before that lies below it.
+	// LastLoss is the end of the log when the latest of them was found: every
+	// earlier entry is below it.
 	LastLoss Position `json:"last_loss,omitempty"`
-	// Lives are those drawn since the latest SetLife and the one that it set;
-	// see life.go. RolledBack is true from the finding of a rollback until then.
+	// Lives lists the lives drawn since the latest SetLife and the one that it set;
+	// see life.go. RolledBack is true from the discovery of a rollback until SetLife.
 	Lives      []string `json:"lives,omitempty"`
 	RolledBack bool     `json:"rolled_back,omitempty"`
-	// Openings are the latest openings of the log, oldest first, LastOpening the
-	// number of the last one (witness.go).
+	// Openings lists the latest openings of the log, oldest first; LastOpening is
+	// the number of the last one (witness.go).
 	Openings    []opened `json:"openings,omitempty"`
 	LastOpening uint64   `json:"last_opening,omitempty"`
 }
@@ -63,13 +63,13 @@ type manifestSegment struct {
 	Seq  uint32 `json:"seq"`
 	Salt uint32 `json:"salt"`
 	Size int64  `json:"size"`
-	// End is the offset behind the last batch; 0 while batches may follow.
+	// End is the offset after the last batch; 0 while more batches may follow.
 	End     uint32 `json:"end,omitempty"`
 	Entries uint64 `json:"entries,omitempty"`
 }
 
-// manifestPack is a pack on the pack volume. While a segment of the same
-// number is listed too, the pack has not been trusted alone yet.
+// manifestPack is a pack on the pack volume. While a segment with the same
+// number is also listed, the pack alone is not trusted yet.
 type manifestPack struct {
 	Seq     uint32 `json:"seq"`
 	Salt    uint32 `json:"salt"`
@@ -109,7 +109,7 @@ func (m *manifest) pack(seq uint32) *manifestPack {
 	return nil
 }
 
-// loadManifest returns nil when there is neither manifest nor copy.
+// loadManifest returns nil if neither the manifest nor its copy exists.
 func loadManifest(o *Options) (*manifest, error) {
 	fsys, dir := o.FS, o.WALDir
 	main, copied := new(manifest), new(manifest)
@@ -138,12 +138,12 @@ func checkManifest(m *manifest, dir string) error {
 	return nil
 }
 
-// update replaces the manifest by a changed one. Nothing changes in memory
-// either when it cannot be written.
+// update replaces the manifest with a changed one. If it cannot be written,
+// nothing changes in memory either.
 func (l *Log) update(change func(m *manifest)) error { return l.replace(change, false) }
 
-// replace is update; always changes it in memory in any case, to be written
-// with the next update.
+// replace is update, except that always changes the manifest in memory even if
+// the write fails; the next update then writes it.
 func (l *Log) replace(change func(m *manifest), always bool) error {
 	l.manifestTurn <- struct{}{}
 	defer func() { <-l.manifestTurn }()

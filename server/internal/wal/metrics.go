@@ -32,11 +32,11 @@ func newMetrics(l *Log, reg prometheus.Registerer) (*metrics, error) {
 		recoverySeconds: histogram("stemedb_wal_recovery_duration_seconds", "Time of the recovery at start.", prometheus.ExponentialBuckets(1e-3, 4, 9)),
 		writes:          counter("stemedb_wal_writes_total", "Commits made durable."),
 		bytes:           counter("stemedb_wal_bytes_written_total", "Bytes written to the log, framing included."),
-		rotations:       counter("stemedb_wal_rotations_total", "Segments that the log moved on to."),
-		recoveries:      counter("stemedb_wal_recovery_attempts_total", "Recoveries begun."),
+		rotations:       counter("stemedb_wal_rotations_total", "Changes to the next segment."),
+		recoveries:      counter("stemedb_wal_recovery_attempts_total", "Recoveries started."),
 		tornTails:       counter("stemedb_wal_torn_tails_total", "Unacknowledged tails that were set aside and cut."),
 		writeErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "stemedb_wal_write_errors_total", Help: "Failures by what failed: write, sync, seal.",
+			Name: "stemedb_wal_write_errors_total", Help: "Failures by operation: write, sync, seal.",
 		}, []string{"error"}),
 		free: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "stemedb_volume_free_bytes", Help: "Free space on a volume, as the server sees it.",
@@ -58,7 +58,7 @@ func (m *metrics) register(l *Log) error {
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
-	// A gauge may be asked for before recovery is over.
+	// A gauge may be read before recovery is over.
 	fromManifest := func(f func(m *manifest) float64) func() float64 {
 		return func() float64 {
 			if m := l.manifest.Load(); m != nil {
@@ -90,11 +90,11 @@ func (m *metrics) register(l *Log) error {
 				}
 				return float64(sum)
 			})),
-		gauge("stemedb_wal_damaged_ranges", "Ranges that were durable and whose checksum no longer fits.",
+		gauge("stemedb_wal_damaged_ranges", "Ranges that were durable and whose checksum no longer matches.",
 			fromManifest(func(m *manifest) float64 { return float64(len(m.Damaged)) })),
 		gauge("stemedb_wal_missing_ranges", "Ranges lost with a pack, a segment or a volume.",
 			fromManifest(func(m *manifest) float64 { return float64(len(m.Lost)) })),
-		gauge("stemedb_wal_state", "0 takes writes, 1 read-only for lack of space, 2 failed.",
+		gauge("stemedb_wal_state", "0 accepts writes, 1 read-only for lack of space, 2 failed.",
 			func() float64 { s, _ := l.State(); return float64(s) }),
 	} {
 		if err := m.reg.Register(c); err != nil {
@@ -106,7 +106,7 @@ func (m *metrics) register(l *Log) error {
 	return nil
 }
 
-// unregister lets the same registry serve the log after it was opened again.
+// unregister lets the same registry be used after the log is reopened.
 func (m *metrics) unregister() {
 	if m == nil {
 		return

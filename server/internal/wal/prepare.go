@@ -11,30 +11,30 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
-// Segments are prepared one ahead of the writer, in the background, so that a
-// rotation costs nothing: every byte of the file has been written before (zeros
-// or an earlier life), because a sync that has to convert or allocate extents
-// takes twice as long.
+// Segments are prepared in the background, one ahead of the writer, so that a
+// rotation costs nothing. Every byte of the file has been written before (as
+// zeros or in an earlier use), because a sync that has to convert or allocate
+// extents takes twice as long.
 
 // errNoSegment: there is no space for the next segment.
 var errNoSegment = errors.New("no space for the next segment")
 
-// maxSpares bounds the files kept for another use; what is above is removed.
+// maxSpares bounds the files kept for reuse; any more are removed.
 const maxSpares = 2
 
-// syncChunk is how much is written in the background between two syncs: more
-// would make the writer's sync wait behind it.
+// syncChunk is the number of bytes written in the background between two syncs:
+// more would delay the writer's sync.
 const syncChunk = 4 << 20
 
-// offer is what the preparer hands to the writer.
+// offer passes a segment, or an error, from the preparer to the writer.
 type offer struct {
 	seg *segment
 	err error
 }
 
-// rotateTo makes segment seq the current one. Only the writer calls it. The end
-// of the segment before is in the manifest before seq takes a batch: so a
-// segment that is missing behind one without a known end never held anything.
+// rotateTo makes segment seq the current one. Only the writer calls it. It
+// records the end of the previous segment in the manifest before seq takes a
+// batch. So a missing segment after one without a known end never held anything.
 func (l *Log) rotateTo(seq uint32) error {
 	if err := l.moveTo(seq); err != nil || !l.endUnnoted {
 		return err
@@ -43,7 +43,7 @@ func (l *Log) rotateTo(seq uint32) error {
 		if vfs.IsNoSpace(err) {
 			err = fmt.Errorf("%w: %w", errNoSegment, err)
 		}
-		return fmt.Errorf("note the end of the segment before %d: %w", seq, err)
+		return fmt.Errorf("record the end of the segment before %d: %w", seq, err)
 	}
 	l.endUnnoted = false
 	return nil
@@ -66,7 +66,7 @@ func (l *Log) moveTo(seq uint32) error {
 	return nil
 }
 
-// endSegment fixes the end of s. Log.tab must be held.
+// endSegment sets the end of s. Log.tab must be held.
 func (l *Log) endSegment(s *segment) {
 	s.end = headerSize
 	if d := l.End(); d.Segment() == s.seq {
@@ -97,7 +97,7 @@ func (l *Log) runPreparer(ctx context.Context) {
 		for again := true; again; {
 			select {
 			case l.offers <- offer{seg, err}:
-				// A failed log refuses everything behind its segment.
+				// A failed log rejects everything after its segment.
 				again = err != nil && retry == nil
 			case <-retry:
 				again = false
@@ -111,8 +111,8 @@ func (l *Log) runPreparer(ctx context.Context) {
 	}
 }
 
-// prepare makes segment seq ready: durable, listed, open. A new file is made
-// only when reserve bytes are free.
+// prepare makes segment seq ready: durable, listed, open. It creates a new file
+// only if reserve bytes are free.
 func (l *Log) prepare(ctx context.Context, seq uint32, reserve uint64) (_ *segment, err error) {
 	name := l.segmentName(seq)
 	s := &segment{seq: seq, salt: l.saltFor(seq), size: l.sizeFor(seq)}
@@ -143,7 +143,7 @@ func (l *Log) prepare(ctx context.Context, seq uint32, reserve uint64) (_ *segme
 	return s, nil
 }
 
-// listEnds notes where the segments end that no batch will follow in.
+// listEnds records the ends of the segments that take no more batches.
 func (l *Log) listEnds(m *manifest) {
 	l.tab.Lock()
 	defer l.tab.Unlock()
@@ -154,7 +154,7 @@ func (l *Log) listEnds(m *manifest) {
 	}
 }
 
-// makeSegment brings the file of s into being under its name.
+// makeSegment creates the file of s under its name.
 func (l *Log) makeSegment(ctx context.Context, s *segment, name string, reserve uint64) (err error) {
 	from, recycled := l.takeSpare()
 	if !recycled {
@@ -197,7 +197,7 @@ func (l *Log) makeSegment(ctx context.Context, s *segment, name string, reserve 
 }
 
 // zeroFill writes zeros over the whole file, which may be left over from an
-// attempt before.
+// earlier attempt.
 func zeroFill(ctx context.Context, f vfs.File, size int64) error {
 	if err := f.Truncate(0); err != nil {
 		return err
@@ -232,8 +232,8 @@ func (l *Log) takeSpare() (name string, ok bool) {
 	return "", false
 }
 
-// addSpare keeps the file for another use, or removes it when there are enough.
-// It must not be listed in the manifest any more.
+// addSpare keeps the file for reuse, or removes it if there are enough. The
+// manifest must no longer list it.
 func (l *Log) addSpare(name string) {
 	st, err := l.fs.Stat(name)
 	l.tab.Lock()
@@ -247,10 +247,10 @@ func (l *Log) addSpare(name string) {
 	}
 }
 
-// removeSegment removes a file that the manifest does not list any more. What
-// stays is removed at the next start.
+// removeSegment removes a file that the manifest no longer lists. If that
+// fails, the next start removes it.
 func (l *Log) removeSegment(name string) {
 	if err := l.fs.Remove(name); err != nil {
-		l.log.Warn("a segment that is not needed any more could not be removed", "file", name, "error", err)
+		l.log.Warn("a segment that is no longer needed could not be removed", "file", name, "error", err)
 	}
 }

@@ -9,14 +9,14 @@ import (
 	"sync"
 )
 
-// readGuess is how much Read asks for at first: most frames fit, and one more
+// readGuess is the size of Read's first request: most frames fit, and another
 // system call costs more than a few copied bytes.
 const readGuess = 2048
 
 var readBuffers = sync.Pool{New: func() any { b := make([]byte, readGuess); return &b }}
 
 // Read returns the durable entry at pos. Errors: *DamageError, ErrGone,
-// ErrNoEntry, ErrClosed, or what the file system said.
+// ErrNoEntry, ErrClosed, or that of the file system.
 func (l *Log) Read(pos Position) (Entry, error) {
 	v, ok := l.acquire(pos.Segment())
 	if !ok || pos >= l.End() || pos.Offset() < headerSize || pos%8 != 0 {
@@ -42,7 +42,7 @@ func (l *Log) Read(pos Position) (Entry, error) {
 	return Entry{}, l.explain(v, pos, err)
 }
 
-// readFrame reads the frame at pos; ok tells whether it checks.
+// readFrame reads the frame at pos; ok reports whether it is valid.
 func readFrame(v view, pos Position) (e Entry, ok bool, err error) {
 	guess := readBuffers.Get().(*[]byte)
 	defer readBuffers.Put(guess)
@@ -75,7 +75,7 @@ func readFrame(v view, pos Position) (e Entry, ok bool, err error) {
 	return Entry{Kind: uint8(word), Payload: payload}, ok, nil
 }
 
-// absent is the error for a position of which no file is left.
+// absent returns the error for a position whose file is gone.
 func (l *Log) absent(pos Position) error {
 	select {
 	case <-l.closed:
@@ -88,8 +88,8 @@ func (l *Log) absent(pos Position) error {
 	return fmt.Errorf("read %v: %w", pos, ErrNoEntry)
 }
 
-// explain finds out why no frame checks at pos: damage, or a position at which
-// none begins. It walks the segment, which also finds what else is damaged.
+// explain finds out why there is no valid frame at pos: damage, or no frame
+// begins there. It walks the segment, which also finds other damage.
 func (l *Log) explain(v view, pos Position, cause error) error {
 	find := func() error {
 		for _, r := range l.Damage() {
@@ -123,13 +123,13 @@ func (l *Log) explain(v view, pos Position, cause error) error {
 	return fmt.Errorf("read %v: %w", pos, ErrNoEntry)
 }
 
-// Scan calls fn for durable entries at or behind from, in order, until the end,
+// Scan calls fn for durable entries at or after from, in order, until the end,
 // until fn returns an error (which Scan returns; next is then that entry) or
-// until limitBytes of payload were seen (at least one entry; 0 = no limit).
-// next is where to go on; next == End() means that everything was seen. A part
-// that cannot be read ends the Scan with a *Gap error and next behind the gap:
-// go on from there. from is 0, a position given out before, or a next.
-// e.Payload is valid during the call only.
+// until limitBytes of payload have been read (at least one entry; 0 = no
+// limit). next is the position to continue at; next == End() means that
+// everything has been read. An unreadable part ends the Scan with a *Gap error
+// and next after the gap: continue there. from is 0, a position that the log
+// assigned, or a next. e.Payload is valid during the call only.
 func (l *Log) Scan(from Position, limitBytes int, fn func(pos Position, e Entry) error) (next Position, err error) {
 	left := limitBytes
 	if limitBytes <= 0 {
@@ -155,8 +155,8 @@ func (l *Log) Scan(from Position, limitBytes int, fn func(pos Position, e Entry)
 
 var scanBuffers = sync.Pool{New: func() any { b := make([]byte, 0, windowChunk); return &b }}
 
-// scanSegment scans the rest of one segment. next is the beginning of the
-// following one when it came to the end of a rotated segment.
+// scanSegment scans the rest of one segment. At the end of a rotated segment,
+// next is the beginning of the following one.
 func (l *Log) scanSegment(v view, from, end Position, buf *[]byte, left *int, fn func(Position, Entry) error) (Position, error) {
 	start := makePosition(v.seg.seq, headerSize)
 	if v.seg.seq > from.Segment() {
@@ -199,7 +199,7 @@ func (l *Log) scanSegment(v view, from, end Position, buf *[]byte, left *int, fn
 	next := makePosition(v.seg.seq, uint32(at))
 	var gap *Gap
 	if errors.As(fail, &gap) && gap.Range.From == from && from > start {
-		// A caller's mistake looks the same, and must not be noted as damage.
+		// A caller's mistake looks the same and must not be recorded as damage.
 		if !l.boundary(v, from) {
 			return from, fmt.Errorf("scan %v: %w", from, ErrNoEntry)
 		}
@@ -213,8 +213,8 @@ func (l *Log) scanSegment(v view, from, end Position, buf *[]byte, left *int, fn
 	return next, fail
 }
 
-// boundary reports whether a frame begins at pos or, as far as damage around it
-// shows, may begin there.
+// boundary reports whether a frame begins at pos or, in view of the damage
+// around it, may begin there.
 func (l *Log) boundary(v view, pos Position) bool {
 	at, end := int64(pos.Offset()), int64(v.end)
 	w := window{r: v.src.file, salt: v.seg.salt, seq: v.seg.seq, limit: end}

@@ -16,8 +16,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
-// recover brings the log to the state that the disk proves. It changes nothing
-// that was acknowledged; a crash during it is met by doing it again.
+// recover brings the log to the state that the disk proves. It changes no
+// acknowledged bytes and is idempotent: the next start repeats it after a crash.
 func (l *Log) recover() error {
 	l.metrics.recoveries.Inc()
 	s, err := settle(&l.opts)
@@ -47,7 +47,7 @@ func (l *Log) recover() error {
 	return nil
 }
 
-// firstManifest is that of a new log, or of one that takes over packs.
+// firstManifest returns the manifest of a new log, or of one that takes over packs.
 func (l *Log) firstManifest(s *settled) (*manifest, error) {
 	m := &manifest{Format: formatVersion, Node: s.id.Node, Incarnation: s.id.Incarnation, Whole: true}
 	if s.replaces == "" {
@@ -69,12 +69,12 @@ func (l *Log) firstManifest(s *settled) (*manifest, error) {
 			continue
 		}
 		if seq > next {
-			lose(seq, "this pack was not there when a new incarnation took over")
+			lose(seq, "this pack was missing when a new incarnation took over")
 		}
 		m.Packs = append(m.Packs, p)
 		next = seq + 1
 	}
-	lose(next+1, "the WAL volume was lost, and what was not sealed with it")
+	lose(next+1, "the WAL volume was lost, and with it the unsealed entries")
 	return m, nil
 }
 
@@ -97,7 +97,7 @@ func (l *Log) adoptPack(seq uint32) (manifestPack, error) {
 		return manifestPack{}, err
 	}
 	if h.seq != seq || foot.seq != seq {
-		return manifestPack{}, fmt.Errorf("it is segment %d (%d) by its content", h.seq, foot.seq)
+		return manifestPack{}, fmt.Errorf("its contents are segment %d (%d)", h.seq, foot.seq)
 	}
 	return manifestPack{
 		Seq: seq, Salt: h.salt, End: foot.end, Entries: foot.entries,
@@ -105,13 +105,13 @@ func (l *Log) adoptPack(seq uint32) (manifestPack, error) {
 	}, nil
 }
 
-// recovery is the work of one Open.
+// recovery is the state of one Open.
 type recovery struct {
 	l     *Log
 	m     *manifest
 	parts []*part
 	files []vfs.File
-	// found: something is lost or damaged that was not known.
+	// found: a loss or damage that was not known.
 	found bool
 }
 
@@ -123,7 +123,7 @@ func (r *recovery) close() {
 
 func (r *recovery) run() error {
 	l := r.l
-	// What a crash left in the page cache only must not be built upon.
+	// Names that a crash left only in the page cache must become durable first.
 	for _, dir := range []string{l.opts.WALDir, l.opts.PackDir} {
 		if err := l.fs.SyncDir(dir); err != nil {
 			return err
@@ -160,10 +160,10 @@ func (r *recovery) run() error {
 	}
 	err := saveManifest(l.fs, l.opts.WALDir, r.bump())
 	if vfs.IsNoSpace(err) {
-		// What was found will be found again; a full disk must not keep the
-		// node from being read.
+		// The next start finds the same losses again; a full disk must not keep the
+		// node from serving reads.
 		l.enterReadOnly(err)
-		r.m.Lives = r.m.Lives[:len(r.m.Lives)-1] // it is not noted
+		r.m.Lives = r.m.Lives[:len(r.m.Lives)-1] // it is not recorded
 		r.m.Openings = r.m.Openings[:len(r.m.Openings)-1]
 		r.m.LastOpening--
 		l.openingDue.Store(true)
@@ -180,7 +180,7 @@ func (r *recovery) run() error {
 	return nil
 }
 
-// lostBehind reports whether there may have been entries behind a segment.
+// lostBehind reports whether entries may have followed a segment.
 func (r *recovery) lostBehind(seq uint32) bool {
 	return slices.ContainsFunc(r.l.segments, func(s *segment) bool { return s.seq > seq }) ||
 		slices.ContainsFunc(r.m.Lost, func(x Range) bool { return x.To > makePosition(seq+1, 0) })
@@ -195,9 +195,9 @@ func (r *recovery) bump() *manifest {
 	return r.m
 }
 
-// adoptUnlisted lists segments that are newer than the manifest: when it had to
-// be read from its copy, which may be one version behind. A segment prepared
-// and not listed yet looks the same, and is empty.
+// adoptUnlisted lists segments that are newer than the manifest. They exist if
+// the manifest was read from its copy, which may be one version old. A segment
+// that was prepared and not listed yet looks the same, and is empty.
 func (r *recovery) adoptUnlisted() error {
 	l := r.l
 	numbers, err := listNumbered(l.fs, l.opts.WALDir, segmentPrefix, segmentSuffix)
@@ -247,8 +247,8 @@ func (r *recovery) open(name string, flag int) (vfs.File, error) {
 	return f, err
 }
 
-// openPacks opens the packs that the manifest lists. One whose segment file is
-// still there must prove itself; otherwise it is copied again.
+// openPacks opens the packs that the manifest lists. If the segment file still
+// exists, the pack is verified; an invalid pack is copied again.
 func (r *recovery) openPacks() error {
 	l := r.l
 	kept := make([]manifestPack, 0, len(r.m.Packs))
@@ -264,7 +264,7 @@ func (r *recovery) openPacks() error {
 				err = r.verifyListed(f, p)
 			}
 			if err != nil {
-				l.log.Warn("a pack is not complete; it is copied again from its segment", "segment", p.Seq, "error", err)
+				l.log.Warn("a pack is incomplete; it is copied again from its segment", "segment", p.Seq, "error", err)
 				m := r.m.segment(p.Seq)
 				m.End, m.Entries = p.End, p.Entries
 				continue
@@ -278,7 +278,7 @@ func (r *recovery) openPacks() error {
 				return fmt.Errorf("check pack %d: %w", p.Seq, err)
 			}
 		} else {
-			r.lose(Range{From: makePosition(p.Seq, 0), To: makePosition(p.Seq+1, 0), Reason: "the pack is not there"})
+			r.lose(Range{From: makePosition(p.Seq, 0), To: makePosition(p.Seq+1, 0), Reason: "the pack is missing"})
 		}
 		l.segments = append(l.segments, s)
 	}
@@ -294,8 +294,7 @@ func (r *recovery) verifyListed(f vfs.File, p manifestPack) error {
 	return verifyPack(context.Background(), f, want)
 }
 
-// checkPack finds packs that were cut short. What else is wrong in them shows
-// when it is read.
+// checkPack finds truncated packs. Other damage shows when the pack is read.
 func (r *recovery) checkPack(f vfs.File, p manifestPack) error {
 	size, err := f.Size()
 	if err != nil {
@@ -303,7 +302,7 @@ func (r *recovery) checkPack(f vfs.File, p manifestPack) error {
 	}
 	if size < int64(p.End) {
 		from := uint32(size) &^ 7
-		r.damage([]Range{{From: makePosition(p.Seq, from), To: makePosition(p.Seq, p.End), Reason: "the pack was cut short"}})
+		r.damage([]Range{{From: makePosition(p.Seq, from), To: makePosition(p.Seq, p.End), Reason: "the pack is truncated"}})
 	}
 	return nil
 }
@@ -322,9 +321,9 @@ func (r *recovery) openSegments() error {
 			switch {
 			case packed != nil:
 			case r.neverUsed(m):
-				l.log.Info("a segment that was prepared and never used is not there", "segment", m.Seq)
+				l.log.Info("a segment that was prepared and never used is missing", "segment", m.Seq)
 			default:
-				r.lose(Range{From: makePosition(m.Seq, 0), To: makePosition(m.Seq+1, 0), Reason: "the segment is not there"})
+				r.lose(Range{From: makePosition(m.Seq, 0), To: makePosition(m.Seq+1, 0), Reason: "the segment is missing"})
 				l.segments = append(l.segments, &segment{seq: m.Seq, salt: m.Salt, end: max(m.End, headerSize), rotated: true})
 			}
 			continue
@@ -347,9 +346,9 @@ func (r *recovery) openSegments() error {
 	return nil
 }
 
-// neverUsed tells that no batch was ever written to a segment: the one before
-// it is listed without its end, which the writer notes before it goes on (see
-// rotateTo).
+// neverUsed reports whether no batch was ever written to a segment: the
+// previous segment is listed without its end, which the writer records before
+// it continues (see rotateTo).
 func (r *recovery) neverUsed(m manifestSegment) bool {
 	before := r.m.segment(m.Seq - 1)
 	return m.End == 0 && m.Seq > r.m.Durable.Segment() && before != nil && before.End == 0 && r.m.pack(m.Seq-1) == nil
@@ -366,8 +365,8 @@ func (r *recovery) survey(m manifestSegment, f vfs.File) (*part, error) {
 		if m.End == 0 {
 			return nil, err
 		}
-		// It is full: the manifest knows what stood there, and its entries
-		// need not be unreadable.
+		// The segment is full: the manifest knows the fields of the header, and the
+		// entries may still be readable.
 		r.l.log.Warn("the header of a segment cannot be read", "segment", m.Seq, "error", err)
 	}
 	p := &part{listed: m, seg: &segment{seq: m.Seq, salt: m.Salt, size: m.Size, src: &source{file: f}}}
@@ -380,14 +379,14 @@ func (r *recovery) survey(m manifestSegment, f vfs.File) (*part, error) {
 	p.win = &window{r: f, salt: m.Salt, seq: m.Seq, limit: m.Size}
 	p.survey = surveySegment(p.win)
 	if !p.headOK && p.survey.seen > 0 {
-		r.l.log.Warn("the header of a segment is damaged; its entries are readable all the same", "segment", m.Seq, "error", err)
+		r.l.log.Warn("the header of a segment is damaged; its entries are still readable", "segment", m.Seq, "error", err)
 	}
 	return p, nil
 }
 
-// mendHeader writes the header of the tail again when it rotted: the manifest
-// knows what stood there, and the pack that the tail becomes should prove
-// itself without a manifest.
+// mendHeader rewrites a damaged header of the tail. The manifest knows its
+// fields, and the pack that the tail becomes should be verifiable without a
+// manifest.
 func (r *recovery) mendHeader(p *part) error {
 	if p.headOK || p.listed.Size < headerSize {
 		return nil
@@ -396,7 +395,7 @@ func (r *recovery) mendHeader(p *part) error {
 	header{seq: p.listed.Seq, salt: p.listed.Salt, recycled: true, inc: r.l.inc}.encode(b)
 	f := p.seg.src.file
 	if _, err := f.WriteAt(b, 0); err != nil {
-		return fmt.Errorf("write the header of %s again: %w", f.Name(), err)
+		return fmt.Errorf("rewrite the header of %s: %w", f.Name(), err)
 	}
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync %s: %w", f.Name(), err)
@@ -404,7 +403,7 @@ func (r *recovery) mendHeader(p *part) error {
 	return nil
 }
 
-// assemble builds the log in memory from what was found.
+// assemble builds the log in memory from the recovered parts.
 func (r *recovery) assemble(v verdict) {
 	l := r.l
 	for _, p := range v.full {
@@ -435,7 +434,7 @@ func (l *Log) setTail(s *segment, end uint32) {
 	l.ahead[s.seq] = manifestSegment{Seq: s.seq, Salt: s.salt, Size: s.size}
 }
 
-// newTail begins a segment behind everything that was ever there.
+// newTail begins a segment after everything that ever existed.
 func (r *recovery) newTail() error {
 	l := r.l
 	seq := uint32(1)
@@ -448,8 +447,8 @@ func (r *recovery) newTail() error {
 	seq = max(seq, r.m.Durable.Segment()+1)
 	reserve := l.opts.Reserve
 	if len(l.segments) > 0 || len(r.m.Lost) > 0 {
-		// A log that lost its end must be readable on a nearly full disk as any
-		// other; that is what the reserve is for.
+		// A log that lost its end must be readable on a nearly full disk like any
+		// other; the reserve exists for that.
 		reserve = 0
 	}
 	s, err := l.prepare(context.Background(), seq, reserve)
@@ -463,9 +462,9 @@ func (r *recovery) newTail() error {
 	return nil
 }
 
-// tidy removes files that are not listed: segments, which would do as spares
-// but nobody knows whether the disk reads them, and what a crash interrupted.
-// Files of other names stay.
+// tidy removes files that are not listed: leftovers of interrupted operations,
+// and segments, which could be spares if it were known that the disk can read
+// them. Files with other names stay.
 func (r *recovery) tidy() error {
 	l := r.l
 	numbers, err := listNumbered(l.fs, l.opts.WALDir, segmentPrefix, segmentSuffix)
@@ -480,7 +479,7 @@ func (r *recovery) tidy() error {
 	for _, name := range []string{spareName, manifestName + tmpSuffix, manifestCopy + tmpSuffix, identityName + tmpSuffix} {
 		err := l.fs.Remove(filepath.Join(l.opts.WALDir, name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove left-over: %w", err)
+			return fmt.Errorf("remove a leftover file: %w", err)
 		}
 	}
 	return r.tidyPacks()
@@ -498,7 +497,7 @@ func (r *recovery) tidyPacks() error {
 	}
 	for _, name := range left {
 		if err := l.fs.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove left-over: %w", err)
+			return fmt.Errorf("remove a leftover file: %w", err)
 		}
 	}
 	return nil

@@ -13,7 +13,7 @@ import (
 )
 
 // Each error and each log line of this package whose advice depends on the number
-// of members, for a single node, for three members, and where it is not known.
+// of members: for a single node, for three members, and for an unknown number.
 func TestTheAdviceFitsTheNumberOfMembers(t *testing.T) {
 	remove := func(names ...string) func(*testing.T, *memfs.Disk) {
 		return func(t *testing.T, d *memfs.Disk) {
@@ -75,7 +75,7 @@ func requireAdvice(t *testing.T, members int, text string) {
 	}
 }
 
-// foreign puts a file of another log of this node in place of its own.
+// foreign replaces a file with that of another log of this node.
 func foreign(name string) func(*testing.T, *memfs.Disk) {
 	return func(t *testing.T, d *memfs.Disk) {
 		other := memfs.New(7)
@@ -101,7 +101,7 @@ func foreignSegment(t *testing.T, d *memfs.Disk) {
 	}
 }
 
-// The log lines about a loss say whether anybody can make up for it.
+// The log lines about a loss say whether other members can repair it.
 func TestALossIsLoggedWithTheAdvice(t *testing.T) {
 	for members, says := range map[int]string{
 		0: "when it is the only member, restore a backup, or accept the loss: stemedb cluster accept-loss node-0 --yes; do not empty the volumes",
@@ -113,7 +113,7 @@ func TestALossIsLoggedWithTheAdvice(t *testing.T) {
 				require.NoError(t, d.Remove((&Log{opts: o}).packName(2)))
 				require.NoError(t, mustOpen(t, o).Close())
 			},
-			"the volume was put back": func(t *testing.T, _ *memfs.Disk, o Options) {
+			"the volume was restored": func(t *testing.T, _ *memfs.Disk, o Options) {
 				l := mustOpen(t, o)
 				require.NoError(t, l.NoteRollback(l.End()+1, "a test says so"))
 				require.NoError(t, l.Close())

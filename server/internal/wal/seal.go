@@ -16,19 +16,19 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
-// A full segment becomes a pack: copied under a temporary name, synced,
-// renamed, its directory synced, and read back from the disk. From then on it
-// is read from there. The segment file is given another use when the user has
-// applied it (SetApplied), no reader is left, and the manifest lists it no more;
-// one that the disk refused to read, or that this run has not read, is removed:
-// to write a part of a page the disk has to read it, and the log would fail.
+// A full segment becomes a pack: copied under a temporary name, synced, renamed,
+// its directory synced, and read back from the disk. From then on, reads use the
+// pack. The segment file is reused once the user has applied it (SetApplied), no
+// reader is left, and the manifest no longer lists it. A file that the disk
+// refused to read, or that this run has not read, is removed instead: to write
+// part of a page the disk has to read it, and the log would fail.
 //
-// What the disk does not give back of a segment becomes damage like any other:
-// reported, not whole, the rest readable. But a disk may come back, and in the
-// pack the hole is for ever. So it is tried so often, so far apart; and the
-// manifest notes the damage in the very write that makes the pack count, which
-// fails when it is the whole volume that is gone. A segment of which not one page
-// can be read is out of reach, not damaged, and waits for as long as that lasts.
+// Parts of a segment that the disk cannot read become ordinary damage: reported,
+// not whole, the rest readable. But a disk may recover, and a hole in a pack is
+// permanent. So sealing is retried a number of times, at long intervals. The
+// manifest records the damage in the same write that makes the pack count, and
+// that write fails if the whole volume is gone. A segment without a readable page
+// is unavailable, not damaged, and waits as long as that lasts.
 const (
 	readTries = 6
 	readPause = 10 * time.Second
@@ -42,7 +42,7 @@ type retired struct {
 	seq, end uint32
 	name     string
 	src      *source
-	// readable: all of it was read in this run, at the first attempt.
+	// readable: this run read all of it, at the first attempt.
 	readable bool
 }
 
@@ -64,8 +64,8 @@ func (l *Log) runSealer(ctx context.Context) {
 	}
 }
 
-// sealFailed decides what a failure means. The segment is still there, so
-// nothing is lost; the next attempt writes a new file.
+// sealFailed handles a failure to seal. The segment still exists, so nothing is
+// lost; the next attempt writes a new file.
 func (l *Log) sealFailed(err error) {
 	l.metrics.writeError("seal")
 	if vfs.IsNoSpace(err) {
@@ -74,12 +74,12 @@ func (l *Log) sealFailed(err error) {
 		l.mu.Unlock()
 		return
 	}
-	l.log.Error("a segment could not be sealed; it stays in the WAL volume and is tried again", "error", err)
+	l.log.Error("a segment could not be sealed; it stays on the WAL volume, and sealing is retried", "error", err)
 }
 
 // sealAll makes packs of all rotated segments, oldest first. One that fails
-// holds up nothing behind it, unless it is for lack of space: then the others
-// would fail too.
+// does not hold up the later ones, unless it fails for lack of space: then the
+// others would fail too.
 func (l *Log) sealAll(ctx context.Context) error {
 	var first error
 	failed := 0
@@ -100,7 +100,7 @@ func (l *Log) sealAll(ctx context.Context) error {
 		}
 	}
 	if failed > 1 {
-		first = fmt.Errorf("%w; and %d segments more", first, failed-1)
+		first = fmt.Errorf("%w; and %d more segments", first, failed-1)
 	}
 	return first
 }
@@ -144,7 +144,7 @@ func (l *Log) seal(ctx context.Context, s *segment) error {
 	err = l.update(func(m *manifest) {
 		m.putPack(p)
 		damaged = m.damage(damaged, l.End())
-		// An older segment may still wait, and this one told its end.
+		// An older segment may still wait, and only this one showed its end so far.
 		l.listEnds(m)
 	})
 	if err != nil {
@@ -172,9 +172,9 @@ func (m *manifest) putPack(p manifestPack) {
 	m.Packs = slices.Insert(m.Packs, i, p)
 }
 
-// copyToPack copies v, sets what foot says of the content, and makes the pack
-// durable under its name. It returns what of the pack does not check because
-// the segment could not be read.
+// copyToPack copies v, completes foot, and makes the pack durable under its
+// name. It returns the invalid ranges of the pack, caused by unreadable parts
+// of the segment.
 func (l *Log) copyToPack(ctx context.Context, v view, name string, foot *footer) (damaged []Range, err error) {
 	tmp := name + tmpSuffix
 	f, err := l.fs.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -211,9 +211,9 @@ func (l *Log) copyToPack(ctx context.Context, v view, name string, foot *footer)
 	return damaged, l.fs.SyncDir(l.opts.PackDir)
 }
 
-// copySegment copies foot.end bytes and sets foot.hash. What cannot be read is
-// errUnreadable as long as it may pass; then it is copied as zeros, and readErr
-// is why.
+// copySegment copies foot.end bytes and sets foot.hash. An unreadable part
+// gives errUnreadable as long as it may recover; after that it is copied as
+// zeros, and readErr is the cause.
 func (l *Log) copySegment(ctx context.Context, to vfs.File, v view, foot *footer) (readErr, err error) {
 	hash := blake3.New()
 	w := window{r: v.src.file, salt: v.seg.salt, seq: v.seg.seq, limit: int64(foot.end)}
@@ -232,7 +232,7 @@ func (l *Log) copySegment(ctx context.Context, to vfs.File, v view, foot *footer
 			return nil, fmt.Errorf("%w: %w", errUnreadable, w.readErr)
 		}
 		if off == 0 && w.readErr != nil {
-			// The pack should prove itself without a manifest.
+			// The pack should be verifiable without a manifest.
 			if _, err := decodeHeader(b); err != nil {
 				header{seq: v.seg.seq, salt: v.seg.salt, recycled: true, inc: l.inc}.encode(b)
 			}
@@ -255,8 +255,8 @@ func (l *Log) copySegment(ctx context.Context, to vfs.File, v view, foot *footer
 	return w.readErr, nil
 }
 
-// surveyCopy finds what does not check in a copy of a segment that could not be
-// read in full, and counts the entries that do.
+// surveyCopy finds the invalid ranges in the copy of a segment that could not
+// be read completely, and counts the valid entries.
 func surveyCopy(f vfs.File, s *segment, foot *footer, readErr error) (damaged []Range, err error) {
 	w := window{r: f, salt: s.salt, seq: s.seq, limit: int64(foot.end)}
 	foot.entries = 0
@@ -269,7 +269,7 @@ func surveyCopy(f vfs.File, s *segment, foot *footer, readErr error) (damaged []
 	return damaged, w.readErr
 }
 
-// readFooter returns the footer of a pack whose size and footer agree.
+// readFooter returns the footer of a pack if the pack's size matches it.
 func readFooter(f vfs.File) (footer, error) {
 	size, err := f.Size()
 	if err != nil {
@@ -289,14 +289,14 @@ func readFooter(f vfs.File) (footer, error) {
 	return foot, err
 }
 
-// verifyPack reads the whole pack and compares it with what it should be.
+// verifyPack reads the whole pack and compares it with want.
 func verifyPack(ctx context.Context, f vfs.File, want footer) error {
 	foot, err := readFooter(f)
 	if err != nil {
 		return err
 	}
 	if foot != want {
-		return errors.New("the footer is not the one that was written")
+		return errors.New("the footer differs from the written one")
 	}
 	hash := blake3.New()
 	buf := make([]byte, min(1<<20, int64(want.end)))
@@ -314,12 +314,12 @@ func verifyPack(ctx context.Context, f vfs.File, want footer) error {
 	var got [32]byte
 	hash.Sum(got[:0])
 	if got != want.hash {
-		return errors.New("the bytes do not have the hash that the footer says")
+		return errors.New("the hash of the contents differs from that in the footer")
 	}
 	return nil
 }
 
-// recycleRetired gives segment files free that nobody needs any more.
+// recycleRetired releases segment files that are no longer needed.
 func (l *Log) recycleRetired() error {
 	applied := Position(l.applied.Load())
 	var ready, rest []retired

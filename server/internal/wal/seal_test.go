@@ -18,7 +18,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// badPages is a disk that does not give back some pages of one file.
+// badPages is a disk that cannot read some pages of one file.
 type badPages struct {
 	*memfs.Disk
 	file string
@@ -41,7 +41,7 @@ func (d *badPages) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, 
 	return badPagesFile{f, d}, nil
 }
 
-// Rename takes the bad pages along: they are the file's, not the name's.
+// Rename moves the bad pages along: they belong to the file, not to the name.
 func (d *badPages) Rename(from, to string) error {
 	if err := d.Disk.Rename(from, to); err != nil {
 		return err
@@ -67,7 +67,7 @@ func (f badPagesFile) ReadAt(b []byte, off int64) (int, error) {
 }
 
 // withBadPage returns a log that was filled while a part of its first segment
-// could not be read, and what it was given.
+// was unreadable, and its entries.
 func withBadPage(t *testing.T, from, to int64) (d *badPages, l *Log, all map[Position]string) {
 	t.Helper()
 	d = &badPages{Disk: memfs.New(1), file: numbered(segmentPrefix, 1, segmentSuffix)}
@@ -92,8 +92,8 @@ func sealed(l *Log) (numbers []uint32) {
 	return numbers
 }
 
-// One segment that cannot be read holds up no other: they are sealed and their
-// files used again. What stays unreadable becomes damage; the rest of the
+// One unreadable segment does not hold up the others: they are sealed and their
+// files reused. A part that stays unreadable becomes damage; the rest of the
 // segment is sealed too.
 func TestUnreadableSegmentHoldsUpNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -103,7 +103,7 @@ func TestUnreadableSegmentHoldsUpNothing(t *testing.T) {
 		require.Len(t, sealed(l), int(last)-2, "all but the first and the last")
 		require.NotContains(t, sealed(l), uint32(1))
 		require.LessOrEqual(t, len(l.manifest.Load().Segments), 3)
-		require.True(t, l.Whole(), "it may still pass")
+		require.True(t, l.Whole(), "the disk may still recover")
 
 		time.Sleep(time.Hour)
 		synctest.Wait()
@@ -150,12 +150,12 @@ func TestUnreadableSegmentHoldsUpNothing(t *testing.T) {
 
 		l = mustOpen(t, badOptions(d))
 		check()
-		require.True(t, l.Whole(), "it is found once")
+		require.True(t, l.Whole(), "the damage is found once")
 		require.NoError(t, l.Close())
 	})
 }
 
-// A segment that cannot be read at all waits until it can, however long that takes.
+// A completely unreadable segment waits until it is readable, however long that takes.
 func TestSegmentThatIsOutOfReachWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, l, all := withBadPage(t, 0, 1<<40)
@@ -175,8 +175,8 @@ func TestSegmentThatIsOutOfReachWaits(t *testing.T) {
 	})
 }
 
-// A file that the disk did not give back in full is not used as a segment
-// again: the writer would have to read a page before it writes a part of it.
+// A file that the disk could not read completely is not reused as a segment:
+// the writer would have to read a page before it writes part of it.
 func TestUnreadableFileIsNotUsedAgain(t *testing.T) {
 	for name, run := range map[string]func(t *testing.T, d *badPages, l *Log) *Log{
 		"at once": func(t *testing.T, _ *badPages, l *Log) *Log {
@@ -222,10 +222,10 @@ func TestUnreadableFileIsNotUsedAgain(t *testing.T) {
 				synctest.Wait()
 				l = run(t, d, l)
 				synctest.Wait()
-				fill(t, l, 1000, 100) // takes what spares there are
+				fill(t, l, 1000, 100) // uses up the spares
 				synctest.Wait()
 				require.NoError(t, l.Close())
-				require.Equal(t, numbered(segmentPrefix, 1, segmentSuffix), d.file, "it got another name")
+				require.Equal(t, numbered(segmentPrefix, 1, segmentSuffix), d.file, "the file was renamed")
 				_, err := d.Stat(filepath.Join("wal", d.file))
 				require.ErrorIs(t, err, fs.ErrNotExist)
 			})
@@ -233,7 +233,7 @@ func TestUnreadableFileIsNotUsedAgain(t *testing.T) {
 	}
 }
 
-// A disk that comes back in time costs nothing.
+// A disk that recovers in time costs nothing.
 func TestUnreadableSegmentThatComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, l, all := withBadPage(t, 0, 16<<10)
@@ -253,12 +253,12 @@ func TestUnreadableSegmentThatComesBack(t *testing.T) {
 	})
 }
 
-// The header of a segment holds no entry, and the log knows what stood there.
+// The header of a segment holds no entry, and the log knows its contents.
 func TestUnreadableHeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, l, all := withBadPage(t, 0, 64)
 		require.NoError(t, l.Close())
-		l = mustOpen(t, badOptions(d)) // a start meets it too
+		l = mustOpen(t, badOptions(d)) // a start encounters it too
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		require.Contains(t, sealed(l), uint32(1))
@@ -274,8 +274,7 @@ func TestUnreadableHeader(t *testing.T) {
 	})
 }
 
-// A segment file that was cut short behind the log's back is sealed as far as
-// it goes.
+// A segment file that something else truncated is sealed up to its end.
 func TestShortSegmentIsSealed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, l, all := withBadPage(t, 0, 16<<10)
@@ -301,8 +300,8 @@ func TestShortSegmentIsSealed(t *testing.T) {
 	})
 }
 
-// Segments behind the one that waits are sealed and used again; a crash at any
-// moment of that takes nothing from it, nor from them.
+// Segments after the waiting one are sealed and reused. A crash at any moment
+// of that loses nothing from either.
 func TestCrashWhileASegmentWaits(t *testing.T) {
 	for cut := range 250 {
 		synctest.Test(t, func(t *testing.T) {

@@ -35,7 +35,7 @@ func numbered(prefix string, n uint32, suffix string) string {
 }
 
 // listNumbered lists the numbers in the names prefix NUMBER suffix in dir,
-// ascending. Other names, such as lost+found, are passed over.
+// ascending. It skips other names, such as lost+found.
 func listNumbered(fsys vfs.FS, dir, prefix, suffix string) ([]uint32, error) {
 	entries, err := fsys.ReadDir(dir)
 	if err != nil {
@@ -57,24 +57,24 @@ func listNumbered(fsys vfs.FS, dir, prefix, suffix string) ([]uint32, error) {
 // segment is one numbered part of the log, wherever its bytes are.
 type segment struct {
 	seq, salt uint32
-	// size is that of the segment file; batches end below it.
+	// size is the size of the segment file; batches end below it.
 	size int64
 	// The fields below are guarded by Log.tab.
 
-	// end is the offset behind the last batch. It is set before the durable
+	// end is the offset after the last batch. It is set before the durable
 	// position leaves the segment; until then the durable position is the end.
 	end     uint32
 	entries uint64
 	// rotated: no more batches will follow.
 	rotated bool
-	// src is where the bytes are read; nil when they are lost. It changes from
-	// the segment file to the pack once, when the pack is trusted.
+	// src is the file that the bytes are read from; nil if they are lost. It
+	// changes from the segment file to the pack once, when the pack is trusted.
 	src *source
 	// packed: src is the pack.
 	packed bool
 
-	// refused counts the attempts to seal it that the disk refused to read it
-	// for; the next one is due at retryAt. Only the sealer uses them.
+	// refused counts the attempts to seal the segment that the disk refused to
+	// read; the next one is due at retryAt. Only the sealer uses them.
 	refused int
 	retryAt time.Time
 }
@@ -83,8 +83,8 @@ type segment struct {
 type source struct {
 	file vfs.File
 	refs int
-	// spare is the file's name when it is to be used again as a segment once
-	// the last reader has gone; retired is set with it.
+	// spare is the file's name if it is to be reused as a segment after the last
+	// reader; retired is set with it.
 	retired bool
 }
 
@@ -100,16 +100,16 @@ func (l *Log) find(seq uint32) (*segment, int) {
 	return l.segments[i], i
 }
 
-// view is what a reader holds of a segment.
+// view is a reader's reference to a segment.
 type view struct {
 	seg *segment
 	src *source
-	// end is the offset behind the last durable batch.
+	// end is the offset after the last durable batch.
 	end uint32
 }
 
-// acquire pins the source of segment seq until release. When there is no such
-// segment it returns the next one that exists, or nil behind the last.
+// acquire pins the source of segment seq until release. If there is no such
+// segment, it returns the next existing one, or nil after the last.
 func (l *Log) acquire(seq uint32) (v view, ok bool) {
 	durable := l.End()
 	l.tab.Lock()

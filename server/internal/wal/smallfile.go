@@ -14,12 +14,11 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
-// The small files (identity, manifest) are JSON, so that a person can read
-// them, and a last line "crc32c XXXXXXXX" over everything before it, so that
-// the program need not trust them. They are replaced as a whole: temporary
-// name, sync, rename, directory sync.
+// The small files (identity, manifest) are JSON, readable for people, with a
+// last line "crc32c XXXXXXXX", the checksum of everything before it. They are
+// replaced as a whole: temporary name, sync, rename, directory sync.
 
-var errNotChecked = errors.New("the check line at its end does not match")
+var errNotChecked = errors.New("the checksum at its end does not match")
 
 func saveSmall(fsys vfs.FS, name string, v any) error {
 	b, err := json.MarshalIndent(v, "", " ")
@@ -41,8 +40,7 @@ func saveSmall(fsys vfs.FS, name string, v any) error {
 	return nil
 }
 
-// writeWhole writes a file of its own and syncs it. Its directory is the
-// caller's business.
+// writeWhole writes a new file and syncs it. The caller syncs its directory.
 func writeWhole(fsys vfs.FS, name string, b []byte) (err error) {
 	f, err := fsys.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -59,7 +57,7 @@ func writeWhole(fsys vfs.FS, name string, b []byte) (err error) {
 	return f.Sync()
 }
 
-// loadSmall reads what saveSmall wrote. found is false when there is no file.
+// loadSmall reads a file that saveSmall wrote. found is false if there is no file.
 func loadSmall(fsys vfs.FS, name string, v any) (found bool, err error) {
 	b, err := readWhole(fsys, name)
 	if errors.Is(err, fs.ErrNotExist) {

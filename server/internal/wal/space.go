@@ -7,33 +7,33 @@ import (
 	"time"
 )
 
-// Space is how much of a volume is free.
+// Space describes the free space of a volume.
 type Space struct {
 	Volume string // "wal" or "packs", as the metrics name it
 	Dir    string
 	// Bytes. Writes stop below Reserve.
 	Free, Total, Reserve uint64
-	// NearlyFull comes well before that, see nearlyFullBelow.
+	// NearlyFull becomes true well before that, see nearlyFullBelow.
 	NearlyFull bool
 }
 
-// A volume is nearly full when less than a tenth of it is free above the reserve.
-// On a large volume 10 GiB are enough time for an operator.
+// A volume is nearly full when less than a tenth of it is free above the
+// reserve. On a large volume, 10 GiB give an operator enough time.
 const (
 	nearlyFullShare = 10
 	nearlyFullMost  = 10 << 30
 )
 
-// Space tells how full the volumes are, as of the last look at them. A volume
-// that cannot tell is not in it.
+// Space describes the volumes as of the last check. It leaves out a volume
+// whose free space is unknown.
 func (l *Log) Space() []Space {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.spaces)
 }
 
-// nearlyFullBelow is the free space below which a volume is nearly full. One that
-// was takes an eighth more to be it no longer.
+// nearlyFullBelow is the free space below which a volume is nearly full. A
+// volume that was nearly full needs an eighth more to leave that state.
 func (l *Log) nearlyFullBelow(total uint64, was bool) uint64 {
 	below := max(l.opts.ReserveHigh, l.opts.Reserve+min(total/nearlyFullShare, nearlyFullMost))
 	if was {
@@ -42,7 +42,7 @@ func (l *Log) nearlyFullBelow(total uint64, was bool) uint64 {
 	return below
 }
 
-// spaceOf compares a volume with how it was and logs when that changes.
+// spaceOf compares a volume with its last state and logs a change.
 func (l *Log) spaceOf(volume, dir string, free, total uint64) Space {
 	was := false
 	for _, s := range l.Space() {
@@ -59,7 +59,7 @@ func (l *Log) spaceOf(volume, dir string, free, total uint64) Space {
 	return now
 }
 
-// runKeeper looks at free space.
+// runKeeper checks free space periodically.
 func (l *Log) runKeeper(ctx context.Context) {
 	defer l.restDone.Done()
 	t := time.NewTicker(l.opts.CheckInterval)
@@ -75,8 +75,8 @@ func (l *Log) runKeeper(ctx context.Context) {
 	}
 }
 
-// checkSpace enters and leaves the read-only state. Both volumes count: a pack
-// volume that is full would fill the WAL volume next.
+// checkSpace enters and leaves the read-only state. Both volumes count: a full
+// pack volume would soon fill the WAL volume.
 func (l *Log) checkSpace() {
 	var low error
 	high := true
@@ -84,7 +84,7 @@ func (l *Log) checkSpace() {
 	for _, v := range []struct{ name, dir string }{{volumeWAL, l.opts.WALDir}, {volumePacks, l.opts.PackDir}} {
 		free, total, err := l.fs.Free(v.dir)
 		if err != nil {
-			l.log.Warn("free space cannot be told", "dir", v.dir, "error", err)
+			l.log.Warn("free space cannot be determined", "dir", v.dir, "error", err)
 			high = false
 			continue
 		}
@@ -109,6 +109,6 @@ func (l *Log) checkSpace() {
 		l.enterReadOnly(low)
 	case high && l.readOnly != nil:
 		l.readOnly = nil
-		l.log.Info("the log takes writes again: there is space")
+		l.log.Info("the log accepts writes again: there is space")
 	}
 }

@@ -5,28 +5,28 @@ import (
 	"slices"
 )
 
-// What is torn and what is damaged
+// Torn or damaged
 //
-// A batch is written after the sync of the one before it is over, and its frame
-// says so: everything below its durable position had been durable. So after a
-// crash at most the last batch can be torn, and nothing proves it durable. Bad
-// bytes at X are damage if some valid batch frame, or the manifest, has a
-// durable position beyond X; otherwise they are an unacknowledged tail, however
-// its pages arrived. Nothing is guessed from what the bytes look like.
+// A batch is written after the sync of the previous one, and its frame says so:
+// everything below its durable position was durable. So after a crash at most
+// the last batch can be torn, and nothing proves it durable. Invalid bytes at X
+// are damage if a valid batch frame, or the manifest, has a durable position
+// beyond X. Otherwise they are an unacknowledged tail, in whatever order its
+// pages arrived. The bytes' appearance is no evidence.
 
-// survey is what a segment file says about itself.
+// survey is the result of reading a segment file.
 type survey struct {
-	// clean is the offset behind the whole batches that follow the header
-	// without a fault, entries their number of entries.
+	// clean is the offset after the intact batches that follow the header, entries
+	// their number of entries.
 	clean   int64
 	entries uint64
-	// seen is the offset behind the last batch whose frame checks, faults
-	// before it or not, as far as it lies in the file; 0 when there is none.
+	// seen is the offset after the last batch with a valid frame, even after
+	// invalid bytes, as far as it is within the file; 0 if there is none.
 	seen int64
-	// top is the highest durable position that a valid batch frame carries.
+	// top is the highest durable position in a valid batch frame.
 	top Position
-	// before is the end of the log before this segment's first batch; 0 when
-	// that batch's frame does not check.
+	// before is the end of the log before this segment's first batch; 0 if that
+	// batch's frame is invalid.
 	before Position
 }
 
@@ -71,16 +71,15 @@ type part struct {
 	win    *window
 }
 
-// verdict is what recovery decides about the unsealed part of the log.
+// verdict is the decision of recovery about the unsealed part of the log.
 type verdict struct {
-	// tail is the part that the log goes on in; nil when all are full, lost or
-	// not there: then the log goes on in a new segment.
+	// tail is the part in which the log continues; nil if all are full, lost or
+	// missing: then the log continues in a new segment.
 	tail *part
-	// proven is the offset in tail below which all was durable for sure, end
-	// the offset behind the last whole batch.
+	// proven is the offset in tail below which everything was certainly durable,
+	// end the offset after the last complete batch.
 	proven, end int64
-	// full are the parts before the tail, ahead those behind it, which are
-	// empty.
+	// full holds the parts before the tail, ahead the empty parts after it.
 	full, ahead []*part
 	damaged     []Range
 }
@@ -111,8 +110,8 @@ func judge(parts []*part, known Position) verdict {
 		case seq < last || seq == last && p.listed.End > 0:
 			end, ok := ends[seq]
 			if !ok {
-				// Only the first frame of the next segment or the manifest
-				// could tell; both are gone.
+				// Only the first frame of the next segment or the manifest could show the
+				// end; both are gone.
 				end = uint32(max(p.survey.clean, p.survey.seen))
 			}
 			p.seg.end = end
@@ -134,16 +133,16 @@ func judge(parts []*part, known Position) verdict {
 	return v
 }
 
-// endTail makes the tail a full part: a segment behind it was lost, and may have
-// held entries, so the log goes on behind that one.
+// endTail makes the tail a full part: a later segment was lost and may have
+// held entries, so the log continues after that one.
 func (v *verdict) endTail() {
 	v.tail.seg.end = uint32(v.end)
 	v.full = append(v.full, v.tail)
 	v.tail = nil
 }
 
-// settle returns what does not check below end, all of which was durable, and
-// counts the entries that do.
+// settle returns the invalid ranges below end, all of which was durable, and
+// counts the valid entries.
 func (p *part) settle(end int64) (damaged []Range) {
 	if p.survey.clean >= end {
 		p.seg.entries = p.survey.entries
@@ -158,8 +157,8 @@ func (p *part) settle(end int64) (damaged []Range) {
 	return damaged
 }
 
-// extend returns the offset behind the last whole batch from proven on: batches
-// that arrived although nothing had acknowledged them yet are kept.
+// extend returns the offset after the last complete batch from proven on: it
+// keeps complete batches although nothing has acknowledged them yet.
 func (p *part) extend(proven int64) int64 {
 	if p.survey.clean >= proven {
 		return p.survey.clean

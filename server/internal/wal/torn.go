@@ -8,24 +8,24 @@ import (
 )
 
 const (
-	// maxTorn bounds one file that a torn tail is set aside in, keepTorn the
-	// number of such files: they are for people to look at.
+	// maxTorn bounds the size of a file with a torn tail, keepTorn the number of
+	// such files: people may want to inspect them.
 	maxTorn  = 4 << 20
 	keepTorn = 4
 )
 
-// cutTail makes the end of the log clean. What lies behind it is set aside and
-// overwritten with zeros: a batch that nobody acknowledged must not come back
-// behind later ones. What was found whole but proven by nothing is written
-// again, because it may be in the page cache only, even marked clean there
-// after a sync that failed.
+// cutTail makes the end of the log clean. It sets the bytes after the end aside
+// and overwrites them with zeros: an unacknowledged batch must not reappear
+// after later ones. It rewrites complete batches that are not proven durable,
+// because they may be only in the page cache, even marked clean there after a
+// failed sync.
 func (r *recovery) cutTail(v verdict) error {
 	p := v.tail
 	f := p.seg.src.file
 	for _, page := range p.win.unreadable {
 		if page+readPage > v.end {
-			return fmt.Errorf("%s cannot be read at %d, behind the last position that is known to be durable: "+
-				"what lies there may have been acknowledged, so nothing is cut; look at the disk: %w", f.Name(), page, p.win.readErr)
+			return fmt.Errorf("%s cannot be read at %d, after the last position that is known to be durable: "+
+				"the bytes there may have been acknowledged, so nothing is cut; check the disk: %w", f.Name(), page, p.win.readErr)
 		}
 	}
 	p.win.unreadable = nil
@@ -60,10 +60,10 @@ func (r *recovery) cutTail(v verdict) error {
 	return nil
 }
 
-// tornEnd returns the offset behind what is to be cut, or end when nothing is.
-// In a file that was never used before everything but zeros counts; otherwise
-// only what a batch frame of this life of the file announces can be told from
-// what is stale, and stale bytes are never taken for anything.
+// tornEnd returns the offset after the bytes to cut, or end if there are none.
+// In a file that was never reused, everything but zeros counts. Otherwise only
+// bytes that a batch frame of the file's current use announces can be
+// distinguished from stale bytes, and stale bytes are never used.
 func (r *recovery) tornEnd(p *part, end int64) int64 {
 	to := max(end, p.survey.seen)
 	if !p.headOK || p.head.recycled {
@@ -92,7 +92,7 @@ func (r *recovery) setAside(p *part, from, to int64) error {
 		"segment", p.listed.Seq, "offset", from, "bytes", to-from, "file", name)
 	b := slices.Clone(p.win.bytes(from, int(min(to-from, maxTorn))))
 	if err := writeWhole(l.fs, name, b); err != nil {
-		// It is kept for curiosity; a full disk must not keep the node down.
+		// The tail is kept for inspection only; a full disk must not keep the node down.
 		l.log.Warn("the torn tail could not be set aside", "file", name, "error", err)
 	}
 	entries, err := l.fs.ReadDir(l.opts.WALDir)

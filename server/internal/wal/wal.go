@@ -1,19 +1,19 @@
 // Package wal is the log that holds everything StemeDB stores.
 //
-// What it promises:
-//   - A commit whose Done was called with nil is durable: after any crash each
-//     of its entries is read at its position, by Read and by Scan.
+// Promised:
+//   - A commit whose Done was called with nil is durable: after any crash, Read
+//     and Scan return each of its entries at its position.
 //   - A commit is atomic: after a crash all of its entries are there or none.
 //   - Done is called once per accepted commit, in log order.
-//   - Positions are for ever: full segments become immutable packs on a second
+//   - Positions are permanent: full segments become immutable packs on a second
 //     volume, and a position reads the same from either.
-//   - Nothing acknowledged is ever cut. A tail that no later write proves to
-//     have been durable is set aside, cut and counted; anything else that does
-//     not check is damage: it is reported, kept, and the rest stays readable.
-//   - Whoever saw the log during one of its openings can tell later whether it
-//     was put back to an older state, however far it has grown (witness.go).
-//   - After a failed write or sync nothing is tried again on that file: the
-//     log stays readable and refuses writes until the process starts again.
+//   - Acknowledged bytes are never cut. A tail that no later write proves to have
+//     been durable is set aside, cut and counted; any other invalid bytes are
+//     damage: they are reported and kept, and the rest stays readable.
+//   - A peer that saw the log during one of its openings can detect later that
+//     it was restored to an older state, however far it has grown (witness.go).
+//   - After a failed write or sync, nothing is retried on that file: the log
+//     stays readable and rejects writes until the process restarts.
 //
 // format.go describes the bytes, manifest.go and identity.go the small files
 // beside them.
@@ -33,8 +33,8 @@ import (
 )
 
 // Position is the address of an entry: the number of its segment in the upper
-// 32 bits, the byte offset of its frame in the lower ones. Positions grow in
-// log order, with holes between them. 0 lies before every entry.
+// 32 bits, the byte offset of its frame in the lower ones. Positions increase
+// in log order, with gaps between them. 0 is before every entry.
 type Position uint64
 
 func makePosition(seq, off uint32) Position { return Position(seq)<<32 | Position(off) }
@@ -51,9 +51,9 @@ func (p Position) String() string { return fmt.Sprintf("%d:%d", p.Segment(), p.O
 type Range struct {
 	From Position `json:"from"`
 	To   Position `json:"to"`
-	// Reason says what happened to it, for people.
+	// Reason is the cause, for people.
 	Reason string `json:"reason"`
-	// Unread: the disk gave an error, and not wrong bytes, so that the part may be
+	// Unread: the disk returned an error, not wrong bytes, so the part may be
 	// readable later (Log.Recheck).
 	Unread bool `json:"unread,omitempty"`
 }
@@ -62,14 +62,14 @@ func (r Range) String() string { return fmt.Sprintf("[%v, %v) %s", r.From, r.To,
 
 // Limits of one entry.
 const (
-	// MinKind and MaxKind bound the kinds that a user of the log may give.
+	// MinKind and MaxKind bound the kinds that a user of the log may choose.
 	MinKind = 1
 	MaxKind = 0xFE
 	// MaxPayload is the largest payload in bytes.
 	MaxPayload = 1<<24 - 1
 )
 
-// Entry is what the log stores: bytes of a kind, neither of which it looks at.
+// Entry is one item of the log: bytes of a kind. The log interprets neither.
 type Entry struct {
 	Kind    uint8 // MinKind..MaxKind
 	Payload []byte
@@ -80,7 +80,7 @@ type Commit struct {
 	// Entries are copied by Append.
 	Entries []Entry
 	// Positions receives one position per entry. Append sets it (reusing its
-	// capacity); it means something once Done was called with nil.
+	// capacity); it is valid once Done was called with nil.
 	Positions []Position
 	// Done is called exactly once for a commit that Append accepted: with nil
 	// when it is durable, otherwise with an error that wraps ErrFailed,
@@ -92,10 +92,10 @@ type Commit struct {
 // Errors of Append and Done; test with errors.Is.
 var (
 	// ErrFailed: a write or sync failed. Sticky until the process restarts. A
-	// commit that was under way has an unknown outcome; sending it again is
-	// harmless for whoever addresses by content.
-	ErrFailed = errors.New("the log failed and takes no more writes")
-	// ErrReadOnly: too little space is left. Passes by itself.
+	// commit in progress has an unknown outcome; sending it again is idempotent
+	// for users that address by content.
+	ErrFailed = errors.New("the log failed and no longer accepts writes")
+	// ErrReadOnly: too little space is left. Temporary.
 	ErrReadOnly = errors.New("the log is read-only because a volume is nearly full")
 	// ErrBusy: more bytes wait for the disk than Options.QueueBytes allows.
 	ErrBusy = errors.New("the log's queue is full")
@@ -109,37 +109,37 @@ var (
 
 // Errors of Read and Scan.
 var (
-	// ErrGone: the position lies in a segment or pack that was lost.
+	// ErrGone: the position is in a segment or pack that was lost.
 	ErrGone = errors.New("the part of the log that held this position is lost")
 	// ErrNoEntry: no entry begins at this position.
 	ErrNoEntry = errors.New("no entry at this position")
 )
 
 // ErrMoreLost: a loss was found that the caller of SetWhole did not know.
-var ErrMoreLost = errors.New("more of the log was found lost or damaged meanwhile")
+var ErrMoreLost = errors.New("more losses or damage of the log were found meanwhile")
 
-// DamageError says that bytes which were durable once do not check any more.
+// DamageError reports bytes that were durable and are no longer valid.
 type DamageError struct{ Range Range }
 
 func (e *DamageError) Error() string { return "damaged log: " + e.Range.String() }
 
-// Gap is what Scan returns when it met a part of the log that cannot be read.
-// Scan's next then lies behind it.
+// Gap is the error of Scan at an unreadable part of the log. Scan's next is
+// then after that part.
 type Gap struct {
 	Range Range
-	// Lost tells a missing segment or pack from damaged bytes.
+	// Lost distinguishes a missing segment or pack from damaged bytes.
 	Lost bool
 }
 
 func (g *Gap) Error() string { return "gap in the log: " + g.Range.String() }
 
-// State tells what the log can do.
+// State is the set of operations that the log accepts.
 type State int
 
 const (
 	// StateOK: reads and writes.
 	StateOK State = iota
-	// StateReadOnly: too little space; writes get ErrReadOnly. Passes.
+	// StateReadOnly: too little space; writes get ErrReadOnly. Temporary.
 	StateReadOnly
 	// StateFailed: writes get ErrFailed until the process restarts.
 	StateFailed
@@ -157,67 +157,66 @@ func (s State) String() string {
 	return fmt.Sprintf("State(%d)", int(s))
 }
 
-// Options say where the log lives and how big its parts are.
+// Options are the location of the log and the sizes of its parts.
 type Options struct {
 	// FS holds both directories; vfs.OS() when nil.
 	FS vfs.FS
 	// WALDir is where commits become durable, PackDir where full segments are
-	// kept. They may lie on different volumes and must differ. Both are
-	// created when missing. Files of other names in them are left alone.
+	// kept. They may be on different volumes and must differ. Both are created if
+	// missing. Files with other names in them are left alone.
 	WALDir, PackDir string
-	// Node is the name of this node; volumes of another node are refused.
+	// Node is the name of this node; volumes of another node are rejected.
 	Node string
 
-	// Members is how many members the cluster is expected to have, 0 when that is
-	// not known. Only the advice in errors depends on it.
+	// Members is the expected number of members of the cluster, 0 if unknown. Only
+	// the advice in errors depends on it.
 	Members int
 
 	// SegmentSize is the size of a segment in bytes; default 64 MiB, at least
 	// 16 KiB. It bounds a commit and may differ from one start to the next.
 	SegmentSize int64
-	// MaxBatchBytes bounds what one sync makes durable; default 4 MiB. A
-	// larger commit is a batch of its own.
+	// MaxBatchBytes bounds the bytes that one sync makes durable; default 4 MiB. A
+	// larger commit becomes a separate batch.
 	MaxBatchBytes int
 	// QueueBytes bounds the bytes that wait for the disk; default 64 MiB.
 	QueueBytes int
 	// The log turns read-only when less than Reserve bytes are free on either
-	// volume and takes writes again above ReserveHigh. Defaults: 2 and 3
+	// volume and accepts writes again above ReserveHigh. Defaults: 2 and 3
 	// segments.
 	Reserve, ReserveHigh uint64
-	// CheckInterval is how often free space is looked at; default 2 s.
+	// CheckInterval is the interval between checks of free space; default 2 s.
 	CheckInterval time.Duration
 
-	// Rand yields the incarnation and the salts of segments; crypto/rand when
-	// nil.
+	// Rand yields the incarnation and the salts of segments; crypto/rand if nil.
 	Rand io.Reader
 	// Logger and Registerer may be nil.
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
 
-// remedy is the advice for volumes that cannot be used as they are.
+// remedy is the advice for volumes that cannot be used.
 func (o *Options) remedy(putBack string) string {
 	return remedy.Volumes(o.Members, remedy.ThisNode, putBack)
 }
 
-// Identity is what both volumes carry.
+// Identity is the identity that both volumes carry.
 type Identity struct {
-	// Node is the name that the volumes were first used under.
+	// Node is the name under which the volumes were first used.
 	Node string
 	// Incarnation is 32 hex digits, drawn when the volumes were empty. A node
 	// that lost its WAL volume has a new one.
 	Incarnation string
 	// Cluster is empty until SetClusterID.
 	Cluster string
-	// Shared: that cluster has had other members, since SetShared. A node that
-	// lost its WAL volume still has it from the pack volume.
+	// Shared: the cluster has had other members, since SetShared. A node that lost
+	// its WAL volume still knows it from the pack volume.
 	Shared bool
 }
 
 // Pack describes a sealed segment on the pack volume.
 type Pack struct {
 	Segment uint32
-	// End is the position behind its last entry.
+	// End is the position after its last entry.
 	End Position
 	// Bytes is the size of the file, Entries the number of intact entries.
 	Bytes   int64

@@ -8,8 +8,8 @@ import (
 )
 
 // window reads a segment or pack piece by piece. Bytes that the disk refuses to
-// give read as zeros, which are never a frame, and are remembered: a bad sector
-// costs what lies in it and no more.
+// read become zeros, which are never a frame, and are remembered: a bad sector
+// costs only its own contents.
 type window struct {
 	r    io.ReaderAt
 	salt uint32
@@ -19,7 +19,7 @@ type window struct {
 
 	buf []byte
 	off int64 // of buf[0]
-	// unreadable are the pages that gave an error, with the last error.
+	// unreadable lists the pages that returned an error, readErr the last error.
 	unreadable []int64
 	readErr    error
 }
@@ -72,16 +72,16 @@ func (w *window) readPages(got int) int {
 	return got
 }
 
-// frame is a frame that has been checked.
+// frame is a frame with a valid checksum.
 type frame struct {
 	kind    uint8
 	payload []byte
-	// next is the offset behind it.
+	// next is the offset after it.
 	next int64
 }
 
-// frameAt returns the frame at off. ok is false when there is none that checks
-// and ends at or before end.
+// frameAt returns the frame at off. ok is false if there is no valid frame
+// there that ends at or before end.
 func (w *window) frameAt(off, end int64) (f frame, ok bool) {
 	head := w.bytes(off, frameHead)
 	if len(head) < frameHead || off+frameHead > end {
@@ -101,7 +101,7 @@ func (w *window) frameAt(off, end int64) (f frame, ok bool) {
 	return f, frameCRC(w.salt, makePosition(w.seq, uint32(off)), word, f.payload) == crc
 }
 
-// batchAt returns the head of the batch at off when its frame checks.
+// batchAt returns the head of the batch at off if its frame is valid.
 func (w *window) batchAt(off, end int64) (batchHead, bool) {
 	f, ok := w.frameAt(off, end)
 	if !ok || f.kind != batchKind {
@@ -110,7 +110,7 @@ func (w *window) batchAt(off, end int64) (batchHead, bool) {
 	return parseBatchHead(f.payload, makePosition(w.seq, uint32(off)))
 }
 
-// wholeBatch tells whether all entries of the batch at off check.
+// wholeBatch reports whether all entries of the batch at off are valid.
 func (w *window) wholeBatch(off int64, h batchHead, end int64) bool {
 	stop := off + int64(h.bytes)
 	if stop > end {
@@ -127,10 +127,10 @@ func (w *window) wholeBatch(off int64, h batchHead, end int64) bool {
 	return at == stop
 }
 
-// resync looks for the next frame that checks behind off and before end, and
-// returns end when there is none. First it trusts the length of the bad frame:
-// mostly the payload is what rotted. After that every eighth byte may begin a
-// frame; the bytes checked are bounded, because garbage has long lengths.
+// resync returns the next valid frame after off and before end, or end if there
+// is none. First it trusts the length of the bad frame, because usually the
+// payload is damaged. Then it tries every eighth byte; the number of bytes
+// checked is bounded, because garbage has long lengths.
 func (w *window) resync(off, end int64) int64 {
 	if head := w.bytes(off, frameHead); len(head) == frameHead {
 		next := off + int64(frameSize(int(binary.LittleEndian.Uint32(head)>>8)))
@@ -160,7 +160,7 @@ func (w *window) resync(off, end int64) int64 {
 	return end
 }
 
-// nextBatch looks for the next batch frame that checks at or behind off.
+// nextBatch looks for the next valid batch frame at or after off.
 func (w *window) nextBatch(off, end int64) (int64, batchHead, bool) {
 	for at := off; at+batchFrame <= end; at += 8 {
 		b := w.bytes(at, 4)
@@ -177,10 +177,10 @@ func (w *window) nextBatch(off, end int64) (int64, batchHead, bool) {
 	return end, batchHead{}, false
 }
 
-// walk calls entry for each entry that checks in [off, end), all of which was
-// durable once, and bad for each part that does not check. Either may stop it
-// by returning false; the offset returned is then that of the entry, or the one
-// behind the bad part.
+// walk calls entry for each valid entry in [off, end), all of which was once
+// durable, and bad for each invalid part. Either may stop it by returning
+// false; the returned offset is then that of the entry, or the one after the
+// bad part.
 func (w *window) walk(off, end int64, entry func(at int64, f frame) bool, bad func(from, to int64) bool) int64 {
 	for off < end {
 		f, ok := w.frameAt(off, end)

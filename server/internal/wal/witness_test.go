@@ -26,8 +26,8 @@ func TestWitnessOfAnEarlierOpeningStaysTrue(t *testing.T) {
 	}
 }
 
-// A copy of the volume, taken while the log was open and put back later, is told
-// from the log that went on, however far the copy grows.
+// A copy of the volume that was taken while the log was open, and restored later,
+// is distinguished from the log that continued, however far the copy grows.
 func TestCopyThatWasPutBackIsToldHoweverFarItGrows(t *testing.T) {
 	d := memfs.New(1)
 	l := mustOpen(t, small(d))
@@ -65,11 +65,11 @@ func TestCopyThatWasPutBackIsToldHoweverFarItGrows(t *testing.T) {
 	require.Greater(t, l.End(), after.End)
 	require.ErrorIs(t, l.Check(after), ErrRolledBack)
 
-	// Once that loss is noted, what was seen before proves nothing further.
+	// Once that loss is recorded, earlier witnesses prove nothing more.
 	require.NoError(t, l.NoteRollback(after.End, "a test says so"))
 	require.ErrorIs(t, l.Check(after), ErrForgotten)
 	require.ErrorIs(t, l.Check(before), ErrForgotten)
-	require.Zero(t, l.Opening(), "nothing more is promised until the log is opened again")
+	require.Zero(t, l.Opening(), "no opening is known until the log is reopened")
 }
 
 func TestWitnessOfManyOpeningsAgoIsForgotten(t *testing.T) {

@@ -71,7 +71,7 @@ func TestCutHoldsBytesUntilHealed(t *testing.T) {
 		require.NoError(t, far.SetReadDeadline(time.Now().Add(10*time.Second)))
 		_, err = far.Read(buf)
 		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-		// The other direction goes on.
+		// The other direction still works.
 		_, err = far.Write([]byte("back"))
 		require.NoError(t, err)
 		k, err := near.Read(buf)
@@ -109,7 +109,7 @@ func TestKillResetsAndPowerOffHangs(t *testing.T) {
 		_, err := near.Read(make([]byte, 1))
 		require.ErrorIs(t, err, syscall.ECONNRESET)
 		_, err = b.Dial(t.Context(), "a:80")
-		require.ErrorIs(t, err, net.ErrClosed, "a dead process does nothing more")
+		require.ErrorIs(t, err, net.ErrClosed, "a dead process can do nothing")
 		_, err = a.Dial(t.Context(), "b:80")
 		require.ErrorIs(t, err, syscall.ECONNREFUSED)
 

@@ -84,7 +84,7 @@ func (c *packetConn) WriteTo(b []byte, to net.Addr) (int, error) {
 		if q.due.After(due) {
 			return 1
 		}
-		return -1 // equal ones keep their order
+		return -1 // equal times keep their order
 	})
 	receiver.queue = slices.Insert(receiver.queue, at, d)
 	receiver.wake.broadcast()

@@ -1,9 +1,9 @@
-// Package leveldbfs lets goleveldb keep its files on a vfs.FS, so that
-// simulated crashes, failing syncs and flipped bits reach the index too.
+// Package leveldbfs keeps goleveldb's files on a vfs.FS, so that simulated
+// crashes, failing syncs and flipped bits reach the index too.
 //
-// It promises what goleveldb's own file storage does, and a little more:
+// It promises the same as goleveldb's own file storage, and a little more:
 // SetMeta is atomic and durable, and syncing any file also makes its name
-// durable. So a manifest never names a table that a power cut took away.
+// durable. So a manifest never names a table that a power cut removed.
 package leveldbfs
 
 import (
@@ -39,7 +39,7 @@ type Storage struct {
 	mu      sync.Mutex
 	locked  bool // by goleveldb, through Lock
 	closed  bool
-	journal storage.FileDesc // the last one that was created
+	journal storage.FileDesc // the latest one created
 
 	patience patience
 	staged   staged
@@ -47,7 +47,7 @@ type Storage struct {
 
 var _ storage.Storage = (*Storage)(nil)
 
-// Open takes the lock of dir, which it creates when needed. logger may be nil.
+// Open locks dir and creates it if needed. logger may be nil.
 func Open(fsys vfs.FS, dir string, logger *slog.Logger) (*Storage, error) {
 	if err := fsys.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the index directory: %w", err)
@@ -87,7 +87,7 @@ func (u unlocker) Unlock() {
 	u.s.locked = false
 }
 
-// Log implements storage.Storage: goleveldb tells of its compactions.
+// Log implements storage.Storage: goleveldb reports its compactions.
 func (s *Storage) Log(str string) { s.logger.Debug("goleveldb", "msg", str) }
 
 // SetMeta implements storage.Storage.
@@ -123,10 +123,10 @@ func (s *Storage) GetMeta() (storage.FileDesc, error) {
 	}
 	if _, err := s.fs.Stat(filepath.Join(s.dir, fd.String())); err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			return storage.FileDesc{}, err // it may be there all the same
+			return storage.FileDesc{}, err // it may still exist
 		}
-		// CURRENT is only written when its manifest is synced: one that is
-		// gone was lost, and an empty database must not take its place.
+		// CURRENT is written only after its manifest is synced: a missing manifest
+		// was lost, and an empty database must not take its place.
 		return storage.FileDesc{}, &storage.ErrCorrupted{Fd: fd, Err: fmt.Errorf("the manifest that %s names: %w", currentName, err)}
 	}
 	return fd, nil
@@ -202,19 +202,19 @@ func (s *Storage) createOnDisk(fd storage.FileDesc) (storage.Writer, error) {
 	return &writer{File: f, s: s}, nil
 }
 
-// Journal names the journal that goleveldb began last. What it wrote before
-// stands in this one or an earlier one.
+// Journal names the journal that goleveldb began last. Everything written
+// before is in this one or an earlier one.
 func (s *Storage) Journal() storage.FileDesc {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.journal
 }
 
-// Gone tells whether goleveldb has removed a file: a journal when all that was
-// written to it, and to those before it, is in tables.
+// Gone reports whether goleveldb has removed a file. A removed journal means
+// that everything written to it, and to earlier ones, is in tables.
 func (s *Storage) Gone(fd storage.FileDesc) (bool, error) {
 	if _, staged := s.Staged(); staged {
-		return false, nil // what is in memory is in no table
+		return false, nil // staged data is in no table
 	}
 	_, err := s.fs.Stat(s.path(fd))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -251,8 +251,8 @@ func (s *Storage) Rename(oldfd, newfd storage.FileDesc) error {
 	return s.fs.Rename(s.path(oldfd), s.path(newfd))
 }
 
-// Close lets go of the directory. goleveldb does not do it: whoever called
-// Open does.
+// Close releases the directory. goleveldb does not do it: the caller of Open
+// does.
 func (s *Storage) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -277,8 +277,8 @@ func (s *Storage) check(fd storage.FileDesc) error {
 	return nil
 }
 
-// RemoveAll removes every file that goleveldb may have left in dir, and
-// nothing else, durably. A missing directory is fine.
+// RemoveAll durably removes every file that goleveldb may have left in dir, and
+// nothing else. A missing directory is fine.
 func RemoveAll(fsys vfs.FS, dir string) error {
 	entries, err := fsys.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -287,7 +287,7 @@ func RemoveAll(fsys vfs.FS, dir string) error {
 	if err != nil {
 		return fmt.Errorf("list the index directory: %w", err)
 	}
-	// CURRENT goes first: without it a half-removed database is no database.
+	// CURRENT is removed first: without it goleveldb finds no database.
 	for _, name := range []string{currentName, tempName} {
 		if err := fsys.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the index: %w", err)
@@ -320,9 +320,9 @@ type writer struct {
 }
 
 // Sync makes the file's name durable too. goleveldb's own storage does so for
-// manifests only; but a manifest's record may reach the disk by itself before
-// the names do, and then names a table that a power cut has taken away. So a
-// table must have a durable name before any manifest can speak of it.
+// manifests only. But a manifest's record may reach the disk before the names
+// do, and then it names a table that a power cut has removed. So a table must
+// have a durable name before any manifest mentions it.
 func (w *writer) Sync() error {
 	if err := w.File.Sync(); err != nil {
 		return err

@@ -51,7 +51,7 @@ func TestDatabase(t *testing.T) {
 			require.NoError(t, RemoveAll(fsys, dir))
 			entries, err := fsys.ReadDir(dir)
 			require.NoError(t, err)
-			require.Len(t, entries, 1, "the lock file alone stays")
+			require.Len(t, entries, 1, "only the lock file stays")
 			require.NoError(t, RemoveAll(fsys, dir+"/nothing"))
 		})
 	}
@@ -96,10 +96,10 @@ func TestMeta(t *testing.T) {
 	disk.Fail(memfs.OpOpen, "MANIFEST", 0, 1, syscall.EIO)
 	_, err = s.GetMeta()
 	require.ErrorIs(t, err, syscall.EIO)
-	require.NotErrorAs(t, err, &corrupted, "what cannot be looked at now is not lost")
+	require.NotErrorAs(t, err, &corrupted, "a file that cannot be checked now is not lost")
 	require.NoError(t, s.Remove(fd))
 	_, err = s.GetMeta()
-	require.ErrorAs(t, err, &corrupted, "a manifest that is gone is damage, not an empty database")
+	require.ErrorAs(t, err, &corrupted, "a missing manifest is damage, not an empty database")
 	require.NoError(t, disk.FlipBit("db/CURRENT", 0, 1))
 	_, err = s.GetMeta()
 	require.ErrorAs(t, err, &corrupted)
@@ -122,8 +122,8 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestCompactionIsABarrier: once CompactRange has written the memtable out,
-// everything that was written before it survives a power cut.
+// TestCompactionIsABarrier: once CompactRange has flushed the memtable,
+// everything written before it survives a power cut.
 func TestCompactionIsABarrier(t *testing.T) {
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 1))

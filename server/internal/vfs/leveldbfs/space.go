@@ -7,13 +7,13 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
-// A full volume is no failure of the index. goleveldb never recovers from a write
-// to its journal that failed, so here such a write waits until there is space.
-// Reads go on meanwhile, and whoever writes to the store is refused by the log.
+// A full volume is not a failure of the index. goleveldb never recovers from a
+// failed write to its journal, so here such a write waits until there is space.
+// Meanwhile reads continue, and the log rejects writes to the store.
 
 const spaceEvery = 250 * time.Millisecond
 
-// patience is whether to wait, and how to end that.
+// patience says whether to wait, and ends the waiting.
 type patience struct {
 	mu      sync.Mutex
 	waits   bool
@@ -22,14 +22,14 @@ type patience struct {
 	aborted chan struct{}
 }
 
-// WaitForSpace makes writes wait for space from now on, instead of failing.
+// WaitForSpace makes writes wait for space from now on instead of failing.
 func (s *Storage) WaitForSpace() {
 	s.patience.mu.Lock()
 	defer s.patience.mu.Unlock()
 	s.patience.waits = !s.patience.ended
 }
 
-// Abort ends what waits for space, and nothing waits any more: for the close.
+// Abort ends the current waits and prevents new ones, so that the storage can be closed.
 func (s *Storage) Abort() {
 	s.patience.mu.Lock()
 	defer s.patience.mu.Unlock()
@@ -40,7 +40,7 @@ func (s *Storage) Abort() {
 	}
 }
 
-// withSpace repeats do while it fails for lack of space.
+// withSpace retries do while it fails for lack of space.
 func (s *Storage) withSpace(do func() error) error {
 	for {
 		err := do()
@@ -60,7 +60,7 @@ func (s *Storage) awaitSpace(cause error) bool {
 		return false
 	}
 	if !warned {
-		s.logger.Warn("the index waits for space on its volume; free or add space, and it goes on by itself", "error", cause)
+		s.logger.Warn("the index waits for space on its volume; free or add space, and it continues by itself", "error", cause)
 	}
 	select {
 	case <-time.After(spaceEvery):
@@ -70,7 +70,7 @@ func (s *Storage) awaitSpace(cause error) bool {
 	}
 }
 
-// Write waits for space for what did not fit.
+// Write waits for space for the bytes that did not fit.
 func (w *writer) Write(b []byte) (n int, err error) {
 	err = w.s.withSpace(func() error {
 		m, err := w.File.Write(b[n:])

@@ -17,21 +17,22 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
-// goleveldb writes when it opens: tables made of its journals, a new journal, a new
-// manifest. On a volume without room for them they are staged: kept in memory, while
-// nothing on disk changes or goes, so a crash loses only what the next open makes
-// again. Commit brings all of it to disk, under goleveldb's feet, when there is room.
+// goleveldb writes when it opens: tables made of its journals, a new journal, a
+// new manifest. On a volume without space for them they are staged: kept in
+// memory, while nothing on disk changes or is removed, so a crash loses only
+// data that the next open makes again. Once there is space, Commit writes all
+// of it to disk while goleveldb keeps running.
 //
-// Memory is bounded by the journals: an open makes tables of the two that are on disk,
-// each of Options.WriteBuffer, and afterwards two more can be filled before goleveldb
-// waits for a table.
+// The journals bound the memory: an open makes tables of the two that are on
+// disk, each of Options.WriteBuffer, and afterwards two more can be filled
+// before goleveldb waits for a table.
 
-// staged is guarded by mu, its files' data too. A reader that opens a file waits
-// while Commit writes.
+// mu guards staged, including the data of its files. A reader that opens a file
+// waits while Commit writes.
 type staged struct {
 	mu      sync.Mutex
 	on      bool
-	opened  bool // the open is past its tables
+	opened  bool // the open has written its tables
 	files   map[storage.FileDesc]*stagedFile
 	removed map[storage.FileDesc]struct{}
 	current storage.FileDesc // the manifest, zero when it is the one on disk
@@ -42,11 +43,11 @@ type stagedFile struct {
 	s      *Storage
 	data   []byte
 	closed bool
-	out    *writer // where the file is after Commit, nil when it was closed before
+	out    *writer // the file on disk after Commit, nil if it was closed before
 }
 
-// Stage keeps all changes in memory from now on, until Commit. Call it before
-// goleveldb opens the storage.
+// Stage keeps all changes in memory until Commit. Call it before goleveldb
+// opens the storage.
 func (s *Storage) Stage() {
 	s.staged.mu.Lock()
 	defer s.staged.mu.Unlock()
@@ -56,7 +57,7 @@ func (s *Storage) Stage() {
 	s.staged.current = storage.FileDesc{}
 }
 
-// Staged reports whether changes are kept in memory, and how many bytes they take.
+// Staged reports whether changes are kept in memory, and their size in bytes.
 func (s *Storage) Staged() (bytes uint64, on bool) {
 	s.staged.mu.Lock()
 	defer s.staged.mu.Unlock()
@@ -66,8 +67,8 @@ func (s *Storage) Staged() (bytes uint64, on bool) {
 	return bytes, s.staged.on
 }
 
-// Commit brings to disk what is staged, durably; from then on goleveldb writes there.
-// After an error for lack of space (vfs.IsNoSpace) everything is as it was before.
+// Commit writes the staged files to disk, durably; from then on goleveldb writes
+// there. After an error for lack of space (vfs.IsNoSpace) everything is as before.
 func (s *Storage) Commit() error {
 	g := &s.staged
 	g.mu.Lock()
@@ -87,8 +88,8 @@ func (s *Storage) Commit() error {
 	}
 	if !g.current.Zero() {
 		if err := s.switchCurrent(); err != nil {
-			// CURRENT may be the new one, so no second attempt may touch the files:
-			// this must not pass for lack of space.
+			// CURRENT may be the new one, so no second attempt may touch the files: this
+			// error must not pass for lack of space.
 			return fmt.Errorf("switch to the index's staged files: %v", err) //nolint:errorlint // see above
 		}
 	}
@@ -109,7 +110,7 @@ func (s *Storage) Commit() error {
 	return nil
 }
 
-// writeStaged writes everything that CURRENT is to lead to, and its successor.
+// writeStaged writes the staged files, and the next CURRENT under a temporary name.
 func (s *Storage) writeStaged(written map[storage.FileDesc]vfs.File) error {
 	for fd, f := range s.staged.files {
 		out, err := s.fs.OpenFile(s.path(fd), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -144,7 +145,7 @@ func (s *Storage) switchCurrent() error {
 	return s.fs.SyncDir(s.dir)
 }
 
-// create returns nil when nothing is staged. A table that is created after the journal
+// create returns nil if nothing is staged. A table created after the journal
 // belongs to a compaction: it waits until it can be written to disk.
 func (g *staged) create(s *Storage, fd storage.FileDesc) (storage.Writer, error) {
 	for {
@@ -205,7 +206,7 @@ func (g *staged) getCurrent() (storage.FileDesc, bool) {
 	return g.current, g.on && !g.current.Zero()
 }
 
-// list makes of what is on disk what goleveldb believes to be there.
+// list turns the list of files on disk into the one that goleveldb expects.
 func (g *staged) list(fds []storage.FileDesc, ft storage.FileType) []storage.FileDesc {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -13,8 +13,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// crashedDB is a database with synced keys in its tables and its journal, on a volume
-// that is full.
+// crashedDB is a database with synced keys in its tables and its journal, on a
+// full volume.
 func crashedDB(t *testing.T, seed uint64) *memfs.Disk {
 	disk := memfs.New(seed)
 	s := open(t, disk, "db")
@@ -106,7 +106,7 @@ func TestStagedDatabaseChangesNothingOnDiskBeforeItsCommit(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// A compaction waits for the commit, and not for longer than the storage is used.
+// A compaction waits for the commit, but no longer than the storage is open.
 func TestStagedDatabaseWritesNoTablesAfterItsOpen(t *testing.T) {
 	disk := crashedDB(t, 1)
 	s, db := openStaged(t, disk)
@@ -131,8 +131,8 @@ func TestStagedDatabaseWritesNoTablesAfterItsOpen(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// Wherever the power goes during a commit: what was synced before the database was
-// staged is there at the next open, and after the commit all of it.
+// Wherever the power is cut during a commit, the next open finds everything that
+// was synced before the database was staged; after the commit it finds everything.
 func TestCrashDuringACommitOfStagedFilesLosesNothing(t *testing.T) {
 	for n := 0; ; n++ {
 		cut := n / 2 // with each of two modes

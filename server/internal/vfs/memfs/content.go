@@ -8,16 +8,16 @@ const (
 )
 
 // content is the bytes of a file. Pages that were never written, or only with
-// zeros, take no memory, so that zero-filled files are cheap.
+// zeros, use no memory, so zero-filled files are cheap.
 type content struct {
 	pages []*[pageSize]byte
 	size  int64
-	// durableSize is the size that a crash may fall back to.
+	// durableSize is the size that a crash may restore.
 	durableSize int64
-	// dirty holds, for each sector written since the last Sync, the bytes that
-	// are durable (nil = zeros). A sector that is not in it is durable.
+	// dirty holds the durable bytes (nil = zeros) of each sector written since the
+	// last Sync. A sector that is not in it is durable.
 	dirty map[int64]*[sectorSize]byte
-	// lost is like dirty, for sectors whose Sync failed: the kernel calls them
+	// lost is like dirty, for sectors whose Sync failed: the kernel marks them
 	// clean, so no later Sync writes them.
 	lost map[int64]*[sectorSize]byte
 }
@@ -44,7 +44,7 @@ func allZero(p []byte) bool {
 	return true
 }
 
-// touch remembers the durable bytes of a sector before it changes.
+// touch saves the durable bytes of a sector before it changes.
 func (c *content) touch(sector int64) {
 	if _, ok := c.dirty[sector]; ok {
 		return
@@ -106,7 +106,7 @@ func (c *content) read(b []byte, off int64) int {
 
 func (c *content) truncate(size int64) {
 	if size < c.size {
-		// What is cut must read as zero when the file grows again.
+		// Truncated bytes must read as zero when the file grows again.
 		for at := size; at < c.size; {
 			n := min(c.size-at, pageSize-at%pageSize)
 			if p := c.page(at/pageSize, false); p != nil {
@@ -126,7 +126,7 @@ func (c *content) sync() {
 	c.durableSize = c.size
 }
 
-// syncFailed does what kernels do with pages that could not be written.
+// syncFailed imitates a kernel that could not write pages.
 func (c *content) syncFailed() {
 	if c.lost == nil {
 		c.lost = map[int64]*[sectorSize]byte{}
@@ -162,6 +162,6 @@ func (c *content) crash(rng *rand.Rand, keep float64) {
 	}
 	c.dirty, c.lost = nil, nil
 	c.truncate(size)
-	// Sectors behind the end hold nothing that a later growth may show.
+	// Sectors beyond the end hold nothing that later growth could expose.
 	c.size, c.durableSize, c.dirty = size, size, nil
 }

@@ -11,15 +11,15 @@ import (
 	"time"
 )
 
-// ErrPowerCut is returned by every operation after the power was cut, and for
-// ever by handles opened before.
+// ErrPowerCut is returned by every operation after a power cut, and permanently
+// by handles opened before it.
 var ErrPowerCut = errors.New("memfs: the power was cut")
 
-// OpKind names what is done to the disk.
+// OpKind names an operation of the disk.
 type OpKind int
 
-// Kinds of operations. OpOpen also stands for the looks that change nothing
-// (ReadDir, Stat, Lock, Free); OpCreate for an open that may create or truncate.
+// Kinds of operations. OpOpen also covers operations that change nothing
+// (ReadDir, Stat, Lock, Free); OpCreate is an open that may create or truncate.
 const (
 	OpOpen OpKind = iota
 	OpRead
@@ -41,8 +41,8 @@ func (k OpKind) String() string {
 	return names[k]
 }
 
-// changes tells whether the operation leaves a trace on the disk. Only such
-// operations count for CutPowerAfter.
+// changes reports whether the operation modifies the disk. Only such operations
+// count for CutPowerAfter.
 func (k OpKind) changes() bool { return k >= OpCreate }
 
 // Op is one operation on one name (the old one for a rename).
@@ -55,39 +55,39 @@ type fault struct {
 	kind  OpKind
 	match string
 	left  int // operations still let through
-	times int // failures left; < 0 = for ever
+	times int // failures left; < 0 = all
 	err   error
 }
 
 // Fail makes operations of a kind fail with err, on names that contain match
-// ("" = all): n of them pass first, then `times` fail (negative: all that
-// follow). A failing write writes nothing; a failing Sync loses what it was to
-// make durable. Several calls add up.
+// ("" = all): n of them succeed first, then `times` fail (negative: all later
+// ones). A failing write writes nothing; a failing Sync loses the data that it
+// should have made durable. Several calls accumulate.
 func (d *Disk) Fail(kind OpKind, match string, n, times int, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.faults = append(d.faults, &fault{kind, match, n, times, err})
 }
 
-// FailSync fails the nth (from 1) file Sync from now on, and only that one.
+// FailSync makes the nth (from 1) file Sync from now on fail, and only that one.
 func (d *Disk) FailSync(n int) { d.Fail(OpSync, "", n-1, 1, syscall.EIO) }
 
-// Heal takes away all faults and the latency.
+// Heal removes all faults and the latency.
 func (d *Disk) Heal() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.faults, d.latency = nil, nil
 }
 
-// SetLatency makes each operation sleep first; nil takes it away.
+// SetLatency makes each operation sleep first; nil removes the latency.
 func (d *Disk) SetLatency(f func(Op) time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.latency = f
 }
 
-// SetCapacity makes dir a volume of so many bytes. Files take whole 4 KiB
-// pages. What is there already stays when it is more. 0 takes the limit away.
+// SetCapacity makes dir a volume of the given size. Files occupy whole 4 KiB
+// pages. Existing files stay even if they exceed it. 0 removes the limit.
 func (d *Disk) SetCapacity(dir string, bytes uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -98,7 +98,7 @@ func (d *Disk) SetCapacity(dir string, bytes uint64) {
 	d.volumes[strings.Join(split(dir), "/")] = bytes
 }
 
-// FlipBit turns one bit (0..7) of the byte at off over, durably.
+// FlipBit inverts one bit (0..7) of the byte at off, durably.
 func (d *Disk) FlipBit(name string, off int64, bit uint) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -117,7 +117,7 @@ func (d *Disk) FlipBit(name string, off int64, bit uint) error {
 	return nil
 }
 
-// Wipe empties a directory at once and durably: a volume that was replaced.
+// Wipe empties a directory immediately and durably, like a replaced volume.
 func (d *Disk) Wipe(dir string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -133,40 +133,40 @@ func (d *Disk) OpenFiles() int {
 	return d.open
 }
 
-// CutPowerAfter cuts the power after n more operations that change something:
-// operation n+1 and everything after it fail with ErrPowerCut until Crash.
+// CutPowerAfter cuts the power after n more modifying operations: operation n+1
+// and everything after it fail with ErrPowerCut until Crash.
 func (d *Disk) CutPowerAfter(n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.crashAt = d.ops + n + 1
 }
 
-// PoweredOff tells whether the cut has happened.
+// PoweredOff reports whether the power has been cut.
 func (d *Disk) PoweredOff() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.off
 }
 
-// Mode says what survives a crash of what was not synced.
+// Mode decides which unsynced data survives a crash.
 type Mode int
 
 const (
-	// KillProcess: everything survives, in the page cache; it is as little
-	// durable as before.
+	// KillProcess: everything survives, in the page cache, and is still not
+	// durable.
 	KillProcess Mode = iota
-	// LoseAll: nothing survives that was not synced.
+	// LoseAll: no unsynced data survives.
 	LoseAll
-	// KeepAll: everything happened to be written out in time.
+	// KeepAll: everything happened to be written in time.
 	KeepAll
-	// LoseSome: each sector by itself, drawn from the seed, and a prefix of
-	// each directory's changes.
+	// LoseSome: each sector survives by chance, drawn from the seed, and so does a
+	// prefix of each directory's changes.
 	LoseSome
 )
 
 // Crash ends the process that used the disk: its handles are dead, its locks
-// are free, and mode decides about what was not synced. The disk can be used
-// again afterwards; a planned cut is forgotten, faults stay.
+// are released, and mode decides about unsynced data. The disk can be used
+// again afterwards; a planned power cut is forgotten, faults stay.
 func (d *Disk) Crash(mode Mode) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -178,8 +178,8 @@ func (d *Disk) Crash(mode Mode) {
 	}
 	keep := map[Mode]float64{LoseAll: 0, KeepAll: 1}[mode]
 	if mode == LoseSome {
-		// Disks mostly write all or nothing of a burst; both ends and the
-		// middle must come up.
+		// Disks mostly write all or nothing of a burst; both extremes and the middle
+		// must occur.
 		keep = []float64{0.1, 0.5, 0.9, 0.98}[d.rng.IntN(4)]
 	}
 	d.crashNode(d.root, mode, keep, map[*node]bool{})
@@ -266,7 +266,7 @@ func (d *Disk) gate(op Op) error {
 	return nil
 }
 
-// volume returns the volume that a name lies on and its capacity.
+// volume returns the volume of a name and its capacity.
 func (d *Disk) volume(name string) (dir string, capacity uint64) {
 	parts, capacity := split(name), uint64(1<<40)
 	for i := 0; i <= len(parts); i++ {
@@ -280,7 +280,7 @@ func (d *Disk) volume(name string) (dir string, capacity uint64) {
 
 func pages(size int64) uint64 { return uint64((size + pageSize - 1) / pageSize * pageSize) }
 
-// used counts the bytes below a volume's directory, other volumes left out.
+// used counts the bytes below a volume's directory, without other volumes.
 func (d *Disk) used(vol string) uint64 {
 	n, _, _, err := d.find("statfs", vol)
 	if err != nil || n == nil {
@@ -305,7 +305,7 @@ func (d *Disk) used(vol string) uint64 {
 	return sum
 }
 
-// room tells how far n may grow: want when there is space for it.
+// room returns the size that n can reach: want if there is space for it.
 func (d *Disk) room(name string, n *node, want int64) int64 {
 	if len(d.volumes) == 0 || pages(want) <= pages(n.file.size) {
 		return max(want, n.file.size)

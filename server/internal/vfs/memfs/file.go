@@ -97,8 +97,8 @@ func (f *file) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Sync makes the content durable. When it fails by an injected fault, what was
-// written since the last Sync is lost to every later one.
+// Sync makes the content durable. If an injected fault makes it fail, no later
+// Sync writes the data written since the last Sync.
 func (f *file) Sync() error {
 	unlock, err := f.begin(OpSync)
 	if err != nil {

@@ -1,15 +1,15 @@
 // Package memfs is a simulated disk that behaves as badly as a real one may.
 //
-// It keeps apart what was written and what is durable. Content becomes durable
-// by File.Sync, names by FS.SyncDir, and Crash decides, from the seed, what
-// else happened to reach the platter: any subset of the unsynced 512-byte
-// sectors of a file, and any prefix of the unsynced changes of a directory. A
-// failed Sync leaves the kernel's trap behind: the content reads as written,
-// later syncs succeed, and a crash brings the old bytes back.
+// It distinguishes written data from durable data. Content becomes durable by
+// File.Sync, names by FS.SyncDir, and Crash decides, from the seed, which other
+// data reached the platter: any subset of the unsynced 512-byte sectors of a
+// file, and any prefix of the unsynced changes of a directory. A failed Sync
+// behaves like the kernel's: the content reads as written, later syncs succeed,
+// and a crash restores the old bytes.
 //
-// A Disk does no real input or output, starts no goroutine, and waits only when
-// SetLatency asks it to, by time.Sleep: it runs under testing/synctest.
-// Directories may stand for volumes of their own (SetCapacity).
+// A Disk does no real input or output, starts no goroutine, and waits only by
+// time.Sleep, when SetLatency asks for it: it runs under testing/synctest.
+// Directories may represent separate volumes (SetCapacity).
 package memfs
 
 import (
@@ -37,10 +37,10 @@ type Disk struct {
 	locks   map[string]*lock
 	volumes map[string]uint64 // directory → capacity in bytes
 	open    int
-	// epoch grows with each Crash; a handle of an older one is dead.
+	// epoch increases with each Crash; a handle of an earlier epoch is dead.
 	epoch   int
 	ops     int
-	crashAt int // the operation that meets the power cut; 0 = none
+	crashAt int // the operation at which the power is cut; 0 = none
 	off     bool
 	faults  []*fault
 	latency func(Op) time.Duration
@@ -48,8 +48,8 @@ type Disk struct {
 
 var _ vfs.FS = (*Disk)(nil)
 
-// view is the disk as a process sees it: with the Crash that ends the process
-// every operation begins to fail, also one that is waiting for the disk.
+// view is the disk as a process sees it: after the Crash that ends the process,
+// every operation fails, even one that was waiting for the disk.
 type view struct {
 	d     *Disk
 	epoch int // that of the process; anyEpoch outlives crashes
@@ -57,15 +57,15 @@ type view struct {
 
 const anyEpoch = -1
 
-// Process returns the disk for a process that starts now and that the next
-// Crash ends.
+// Process returns the disk for a process that starts now and ends with the next
+// Crash.
 func (d *Disk) Process() vfs.FS {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return &view{d, d.epoch}
 }
 
-// New returns an empty disk. The seed decides what crashes keep.
+// New returns an empty disk. The seed decides which data survives crashes.
 func New(seed uint64) *Disk {
 	d := &Disk{
 		rng:     rand.New(rand.NewPCG(seed, 0x5eed)),
@@ -82,8 +82,8 @@ type node struct {
 	dir   bool
 	mtime time.Time
 	file  content
-	// names is what a directory shows, durable what a crash leaves for sure,
-	// pending the changes between the two, in order.
+	// names is the visible state of a directory, durable the state that certainly
+	// survives a crash, pending the changes between the two, in order.
 	names   map[string]*node
 	durable map[string]*node
 	pending []*change

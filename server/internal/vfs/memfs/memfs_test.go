@@ -93,7 +93,7 @@ func TestRenameIsAtomic(t *testing.T) {
 	require.NotContains(t, seen, "new+b")
 }
 
-// Sectors are lost one by one, and never torn inside.
+// Sectors are lost individually and never torn inside.
 func TestSectorsTear(t *testing.T) {
 	mixed := 0
 	for seed := range uint64(50) {
@@ -116,8 +116,8 @@ func TestSectorsTear(t *testing.T) {
 	require.Greater(t, mixed, 10)
 }
 
-// After a failed sync the content reads as written, a later sync succeeds, and
-// a crash brings the old bytes back all the same.
+// After a failed sync, the content reads as written, a later sync succeeds, and
+// a crash still restores the old bytes.
 func TestFailedSyncLosesForGood(t *testing.T) {
 	d := New(1)
 	f := create(t, d, "f", "old")
@@ -158,7 +158,7 @@ func TestCapacity(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, free)
 	require.EqualValues(t, 3*pageSize, total)
-	_, err = f.WriteAt([]byte("over what is there"), 0)
+	_, err = f.WriteAt([]byte("over existing bytes"), 0)
 	require.NoError(t, err)
 	create(t, d, "elsewhere", strings.Repeat("x", 5*pageSize))
 	require.NoError(t, d.Remove("small/f"))
