@@ -57,7 +57,7 @@ func always(testdata bool) []string {
 
 // Open lists the files of dir, or of the part of it that opts name. In a git
 // work tree these are the tracked and the new files, without ignored ones;
-// elsewhere all of them.
+// elsewhere, and in a directory that git ignores as a whole, all of them.
 func Open(ctx context.Context, dir string, opts Options) (*Tree, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -126,19 +126,28 @@ func (t *Tree) list(ctx context.Context, dir string) error {
 	return t.walk(ctx, t.opts.Under)
 }
 
-// listGit asks git. It returns false for a tree in which git tracks no file.
+// listGit asks git. It returns false for a tree that git does not know: outside
+// a work tree, or ignored as a whole.
 func (t *Tree) listGit(ctx context.Context, dir string) (known bool, err error) {
 	at := filepath.Join(dir, filepath.FromSlash(t.opts.Under))
 	// Each is: mode, hash and stage, a tab, the name.
 	tracked, err := revision.Git(ctx, at, "ls-files", "-z", "--stage", "--", ".")
-	if err != nil || len(tracked) == 0 {
+	if err != nil {
 		return false, ctx.Err() // no repository, or no git: not an error
+	}
+	if len(tracked) == 0 {
+		if _, err := revision.Git(ctx, at, "check-ignore", "-q", "--", "."); err == nil || ctx.Err() != nil {
+			return false, ctx.Err()
+		}
 	}
 	others, err := revision.Git(ctx, at, "ls-files", "-z", "--others", "--exclude-standard", "--", ".")
 	if err != nil {
 		return false, ctx.Err()
 	}
-	for line := range strings.SplitSeq(strings.TrimSuffix(string(tracked), "\x00"), "\x00") {
+	for line := range strings.SplitSeq(string(tracked), "\x00") {
+		if line == "" {
+			continue
+		}
 		about, name, _ := strings.Cut(line, "\t")
 		mode, _, _ := strings.Cut(about, " ")
 		if err := t.add(ctx, name, map[string]string{"160000": Submodule, "120000": NotRegular}[mode]); err != nil {
