@@ -201,6 +201,61 @@ func TestSkippedFilesAreReported(t *testing.T) {
 	require.Contains(t, out, `"file": "large.py"`)
 }
 
+func TestAScanThatReadsNothingSaysWhy(t *testing.T) {
+	const large = 2 << 20
+	for name, tc := range map[string]struct {
+		prepare func(b *bench)
+		says    []string
+	}{
+		"an empty directory": {func(*bench) {}, []string{"the directory holds no files"}},
+		"other kinds":        {func(b *bench) { b.write("README.md", "x"); b.write("a.c", "x") }, []string{"2 files are of a kind that aphoria does not scan"}},
+		"too large":          {func(b *bench) { b.write("a.py", strings.Repeat("#", large)) }, []string{"1 path was skipped (1 too large)"}},
+		"binary":             {func(b *bench) { b.write("a.py", "\x00") }, []string{"1 path was skipped (1 binary)"}},
+		"a link":             {func(b *bench) { require.NoError(b.t, os.Symlink("b.py", filepath.Join(b.dir, "a.py"))) }, []string{"1 path was skipped (1 no regular file)"}},
+		"unreadable": {func(b *bench) {
+			b.git("init", "-q")
+			b.write("a.py", "x")
+			b.git("add", ".")
+			require.NoError(b.t, os.Remove(filepath.Join(b.dir, "a.py")))
+		}, []string{"1 path was skipped (1 unreadable)"}},
+		"submodules": {func(b *bench) {
+			b.git("init", "-q")
+			b.git("init", "-q", "inner")
+			b.write("inner/a.py", "x")
+		}, []string{"1 path was skipped (1 submodule)"}},
+		"an ignore file": {func(b *bench) { b.write(".aphoriaignore", "*.py"); b.write("a.py", "x") }, []string{"1 file is of a kind", "1 path is excluded by .aphoriaignore"}},
+		"the defaults":   {func(b *bench) { b.write("vendor/a.go", "x") }, []string{"1 path is excluded by .aphoriaignore, scan.exclude or the default patterns"}},
+		"ignored by git": {func(b *bench) { b.git("init", "-q"); b.write(".git/info/exclude", "*.py"); b.write("a.py", "x") }, []string{"1 file is ignored by git"}},
+		"another language": {func(b *bench) {
+			b.write(".aphoria/config.toml", "[project]\nlanguage = 'go'\n")
+			b.write("a.py", "x")
+		}, []string{`1 file is in another language than project.language = "go"`}},
+		"several reasons": {func(b *bench) {
+			b.write("a.py", strings.Repeat("#", large))
+			b.write("b.c", "x")
+		}, []string{"1 path was skipped (1 too large); 1 file is of a kind"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.dir = t.TempDir()
+			tc.prepare(b)
+			_, stderr := b.mustRun("scan", b.dir)
+			_, why, ok := strings.Cut(stderr, "no file was read in "+b.dir+": ")
+			require.True(t, ok, stderr)
+			for _, says := range tc.says {
+				require.Contains(t, why, says)
+			}
+			if len(tc.says) == 1 && !strings.Contains(tc.says[0], ";") {
+				require.NotContains(t, why, ";", "no other reason")
+			}
+		})
+	}
+	b := newBench(t)
+	b.write("docs/a.md", "x")
+	_, stderr := b.mustRun("scan", filepath.Join(b.dir, "docs"))
+	require.Contains(t, stderr, "no file was read in "+filepath.Join(b.dir, "docs")+": 1 file is of a kind", "it names the scanned part")
+}
+
 func TestFindingsArePrintedBeforeAnythingIsSent(t *testing.T) {
 	for _, format := range []string{"table", "json"} {
 		b := newBench(t)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -180,6 +181,37 @@ func (r *report) skippedCounts() string {
 		parts = append(parts, fmt.Sprintf("%d %s", counts[reason], reason))
 	}
 	return strings.Join(parts, ", ")
+}
+
+// whyNothing explains a scan that read no file, by what happened to every path.
+func (r *report) whyNothing(language string) string {
+	skipped := 0
+	for _, names := range r.Passed {
+		skipped += len(names)
+	}
+	var parts []string
+	for _, why := range []struct {
+		n              int
+		one, many, why string
+	}{
+		{skipped, "path was", "paths were", "skipped (" + r.skippedCounts() + ")"},
+		{r.Unread.OtherKinds, "file is", "files are", "of a kind that aphoria does not scan"},
+		{r.Unread.OtherLanguage, "file is", "files are", "in another language than project.language = " + strconv.Quote(language)},
+		{r.Unread.Excluded, "path is", "paths are", "excluded by .aphoriaignore, scan.exclude or the default patterns (vendor, node_modules and the like)"},
+		{r.Unread.IgnoredByGit, "file is", "files are", "ignored by git"},
+	} {
+		switch why.n {
+		case 0:
+		case 1:
+			parts = append(parts, "1 "+why.one+" "+why.why)
+		default:
+			parts = append(parts, fmt.Sprintf("%d %s %s", why.n, why.many, why.why))
+		}
+	}
+	if len(parts) == 0 {
+		return "the directory holds no files"
+	}
+	return strings.Join(parts, "; ")
 }
 
 func (r *report) revision() string {

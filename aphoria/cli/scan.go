@@ -162,7 +162,7 @@ func (a *app) warnings(r *report, s *settings) {
 		a.warn("skipped files: %s; --show-skipped names them%s", r.skippedCounts(), remedy)
 	}
 	if r.Files == 0 {
-		a.warn("no file was read: %s has no files of the kinds that aphoria scans, or all of them are excluded", r.Root)
+		a.warn("no file was read in %s: %s", r.Dir, r.whyNothing(s.Project.Language))
 	}
 }
 

@@ -210,12 +210,24 @@ func distance(a, b string) int {
 }
 
 // Find looks for a configuration in dir and the directories above it, and
-// returns "" when there is none.
+// returns "" when there is none. If the path leads through a link, it also looks
+// above the link's target.
 func Find(dir string) (string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return "", fmt.Errorf("find the configuration: %w", err)
 	}
+	file, err := findAbove(dir)
+	if err != nil || file != "" {
+		return file, err
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return "", fmt.Errorf("find the configuration: %w", err)
+	}
+	return findAbove(dir)
+}
+
+func findAbove(dir string) (string, error) {
 	for {
 		file := filepath.Join(dir, Dir, File)
 		_, err := os.Stat(file)

@@ -2,7 +2,7 @@ package extract
 
 import (
 	"context"
-	"fmt"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,7 +23,7 @@ func hostile() map[string]func(n int) (file, text string) {
 		return func(n int) (string, string) {
 			var b strings.Builder
 			for i := range n {
-				fmt.Fprintf(&b, part, i)
+				b.WriteString(strings.ReplaceAll(part, "%d", strconv.Itoa(i)))
 			}
 			return file, strings.Replace(before, "LONG", strings.Repeat("a", 20*n), 1) + b.String() + after
 		}
@@ -37,6 +37,17 @@ func hostile() map[string]func(n int) (file, text string) {
 		"python, long strings that never end":   repeat("a.py", "verify ", "f'''{", ""),
 		"python, contexts":                      repeat("a.py", "", "ssl._create_unverified_context ", ""),
 		"python, comments":                      repeat("a.py", "verify", "#", ""),
+		"python, open parentheses":              repeat("a.py", "verify=", "(verify=", ""),
+		"python, only parentheses":              repeat("a.py", "f(verify=", "(", ""),
+		"python, unpacked dicts":                repeat("a.py", "", "f(**{'verify':", ""),
+		"python, imports":                       numbered("a.py", "import LONG as verify\n", "from a import b%d as c%d\n", ""),
+		"python, one name imported often":       numbered("a.py", "verify\n", "from a%d import b as c;", "\nc(verify=False)"),
+		"python, one long import":               repeat("a.py", "import verify", ".verify", " as x"),
+		"python, names of one statement":        repeat("a.py", "verify\n", "x,", "= 1"),
+		"python, nots":                          repeat("a.py", "f(verify=", "not ", "True)"),
+		"python, keywords without an end":       repeat("a.py", "verify\n", "for lambda def(", ""),
+		"go, parentheses":                       repeat("a.go", "", "InsecureSkipVerify: (", ""),
+		"go, stars":                             repeat("a.go", "package a\nfunc f() { (", "*", "a).InsecureSkipVerify = true }"),
 		"go, literals on one line":              repeat("a.go", "package a\nvar x = []any{", "a{InsecureSkipVerify: true},", "}"),
 		"go, literals in literals":              repeat("a.go", "package a\nvar x = ", "a{InsecureSkipVerify: true, a: ", ""),
 		"go, no syntax":                         repeat("a.go", "", "InsecureSkipVerify: true,", ""),
@@ -53,6 +64,15 @@ func hostile() map[string]func(n int) (file, text string) {
 		"javascript, spaces after the word":     repeat("a.js", "rejectUnauthorized", " ", ""),
 		"javascript, words":                     repeat("a.js", "", "rejectUnauthorized ", ""),
 		"javascript, environment":               repeat("a.js", "", "process.env[ ", ""),
+		"javascript, parentheses":               repeat("a.js", "rejectUnauthorized:", "(", ""),
+		"javascript, words and parentheses":     repeat("a.js", "", "rejectUnauthorized:(((", ""),
+		"javascript, variables":                 repeat("a.js", "", "a.NODE_TLS_REJECT_UNAUTHORIZED = (", ""),
+		"javascript, one long owner":            repeat("a.js", "", "a.", "NODE_TLS_REJECT_UNAUTHORIZED = 0"),
+		"javascript, owners":                    repeat("a.js", "", "a. NODE_TLS_REJECT_UNAUTHORIZED = 0\n", ""),
+		"javascript, imports":                   repeat("a.js", "NODE_TLS_REJECT_UNAUTHORIZED", "import {env as a} from 'process'\n", ""),
+		"javascript, imports without an end":    repeat("a.js", "NODE_TLS_REJECT_UNAUTHORIZED", "import { ", ""),
+		"javascript, braces":                    repeat("a.js", "NODE_TLS_REJECT_UNAUTHORIZED", "{ } = ", "process"),
+		"javascript, one long list":             repeat("a.js", "NODE_TLS_REJECT_UNAUTHORIZED; const {", "a,", "} = process"),
 		"package.json, scripts":                 repeat("package.json", `{"scripts":{"a":"`, "NODE_TLS_REJECT_UNAUTHORIZED=0 ", `"}}`),
 		"package.json, nesting":                 repeat("package.json", `{"a":`, "[", ""),
 		"package.json, a long name":             numbered("package.json", `{"name":"LONG","dependencies":{"z":"1"`, `,"a%d":"1"`, "}}"),

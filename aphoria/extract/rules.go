@@ -12,7 +12,8 @@ import (
 )
 
 // Rule is an extractor's rule as data: it matches where Word is a separate word
-// and After matches the text after it, whatever else the file contains.
+// and After matches the text after it, whatever else the file contains. Value
+// matches the text after that, perhaps in parentheses.
 // Comments are blanked first; matches entirely inside a string are skipped,
 // unless the rule asks for strings.
 type Rule struct {
@@ -20,6 +21,7 @@ type Rule struct {
 	Files     []string // names that it applies to besides its languages
 	Word      string
 	After     string // of package regexp; tied to the end of Word
+	Value     string // likewise, tied to the end of After; "" for none
 	InStrings bool
 	finding
 }
@@ -42,7 +44,7 @@ type declared struct {
 
 type compiledRule struct {
 	Rule
-	after *regexp.Regexp
+	after, value *regexp.Regexp
 }
 
 // Declare makes an extractor from rules.
@@ -56,7 +58,11 @@ func Declare(name string, rules ...Rule) (Extractor, error) {
 		if err != nil {
 			return nil, fmt.Errorf("rule %d of %s: %w", i, name, err)
 		}
-		d.rules = append(d.rules, compiledRule{r, after})
+		value, err := regexp.Compile(`^(?:` + r.Value + `)`)
+		if err != nil {
+			return nil, fmt.Errorf("rule %d of %s: %w", i, name, err)
+		}
+		d.rules = append(d.rules, compiledRule{r, after, value})
 	}
 	return d, nil
 }
@@ -109,12 +115,44 @@ func (r *compiledRule) extract(ctx context.Context, f *source.File, m *Modules, 
 			continue
 		}
 		end := at + fits[1]
+		if r.Value != "" {
+			if end = inParentheses(text, end, r.value); end < 0 {
+				continue
+			}
+		}
 		if r.InStrings || kinds[start] == source.Code || kinds[end-1] == source.Code {
 			found = append(found, r.observe(f, m, start))
 		}
 	}
 	return found
 }
+
+// inParentheses matches value at offset, after spaces and any number of opening
+// parentheses that are closed immediately after it. It returns the offset after
+// them, -1 for no match.
+func inParentheses(text []byte, at int, value *regexp.Regexp) int {
+	open := 0
+	for ; at < len(text) && (isSpace(text[at]) || text[at] == '('); at++ {
+		if text[at] == '(' {
+			open++
+		}
+	}
+	fits := value.FindIndex(text[at:])
+	if fits == nil {
+		return -1
+	}
+	for at += fits[1]; open > 0; at++ {
+		switch {
+		case at == len(text) || !isSpace(text[at]) && text[at] != ')':
+			return -1
+		case text[at] == ')':
+			open--
+		}
+	}
+	return at
+}
+
+func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
 
 func isIdentifier(c byte) bool {
 	return c == '_' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'

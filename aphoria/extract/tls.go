@@ -13,31 +13,21 @@ type tlsVerify struct {
 }
 
 // TLSVerify is that extractor. Go is read with its own parser, Python call by
-// call, other languages by rules.
+// call, JavaScript and package.json by rules.
 func TLSVerify() (Extractor, error) {
 	javascript := []source.Language{source.JavaScript}
 	rules, err := Declare("tls_verify",
 		Rule{
-			Languages: []source.Language{source.Python},
-			Word:      "ssl._create_unverified_context", After: `\W|$`,
-			finding: verificationOff(0.95, "an unverified context accepts any certificate"),
-		},
-		Rule{
 			// !1 is how minifiers write false.
 			Languages: javascript,
-			Word:      "rejectUnauthorized", After: "['\"`]?\\s*\\]?\\s*(?::|=)\\s*(?:false\\b|!1\\b)",
+			Word:      "rejectUnauthorized", After: "['\"`]?\\s*\\]?\\s*(?::|=)", Value: `(?:false|!\s*1|!\s*true)\b`,
 			finding: verificationOff(0.95, "rejectUnauthorized: false accepts any certificate"),
-		},
-		Rule{
-			Languages: javascript,
-			Word:      "process.env", After: "(?:\\.NODE_TLS_REJECT_UNAUTHORIZED|\\[\\s*['\"`]NODE_TLS_REJECT_UNAUTHORIZED['\"`]\\s*\\])\\s*=\\s*(?:['\"`]0['\"`]|0\\b)",
-			finding: verificationOff(0.95, "NODE_TLS_REJECT_UNAUTHORIZED=0 accepts any certificate in the whole process"),
 		},
 		Rule{
 			// In scripts of package.json, where everything is a string.
 			Files: []string{"package.json"}, InStrings: true,
-			Word: "NODE_TLS_REJECT_UNAUTHORIZED", After: `=(?:\\?['"])?0\b`,
-			finding: verificationOff(0.95, "NODE_TLS_REJECT_UNAUTHORIZED=0 accepts any certificate in the whole process"),
+			Word: nodeVariable, After: `=(?:\\?['"])?0\b`,
+			finding: nodeOff(),
 		},
 	)
 	return tlsVerify{rules}, err
@@ -53,16 +43,19 @@ func verificationOff(confidence float64, message string) finding {
 func (e tlsVerify) Name() string { return e.rules.Name() }
 
 func (e tlsVerify) Wants(f *source.File) bool {
-	return isSource(f) && f.Language == source.Go || e.rules.Wants(f)
+	return isSource(f) && (f.Language == source.Go || f.Language == source.Python) || e.rules.Wants(f)
 }
 
 func (e tlsVerify) Extract(ctx context.Context, f *source.File, m *Modules) ([]Observation, error) {
-	if f.Language == source.Go {
+	switch f.Language {
+	case source.Go:
 		return goTLS(ctx, f, m)
+	case source.Python:
+		return pythonTLS(ctx, f, m), ctx.Err()
 	}
 	found, err := e.rules.Extract(ctx, f, m)
-	if f.Language == source.Python && err == nil {
-		found = append(found, pythonTLS(ctx, f, m)...)
+	if isSource(f) && err == nil {
+		found = append(found, javascriptEnv(ctx, f, m)...)
 		err = ctx.Err()
 	}
 	return found, err

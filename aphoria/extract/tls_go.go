@@ -102,7 +102,7 @@ func (g *goFinder) block(list []ast.Stmt) {
 		g.verifies[s] = verifies
 		for i, to := range s.Lhs {
 			if field, ok := ast.Unparen(to).(*ast.SelectorExpr); ok && isVerifier(field.Sel.Name) {
-				verifies[types.ExprString(field.X)] = setsVerifier(s.Rhs[i])
+				verifies[variable(field.X)] = setsVerifier(s.Rhs[i])
 			}
 		}
 	}
@@ -114,7 +114,19 @@ func (g *goFinder) assignment(s *ast.AssignStmt) {
 	}
 	for i, to := range s.Lhs {
 		if field, ok := ast.Unparen(to).(*ast.SelectorExpr); ok && field.Sel.Name == skipVerify && isTrue(s.Rhs[i]) {
-			g.add(field.Sel.Pos(), g.verifies[s][types.ExprString(field.X)])
+			g.add(field.Sel.Pos(), g.verifies[s][variable(field.X)])
+		}
+	}
+}
+
+// variable names the variable whose field is set: c, (c) and (*c) are the same.
+func variable(x ast.Expr) string {
+	for {
+		switch v := ast.Unparen(x).(type) {
+		case *ast.StarExpr:
+			x = v.X
+		default:
+			return types.ExprString(v)
 		}
 	}
 }
@@ -150,19 +162,21 @@ func setsVerifier(value ast.Expr) bool {
 // isTrue recognises true, !false, and both in parentheses.
 func isTrue(value ast.Expr) bool { return boolean(value, "true") }
 
+var negation = map[string]string{"true": "false", "false": "true"}
+
 func boolean(value ast.Expr, want string) bool {
 	switch v := ast.Unparen(value).(type) {
 	case *ast.Ident:
 		return v.Name == want
 	case *ast.UnaryExpr:
-		return v.Op == token.NOT && boolean(v.X, map[string]string{"true": "false", "false": "true"}[want])
+		return v.Op == token.NOT && boolean(v.X, negation[want])
 	default:
 		return false
 	}
 }
 
-// goTokens finds the field, a colon or an equals sign, and true, in a file that
-// has no syntax tree.
+// goTokens finds the field, a colon or an equals sign, and true, perhaps negated
+// or in parentheses, in a file that has no syntax tree.
 func goTokens(ctx context.Context, f *source.File, m *Modules) []Observation {
 	var s scanner.Scanner
 	files := token.NewFileSet()
@@ -170,17 +184,21 @@ func goTokens(ctx context.Context, f *source.File, m *Modules) []Observation {
 	s.Init(file, f.Text, nil, 0) // a broken token is skipped
 	var found []Observation
 	fits, at := 0, 0 // the number of the three tokens seen, and the offset of the first
+	want := "true"
 	for ctx.Err() == nil {
 		pos, tok, text := s.Scan()
 		switch {
 		case tok == token.EOF:
 			return found
 		case tok == token.IDENT && text == skipVerify:
-			fits, at = 1, file.Offset(pos)
+			fits, at, want = 1, file.Offset(pos), "true"
 		case fits == 1 && (tok == token.COLON || tok == token.ASSIGN):
 			fits = 2
+		case fits == 2 && tok == token.LPAREN:
+		case fits == 2 && tok == token.NOT:
+			want = negation[want]
 		default:
-			if fits == 2 && tok == token.IDENT && text == "true" {
+			if fits == 2 && tok == token.IDENT && text == want {
 				r := skipsVerification()
 				found = append(found, r.observe(f, m, at))
 			}

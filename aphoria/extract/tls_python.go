@@ -3,26 +3,34 @@ package extract
 import (
 	"bytes"
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/stemedb/stemedb/aphoria/source"
 )
 
-// pythonTLS finds verify=False where a client of HTTP is called or set up, and
-// CERT_NONE where a context or a client is. It reads the code token by token
-// and tracks the call that each place is an argument of; nothing else decides.
+const unverifiedContext = "_create_unverified_context"
+
+// pythonTLS finds verify=False where a client of HTTP is called or set up,
+// CERT_NONE where a context or a client is, and unverified contexts. It reads
+// the code token by token and tracks the call that each place is an argument
+// of, and the full names of what the file imports; nothing else decides.
 func pythonTLS(ctx context.Context, f *source.File, m *Modules) []Observation {
-	if !bytes.Contains(f.Text, []byte("verify")) && !bytes.Contains(f.Text, []byte("CERT_NONE")) {
+	if !slices.ContainsFunc([]string{"verify", "CERT_NONE", unverifiedContext}, func(word string) bool {
+		return bytes.Contains(f.Text, []byte(word))
+	}) {
 		return nil
 	}
-	p := pythonFinder{file: f, modules: m, open: []pyBracket{{}}}
-	kinds := f.Kinds(ctx)
-	for at, steps := 0, 0; at < len(f.Text); steps++ {
-		if steps%4096 == 0 && ctx.Err() != nil {
-			break
-		}
-		at = p.token(kinds, at)
+	p := pythonFinder{file: f, modules: m, open: []pyBracket{{}}, imports: newPyImports(), place: newPyImports()}
+	end := pyToken{kind: pyLineEnd, at: len(f.Text)}
+	for t := range pyTokens(ctx, f) {
+		p.imports.token(t)
 	}
+	p.imports.token(end)
+	for t := range pyTokens(ctx, f) {
+		p.token(t)
+	}
+	p.token(end)
 	return p.found
 }
 
@@ -33,58 +41,36 @@ type pyBracket struct {
 	lambda    bool   // the parameters of a lambda are being read
 	first     string // the first argument, when it is a dotted name
 	arguments int
+	unpacks   bool // it follows **, and encloses keyword arguments of call
+	keywords  bool // a dict of keyword arguments of call: **{…}
 }
 
 type pythonFinder struct {
 	file    *source.File
 	modules *Modules
 	found   []Observation
+	imports *pyImports // of the whole file
+	place   *pyImports // read up to the last token: whether that is in an import
 	open    []pyBracket
 	deeper  int // brackets beyond maxPyDepth
 
-	path   pyPath // the dotted name that was read last
-	target pyPath // the dotted name before the last "=", when nothing is in between
-	last   string // the last token; a name is "name", a string "string"
+	path    pyPath  // the dotted name that was read last
+	mention pyPath  // an unverified context, unless "=" follows
+	key     pyPath  // the string that was read last, if it may be a keyword
+	stars   int     // the "*" that were read last
+	last    string  // the last token; a name is "name", a string "string"
+	setting setting // the setting whose value is being read
 }
 
 // pyPath is a dotted name.
 type pyPath struct {
 	text   string
 	before string // the token before it
+	stars  int    // of the "*" before it
 	offset int    // of its last part
 }
 
 func (p pyPath) name() string { return p.text[strings.LastIndexByte(p.text, '.')+1:] }
-
-// token reads the token at offset and returns the offset after it.
-func (p *pythonFinder) token(kinds []source.Kind, at int) int {
-	text := p.file.Text
-	c := text[at]
-	switch {
-	case kinds[at] == source.Comment || c == ' ' || c == '\t' || c == '\r' || c == '\n' || c == '\\':
-		return at + 1
-	case kinds[at] == source.String:
-		end := at
-		for end < len(text) && kinds[end] == source.String {
-			end++
-		}
-		p.text(string(text[at:min(end, at+32)]), at)
-		return end
-	case isIdentifier(c) || c >= 0x80:
-		end := at
-		for end < len(text) && kinds[end] == source.Code && (isIdentifier(text[end]) || text[end] >= 0x80) {
-			end++
-		}
-		p.word(string(text[at:end]), at)
-		return end
-	case c == '=' && at+1 < len(text) && text[at+1] == '=':
-		p.operator("==")
-		return at + 2
-	default:
-		p.operator(string(c))
-		return at + 1
-	}
-}
 
 // maxPyDepth bounds the brackets that are tracked; Python itself allows 200.
 const maxPyDepth = 1000
@@ -92,30 +78,55 @@ const maxPyDepth = 1000
 // maxPyPath bounds a dotted name; no relevant one comes near it.
 const maxPyPath = 256
 
-func (p *pythonFinder) word(word string, at int) {
+func (p *pythonFinder) token(t pyToken) {
+	p.place.token(t)
+	p.value(t)
+	p.mentioned(t)
+	switch t.kind {
+	case pyName:
+		p.word(t)
+	case pyString:
+		p.key = pyPath{}
+		if p.bracket().keywords && (p.last == "{" || p.last == ",") {
+			p.key = pyPath{text: t.text, offset: t.at}
+		}
+		p.path, p.last, p.stars = pyPath{offset: t.at}, "string", 0
+	case pyOperator:
+		p.operator(t.text)
+	}
+}
+
+func (p *pythonFinder) word(t pyToken) {
+	word := t.text
 	if p.last == "." && len(p.path.text)+len(word) < maxPyPath {
 		p.path.text += "." + word
-		p.path.offset = at
+		p.path.offset = t.at
 	} else {
-		p.path = pyPath{text: word, before: p.last, offset: at}
+		p.path = pyPath{text: word, before: p.last, stars: p.stars, offset: t.at}
 	}
 	if word == "lambda" {
 		p.bracket().lambda = true
 	}
-	p.last = "name"
+	p.last, p.stars = "name", 0
 	if word == "def" || word == "class" {
 		p.last = word
 	}
-	if p.path.before == "=" {
-		p.value(p.path.name())
+	if !p.place.inside() && slices.Contains(p.imports.resolve(p.path.text), "ssl."+unverifiedContext) {
+		p.mention = p.path
 	}
 }
 
-func (p *pythonFinder) text(quoted string, at int) {
-	if p.last == "=" {
-		p.value(strings.Trim(quoted, `"'`))
+// mentioned observes an unverified context that is used. A name before "=" is
+// that of an argument.
+func (p *pythonFinder) mentioned(t pyToken) {
+	if p.mention.text == "" {
+		return
 	}
-	p.path, p.last = pyPath{offset: at}, "string"
+	if strings.Contains(p.mention.text, ".") || !t.is("=") {
+		r := verificationOff(0.95, "an unverified context accepts any certificate")
+		p.add(r, p.mention.offset)
+	}
+	p.mention = pyPath{}
 }
 
 func (p *pythonFinder) bracket() *pyBracket { return &p.open[len(p.open)-1] }
@@ -124,15 +135,7 @@ func (p *pythonFinder) operator(op string) {
 	b := p.bracket()
 	switch op {
 	case "(", "[", "{":
-		if len(p.open) > maxPyDepth {
-			p.deeper++
-			break
-		}
-		n := pyBracket{}
-		if op == "(" && p.last == "name" {
-			n.call, n.declares = p.path.text, p.path.before == "def" || p.path.before == "class"
-		}
-		p.open = append(p.open, n)
+		p.opens(op)
 	case ")", "]", "}":
 		if p.deeper > 0 {
 			p.deeper--
@@ -145,64 +148,103 @@ func (p *pythonFinder) operator(op string) {
 		}
 	case ":":
 		b.lambda = false
+		if p.last == "string" && p.key.text != "" {
+			p.begin(p.key)
+		}
 	case "=":
-		p.target = pyPath{}
 		if p.last == "name" {
-			p.target = p.path
+			p.begin(p.path)
 		}
 	}
 	if op == "." && p.last != "name" {
 		p.path = pyPath{before: p.last} // a member of a call's result, or of a text
 	}
+	if p.stars++; op != "*" {
+		p.stars = 0
+	}
 	p.last = op
 }
 
-// value handles the value after an equals sign.
-func (p *pythonFinder) value(value string) {
-	switch name := p.target.name(); {
-	case name == "verify" && value == "False":
-		p.verify()
-	case (name == "verify_mode" || name == "cert_reqs") && value == "CERT_NONE":
+// opens enters a bracket. Keyword arguments of a call may be in a dict or in a
+// call of dict that is unpacked into it.
+func (p *pythonFinder) opens(op string) {
+	if len(p.open) > maxPyDepth {
+		p.deeper++
+		return
+	}
+	b := p.bracket()
+	unpacked := pyBracket{call: b.call, first: b.first, arguments: 1}
+	mayUnpack := b.call != "" && !b.declares
+	n := pyBracket{}
+	switch after := p.stars == 2 || b.unpacks && p.last == "("; {
+	case op == "(" && p.last == "name" && mayUnpack && p.path.text == "dict" && (p.path.stars == 2 || b.unpacks):
+		n = unpacked
+	case op == "(" && p.last == "name":
+		n.call, n.declares = p.path.text, p.path.before == "def" || p.path.before == "class"
+	case op == "(" && after && mayUnpack:
+		n = unpacked
+		n.unpacks = true
+	case op == "{" && after && mayUnpack:
+		n = unpacked
+		n.keywords = true
+	}
+	p.open = append(p.open, n)
+}
+
+func (p *pythonFinder) add(r finding, offset int) {
+	p.found = append(p.found, r.observe(p.file, p.modules, offset))
+}
+
+// judge handles a setting with its value.
+func (p *pythonFinder) judge(s *setting) {
+	switch name := s.target.name(); {
+	case name == "verify" && !s.quoted && s.value == map[bool]string{false: "False", true: "True"}[s.negated]:
+		p.verify(s)
+	case (name == "verify_mode" || name == "cert_reqs") && !s.negated && p.isCertNone(s):
 		r := verificationOff(0.9, "CERT_NONE asks for no certificate")
-		if p.declared() {
+		if s.declared() || s.computed {
 			r = r.softer()
 		}
-		p.add(r)
+		p.add(r, s.target.offset)
 	}
 }
 
-func (p *pythonFinder) add(r finding) {
-	p.found = append(p.found, r.observe(p.file, p.modules, p.target.offset))
+func (p *pythonFinder) isCertNone(s *setting) bool {
+	values := []string{s.value}
+	if !s.quoted {
+		values = p.imports.resolve(s.value)
+	}
+	return !slices.ContainsFunc(values, func(v string) bool { return pyPath{text: v}.name() != "CERT_NONE" })
 }
 
-// declared reports whether the place is a parameter's default.
-func (p *pythonFinder) declared() bool { return p.bracket().declares || p.bracket().lambda }
-
 // verify judges verify=False, which is also an ordinary name.
-func (p *pythonFinder) verify() {
+func (p *pythonFinder) verify(s *setting) {
 	r := verificationOff(0.85, "verify=False accepts any certificate")
-	b := p.bracket()
+	b := &s.in
 	switch {
-	case p.declared():
+	case s.declared():
 		return
-	case len(p.open) == 1 || b.call == "" && p.target.text != "verify": // an assignment
-		owner := strings.TrimSuffix(strings.TrimSuffix(p.target.text, "verify"), ".")
-		if p.target.text == "verify" || owner == "self" || owner == "cls" {
+	case s.top || b.call == "" && s.target.text != "verify": // an assignment
+		owner := strings.TrimSuffix(strings.TrimSuffix(s.target.text, "verify"), ".")
+		if s.target.text == "verify" || owner == "self" || owner == "cls" {
 			r = r.softer()
 		}
 	default:
-		call := b.call
-		if strings.HasSuffix("."+call, ".partial") {
-			call = b.first
+		calls := p.imports.resolve(b.call)
+		if slices.ContainsFunc(calls, func(call string) bool { return strings.HasSuffix("."+call, ".partial") }) {
+			calls = p.imports.resolve(b.first)
 		}
-		switch kindOfCall(call) {
+		switch kindOfCalls(calls) {
 		case callsElse:
 			return
 		case callsUnknown:
 			r = r.softer()
 		}
 	}
-	p.add(r)
+	if s.computed && r.Verdict == Block {
+		r = r.softer()
+	}
+	p.add(r, s.target.offset)
 }
 
 type callKind uint8
@@ -213,7 +255,18 @@ const (
 	callsElse
 )
 
-// kindOfCall judges a call with verify=False by its dotted name.
+// kindOfCalls judges a call that has one of several full names.
+func kindOfCalls(calls []string) callKind {
+	kind := kindOfCall(calls[0])
+	for _, call := range calls[1:] {
+		if kindOfCall(call) != kind {
+			return callsUnknown
+		}
+	}
+	return kind
+}
+
+// kindOfCall judges a call with verify=False by its full dotted name.
 func kindOfCall(call string) callKind {
 	root, _, _ := strings.Cut(call, ".")
 	name := call[strings.LastIndexByte(call, '.')+1:]

@@ -44,8 +44,8 @@ func (r Revision) Timestamp(now time.Time) uint64 {
 	return uint64(max(at.Unix(), 0))
 }
 
-// Detect examines root: a git work tree that tracks files there, a version in
-// the Go module cache, or neither. stateDir does not count as a change.
+// Detect examines root: a directory of a git work tree with a commit, a version
+// in the Go module cache, or neither. stateDir does not count as a change.
 func Detect(ctx context.Context, root, stateDir string) (Revision, error) {
 	if r, ok := moduleCache(root); ok {
 		return r, nil
@@ -55,13 +55,9 @@ func Detect(ctx context.Context, root, stateDir string) (Revision, error) {
 
 func gitRevision(ctx context.Context, root, stateDir string) (Revision, error) {
 	none := Revision{Kind: "none"}
-	// A tree inside a repository that tracks none of it is not that repository's
-	// code.
 	tracked, err := Git(ctx, root, "ls-files", "-z", "--", ".")
 	if err != nil {
 		none.Problem = repositoryProblem(root, err)
-	}
-	if err != nil || len(tracked) == 0 {
 		return none, ctx.Err() // no repository, or no git: not an error
 	}
 	head, err := Git(ctx, root, "show", "-s", "--format=%H %ct", "HEAD")
@@ -73,6 +69,12 @@ func gitRevision(ctx context.Context, root, stateDir string) (Revision, error) {
 	if !ok || err != nil {
 		return none, fmt.Errorf("git names its commit as %q, which cannot be read", head)
 	}
+	r := Revision{Kind: "git", ID: hash, Time: time.Unix(seconds, 0).UTC()}
+	// The commit holds no file of a directory without tracked files. Git's status
+	// does not show those that it ignores.
+	if r.Dirty = len(tracked) == 0; r.Dirty {
+		return r, nil
+	}
 	status := []string{"status", "--porcelain", "-z", "--", "."}
 	if rel, err := filepath.Rel(root, stateDir); err == nil && filepath.IsLocal(rel) && rel != "." {
 		status = append(status, ":(exclude)"+filepath.ToSlash(rel))
@@ -81,19 +83,51 @@ func gitRevision(ctx context.Context, root, stateDir string) (Revision, error) {
 	if err != nil {
 		return none, err
 	}
-	return Revision{Kind: "git", ID: hash, Time: time.Unix(seconds, 0).UTC(), Dirty: len(changes) > 0}, nil
+	r.Dirty = len(changes) > 0
+	return r, nil
 }
 
 // repositoryProblem explains why git cannot read a tree that looks like a
 // repository: a checkout of another owner, or no git on the machine.
 func repositoryProblem(root string, err error) string {
-	for dir := root; ; dir = filepath.Dir(dir) {
-		if _, serr := os.Stat(filepath.Join(dir, ".git")); serr == nil {
-			return fmt.Sprintf("the commit is unknown, so claims are dated now and every scan makes new ones: %v", err)
+	if repositoryAbove(root) == "" {
+		return ""
+	}
+	return fmt.Sprintf("the commit is unknown, so claims are dated now and every scan makes new ones: %v", err)
+}
+
+// Root returns the root of the git work tree that contains the directory,
+// whether or not git tracks a file there, or "" if there is none. A version in
+// the Go module cache is not part of a repository around the cache.
+func Root(ctx context.Context, dir string) (string, error) {
+	if _, ok := moduleCache(dir); ok {
+		return "", nil
+	}
+	top, err := Git(ctx, dir, "rev-parse", "--show-toplevel")
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	if root := strings.TrimSuffix(string(top), "\n"); err == nil && root != "" {
+		return root, nil
+	}
+	return repositoryAbove(dir), nil // git is absent, or refuses a checkout of another owner
+}
+
+// repositoryAbove finds a repository without git: the nearest directory at or
+// above dir with a folder .git, or with the file .git of a linked work tree or a
+// submodule. It returns "" if there is none.
+func repositoryAbove(dir string) string {
+	for {
+		for _, mark := range []string{filepath.Join(".git", "HEAD"), ".git"} {
+			if info, err := os.Stat(filepath.Join(dir, mark)); err == nil && info.Mode().IsRegular() {
+				return dir
+			}
 		}
-		if dir == filepath.Dir(dir) {
+		parent := filepath.Dir(dir)
+		if parent == dir {
 			return ""
 		}
+		dir = parent
 	}
 }
 

@@ -40,7 +40,7 @@ func put(t *testing.T, file, text string) {
 func TestDetectGit(t *testing.T) {
 	dir, git := repository(t)
 	state := filepath.Join(dir, ".aphoria")
-	require.Equal(t, "none", detect(t, dir, state).Kind, "nothing is tracked")
+	require.Equal(t, "none", detect(t, dir, state).Kind, "there is no commit and nothing is tracked")
 	put(t, filepath.Join(dir, "a.go"), "package a")
 	put(t, filepath.Join(dir, "sub", "b.go"), "package b")
 	git("add", ".")
@@ -65,6 +65,14 @@ func TestDetectGit(t *testing.T) {
 	require.True(t, dirty.Dirty)
 	require.Equal(t, uint64(now.Unix()), dirty.Timestamp(now))
 	require.False(t, detect(t, filepath.Join(dir, "sub"), state).Dirty, "changes elsewhere do not count")
+
+	put(t, filepath.Join(dir, ".gitignore"), "ignored/")
+	for _, name := range []string{"untracked", "ignored"} {
+		put(t, filepath.Join(dir, name, "c.go"), "package c")
+		at := detect(t, filepath.Join(dir, name), state)
+		require.Equal(t, r.ID, at.ID, name)
+		require.True(t, at.Dirty, "the commit does not hold %s", name)
+	}
 }
 
 func TestDetectNothing(t *testing.T) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"strings"
 
 	"github.com/stemedb/stemedb/aphoria/revision"
 )
@@ -17,8 +16,8 @@ type Place struct {
 }
 
 // Find finds the project of dir: the directory of its configuration
-// (projectRoot, "" for none), otherwise the git work tree that tracks it,
-// otherwise dir itself.
+// (projectRoot, "" for none), otherwise the root of its git work tree, otherwise
+// dir itself.
 func Find(ctx context.Context, dir, projectRoot string) (Place, error) {
 	dir, err := real(dir)
 	if err != nil {
@@ -27,15 +26,9 @@ func Find(ctx context.Context, dir, projectRoot string) (Place, error) {
 	p := Place{Root: dir, Dir: dir}
 	root := projectRoot
 	if root == "" {
-		tracked, err := revision.Git(ctx, dir, "ls-files", "-z", "--", ".")
-		if err != nil || len(tracked) == 0 {
-			return p, ctx.Err() // no repository, or one that does not track dir: not an error
+		if root, err = revision.Root(ctx, dir); err != nil || root == "" {
+			return p, err
 		}
-		top, err := revision.Git(ctx, dir, "rev-parse", "--show-toplevel")
-		if err != nil {
-			return p, ctx.Err()
-		}
-		root = strings.TrimSuffix(string(top), "\n")
 	}
 	if root, err = real(root); err != nil {
 		return Place{}, fmt.Errorf("find the project's root: %w", err)

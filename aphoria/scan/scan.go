@@ -32,12 +32,22 @@ type Finding struct {
 // Result is the result of a scan.
 type Result struct {
 	Root     string
+	Dir      string // the scanned directory: the root or one below it
 	Project  string
 	Revision revision.Revision
 	Findings []Finding
 	Files    int                 // that were read
 	Passed   map[string][]string // files that were not, by reason
+	Unread   Unread
 	Warnings []string
+}
+
+// Unread counts the paths that a scan did not try to read.
+type Unread struct {
+	OtherKinds    int // no extractor reads such files
+	OtherLanguage int // project.language excludes them
+	Excluded      int // by .aphoriaignore, scan.exclude or the defaults
+	IgnoredByGit  int // counted only if no file was read
 }
 
 // Count is the number of findings with the verdict, whether or not they make
@@ -74,7 +84,7 @@ func Run(ctx context.Context, at Place, stateDir string, cfg config.Config, regi
 	}
 	defer func() { _ = tree.Close() }() // only read
 
-	res := &Result{Root: at.Root, Project: cfg.Project.Name, Passed: tree.Passed}
+	res := &Result{Root: at.Root, Dir: at.Dir, Project: cfg.Project.Name, Passed: tree.Passed}
 	if res.Project == "" {
 		res.Project = filepath.Base(at.Root)
 	}
@@ -87,6 +97,12 @@ func Run(ctx context.Context, at Place, stateDir string, cfg config.Config, regi
 	found, err := res.read(ctx, tree, at, cfg, registry)
 	if err != nil {
 		return nil, err
+	}
+	res.Unread.Excluded = tree.Excluded
+	if res.Files == 0 {
+		if res.Unread.IgnoredByGit, err = tree.IgnoredByGit(ctx); err != nil {
+			return nil, err
+		}
 	}
 	return res, res.claim(ctx, found, now)
 }
@@ -106,7 +122,15 @@ func (res *Result) read(ctx context.Context, tree *source.Tree, at Place, cfg co
 	wanted := func(name string) bool {
 		probe := source.NewFile(name, nil)
 		language := cfg.Project.Language
-		return (language == "auto" || string(probe.Language) == language) && (extract.IsManifest(probe) || registry.Wants(probe))
+		switch {
+		case !extract.IsManifest(probe) && !registry.Wants(probe):
+			res.Unread.OtherKinds++
+		case language != "auto" && string(probe.Language) != language:
+			res.Unread.OtherLanguage++
+		default:
+			return true
+		}
+		return false
 	}
 	var names []string
 	manifests := make(map[string]*source.File)

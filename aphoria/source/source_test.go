@@ -171,7 +171,11 @@ func TestTreeOfGit(t *testing.T) {
 	write(t, dir, "new.go", "")
 	require.Equal(t, []string{".gitignore", "new.go", "sub/own.go", "tracked.go"}, open(t, dir, Options{}).Names())
 	require.Equal(t, []string{"own.go"}, open(t, filepath.Join(dir, "sub"), Options{}).Names())
-	// A directory in which git tracks nothing is listed completely.
+	// A directory that git ignores as a whole is listed completely, one in which
+	// it only tracks nothing is not.
+	write(t, dir, "untracked/x.go", "")
+	write(t, dir, "untracked/ignored.go", "")
+	require.Equal(t, []string{"x.go"}, open(t, filepath.Join(dir, "untracked"), Options{}).Names())
 	write(t, dir, "ignored.d/x.go", "")
 	write(t, dir, ".gitignore", "ignored.go\nignored.d\n")
 	require.Equal(t, []string{"x.go"}, open(t, filepath.Join(dir, "ignored.d"), Options{}).Names())

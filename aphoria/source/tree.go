@@ -42,22 +42,30 @@ type Tree struct {
 	names  []string
 	opts   Options
 	ignore *Ignore
+	byGit  bool // git named the files
 	// Passed are the skipped paths, by reason.
 	Passed map[string][]string
+	// Excluded is the number of paths that patterns exclude, without the folders
+	// of version control and of aphoria itself. A directory that is not entered
+	// counts once.
+	Excluded int
 }
 
 // always lists patterns of files that are never a project's own code.
 func always(testdata bool) []string {
-	dirs := []string{".git/", ".hg/", ".svn/", ".aphoria/", "vendor/", "node_modules/", ".venv/", "venv/", "__pycache__/", "site-packages/", "*.min.js"}
+	dirs := append(notCode(), "vendor/", "node_modules/", ".venv/", "venv/", "__pycache__/", "site-packages/", "*.min.js")
 	if !testdata {
 		dirs = append(dirs, "testdata/")
 	}
 	return dirs
 }
 
+// notCode lists the directories of tools, which hold no code of any kind.
+func notCode() []string { return []string{".git/", ".hg/", ".svn/", ".aphoria/"} }
+
 // Open lists the files of dir, or of the part of it that opts name. In a git
 // work tree these are the tracked and the new files, without ignored ones;
-// elsewhere all of them.
+// elsewhere, and in a directory that git ignores as a whole, all of them.
 func Open(ctx context.Context, dir string, opts Options) (*Tree, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -82,6 +90,12 @@ func (t *Tree) Close() error { return t.root.Close() }
 
 // Names are the files, relative to the root, with slashes, sorted.
 func (t *Tree) Names() []string { return t.names }
+
+func (t *Tree) exclude(name string) {
+	if !slices.ContainsFunc(strings.Split(name, "/"), func(part string) bool { return slices.Contains(notCode(), part+"/") }) {
+		t.Excluded++
+	}
+}
 
 func (t *Tree) pass(reason, name string) { t.Passed[reason] = append(t.Passed[reason], name) }
 
@@ -119,26 +133,35 @@ func (t *Tree) list(ctx context.Context, dir string) error {
 	if _, err := t.readDir(t.opts.Under); err != nil {
 		return fmt.Errorf("read the directory to scan: %w", err)
 	}
-	known, err := t.listGit(ctx, dir)
-	if err != nil || known {
+	var err error
+	if t.byGit, err = t.listGit(ctx, dir); err != nil || t.byGit {
 		return err
 	}
 	return t.walk(ctx, t.opts.Under)
 }
 
-// listGit asks git. It returns false for a tree in which git tracks no file.
+// listGit asks git. It returns false for a tree that git does not know: outside
+// a work tree, or ignored as a whole.
 func (t *Tree) listGit(ctx context.Context, dir string) (known bool, err error) {
 	at := filepath.Join(dir, filepath.FromSlash(t.opts.Under))
 	// Each is: mode, hash and stage, a tab, the name.
 	tracked, err := revision.Git(ctx, at, "ls-files", "-z", "--stage", "--", ".")
-	if err != nil || len(tracked) == 0 {
+	if err != nil {
 		return false, ctx.Err() // no repository, or no git: not an error
+	}
+	if len(tracked) == 0 {
+		if _, err := revision.Git(ctx, at, "check-ignore", "-q", "--", "."); err == nil || ctx.Err() != nil {
+			return false, ctx.Err()
+		}
 	}
 	others, err := revision.Git(ctx, at, "ls-files", "-z", "--others", "--exclude-standard", "--", ".")
 	if err != nil {
 		return false, ctx.Err()
 	}
-	for line := range strings.SplitSeq(strings.TrimSuffix(string(tracked), "\x00"), "\x00") {
+	for line := range strings.SplitSeq(string(tracked), "\x00") {
+		if line == "" {
+			continue
+		}
 		about, name, _ := strings.Cut(line, "\t")
 		mode, _, _ := strings.Cut(about, " ")
 		if err := t.add(ctx, name, map[string]string{"160000": Submodule, "120000": NotRegular}[mode]); err != nil {
@@ -160,6 +183,33 @@ func (t *Tree) listGit(ctx context.Context, dir string) (known bool, err error) 
 	return true, nil
 }
 
+// IgnoredByGit counts the files that are not listed only because git ignores
+// them.
+func (t *Tree) IgnoredByGit(ctx context.Context) (int, error) {
+	if !t.byGit {
+		return 0, nil
+	}
+	at := filepath.Join(t.root.Name(), filepath.FromSlash(t.opts.Under))
+	names, err := revision.Git(ctx, at, "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--", ".")
+	if err != nil {
+		return 0, ctx.Err() // git listed the other files, so this only costs the reason
+	}
+	n := 0
+	for name := range strings.SplitSeq(string(names), "\x00") {
+		if name == "" {
+			continue
+		}
+		excluded, err := t.ignore.Ignored(path.Join(t.opts.Under, strings.TrimSuffix(name, "/")), strings.HasSuffix(name, "/"))
+		if err != nil {
+			return 0, err
+		}
+		if !excluded {
+			n++
+		}
+	}
+	return n, nil
+}
+
 // add lists a name from git, or skips it for the reason that git gives.
 func (t *Tree) add(ctx context.Context, name, reason string) error {
 	if ctx.Err() != nil {
@@ -168,8 +218,10 @@ func (t *Tree) add(ctx context.Context, name, reason string) error {
 	name = path.Join(t.opts.Under, name)
 	ignored, err := t.ignore.Ignored(name, reason == Submodule)
 	switch {
-	case err != nil || ignored:
+	case err != nil:
 		return err
+	case ignored:
+		t.exclude(name)
 	case reason == "":
 		t.names = append(t.names, name)
 	default:
@@ -195,6 +247,7 @@ func (t *Tree) walk(ctx context.Context, dir string) error {
 		case err != nil:
 			return err
 		case ignored:
+			t.exclude(name)
 		case e.IsDir():
 			if err := t.walk(ctx, name); err != nil {
 				return err

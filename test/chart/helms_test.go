@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"helm.sh/helm/v3/pkg/chart/loader"
+	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
@@ -98,7 +99,7 @@ func TestEveryHelmRendersTheSame(t *testing.T) {
 	for _, values := range variants {
 		cases = append(cases, options{values: []string{values}})
 	}
-	for _, values := range []string{"image: {pullSecrets: null}", "networkPolicy: null", "probes: {startup: null}", "replicas:", "secrets: {keys: {rootApiKey: null}}"} {
+	for _, values := range []string{"image: {pullSecrets: null}", "networkPolicy: null", "probes: {startup: null}", closed + "\n---\nnetworkPolicy: {clients: {sameNamespace: {podSelector: null}}, dns: {peers: {kubeDNS: {podSelector: {matchLabels: null}}}}}", "replicas:", "secrets: {keys: {rootApiKey: null}}"} {
 		cases = append(cases, options{values: []string{values}})
 	}
 	requests := make([]helmRequest, len(cases))
@@ -176,10 +177,10 @@ networkPolicy:
   clients: {sameNamespace: {enabled: false}, web: {podSelector: {matchLabels: {app: web}}}}
   dns: {peers: {kubeDNS: {enabled: false}, own: {podSelector: {matchLabels: {app: dns}}}}}
 resources: {limits: {memory: ""}, requests: {cpu: "", memory: ""}}
-secrets: {generated: {resources: {limits: {memory: ""}}}}
+secrets: {generated: {resources: {limits: ""}}}
 test: {resources: {limits: {memory: ""}}}
-podSecurityContext: {runAsUser: "", runAsGroup: "", fsGroup: "", fsGroupChangePolicy: "", seccompProfile: {type: ""}}
-containerSecurityContext: {capabilities: {drop: []}}
+podSecurityContext: {runAsUser: "", runAsGroup: "", fsGroup: "", fsGroupChangePolicy: "", seccompProfile: ""}
+containerSecurityContext: {capabilities: "", allowPrivilegeEscalation: "", readOnlyRootFilesystem: ""}
 patch: {container: [{op: remove, path: /livenessProbe}]}`)
 	check := func(got *release) {
 		policy := one[*networkingv1.NetworkPolicy](t, got, "r-facts").Spec
@@ -203,6 +204,7 @@ patch: {container: [{op: remove, path: /livenessProbe}]}`)
 			require.Nil(t, security.FSGroupChangePolicy)
 			require.Nil(t, security.SeccompProfile)
 			require.Empty(t, template.Spec.Containers[0].Resources.Limits)
+			require.Equal(t, &corev1.SecurityContext{Privileged: new(bool)}, template.Spec.Containers[0].SecurityContext)
 		}
 	}
 	loaded, err := loader.Load(dir)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"helm.sh/helm/v3/pkg/chart"
+	"helm.sh/helm/v3/pkg/chart/loader"
+	"helm.sh/helm/v3/pkg/chartutil"
 	"sigs.k8s.io/yaml"
 )
 
@@ -36,13 +38,14 @@ func eachPath(values map[string]any, at []string, visit func([]string)) {
 }
 
 // Null selects the default: each value with a default is set to null, at any
-// depth and with everything switched on, and renders the same as without it; in
-// maps of named entries null removes the entry.
+// depth and with everything switched on, and renders the same as without it. In
+// maps of named entries null removes the entry, which only has to be accepted
+// here: TestEveryDefaultEntryIsRemovedWithoutNull compares the result.
 func TestNullMeansTheDefault(t *testing.T) {
 	defaults := parse(t, readFile(t, filepath.Join(chartDir, "values.yaml")))
 	open := openMaps(t)
 	full := parse(t, readFile(t, "testdata/full.yaml"))
-	tried := 0
+	tried, inPeers := 0, 0
 	eachPath(defaults, nil, func(path []string) {
 		tried++
 		at := "/" + strings.Join(path, "/")
@@ -54,10 +57,8 @@ func TestNullMeansTheDefault(t *testing.T) {
 		require.NoError(t, err)
 		want, wantErr := tryRender(t, options{values: []string{string(without)}})
 		got, gotErr := tryRender(t, options{values: []string{string(null)}})
-		if slices.ContainsFunc(open, func(p string) bool { return strings.HasPrefix(at, p+"/") }) {
-			if gotErr != nil { // a peer without a selector is rejected
-				require.ErrorContains(t, gotErr, "don't meet the specifications of the schema", "%s: null", at)
-			}
+		if slices.ContainsFunc(open, func(p string) bool { return removes(p, at) }) {
+			require.NoError(t, gotErr, "%s: null", at)
 			return
 		}
 		if wantErr != nil {
@@ -68,9 +69,82 @@ func TestNullMeansTheDefault(t *testing.T) {
 			return
 		}
 		require.NoError(t, gotErr, "%s: null", at)
+		if strings.HasPrefix(at, "/networkPolicy/") && len(path) > 3 {
+			inPeers++
+		}
 		require.Equal(t, want.files, got.files, "%s: null", at)
 	})
 	require.Greater(t, tried, 180)
+	require.Greater(t, inPeers, 5)
+}
+
+// removes reports whether null at a path below an open map removes it: at any
+// depth, but of a peer only the entire peer or one label.
+func removes(open, at string) bool {
+	below, inside := strings.CutPrefix(at, open+"/")
+	peers := strings.HasPrefix(open, "/networkPolicy/")
+	return inside && (!peers || !strings.Contains(below, "/") || strings.Contains(below, "/matchLabels/"))
+}
+
+// Whatever may be left out may also be null, with or without a default: an
+// overlay takes a value back that way. TestNullWithoutADefaultIsNothing compares
+// the result, but passes over values that the schema rejects.
+func TestNullIsAcceptedWhereverTheValueIsOptional(t *testing.T) {
+	full := parse(t, readFile(t, "testdata/full.yaml"))
+	loaded, err := loader.Load(chartDir)
+	require.NoError(t, err)
+	validate := func(values map[string]any) error {
+		text, err := yaml.Marshal(values)
+		require.NoError(t, err)
+		merged := mergeValues(t, options{values: []string{string(text)}})
+		_, err = chartutil.ToRenderValues(loaded, merged, chartutil.ReleaseOptions{Name: "r"}, nil)
+		return err
+	}
+	optional := 0
+	everyPath(nil, fullValues(t, ""), func(steps []any) {
+		var path []string
+		for _, step := range steps {
+			name, ok := step.(string)
+			if !ok {
+				return // lists are replaced as a whole
+			}
+			path = append(path, name)
+		}
+		at := "/" + strings.Join(path, "/")
+		if literal.MatchString(at) {
+			return
+		}
+		left := deepCopy(t, full)
+		remove(left, path)
+		if validate(left) == nil {
+			optional++
+			require.NoError(t, validate(patchedNull(t, left, path)), "%s: null", at)
+		}
+	})
+	require.Greater(t, optional, 300)
+}
+
+// An overlay replaces one of several alternatives by setting the other to null.
+func TestNullTakesBackAnAlternative(t *testing.T) {
+	for first, second := range map[string]string{
+		"extraEnv: {A: {valueFrom: {secretKeyRef: {name: a, key: b}}}}":                                                          "extraEnv: {A: {valueFrom: {secretKeyRef: null, fieldRef: {fieldPath: c}}}}",
+		"extraVolumes: {a: {source: {emptyDir: {}}}}":                                                                            "extraVolumes: {a: {source: {emptyDir: null, configMap: {name: c}}}}",
+		"networkPolicy: {enabled: true, clients: {a: {podSelector: {}}}}":                                                        "networkPolicy: {clients: {a: {podSelector: null, ipBlock: {cidr: 10.0.0.0/8}}}}",
+		"networkPolicy: {enabled: true}":                                                                                         "networkPolicy: {dns: {peers: {kubeDNS: {podSelector: null, namespaceSelector: null, ipBlock: {cidr: 10.0.0.0/8}}}}}",
+		"ingress: {enabled: true, host: a.example, traefik: {rateLimit: {enabled: true, sourceCriterion: {requestHost: true}}}}": "ingress: {traefik: {rateLimit: {sourceCriterion: {requestHost: null, requestHeaderName: A}}}}",
+	} {
+		values := parse(t, first)
+		var alone map[string]any
+		raw, err := yaml.Marshal(patched(values, parse(t, second)))
+		require.NoError(t, err)
+		require.NoError(t, yaml.Unmarshal(raw, &alone))
+		if strings.Contains(second, "kubeDNS") {
+			alone = parse(t, "networkPolicy: {enabled: true, dns: {peers: {kubeDNS: {enabled: false}, other: {ipBlock: {cidr: 10.0.0.0/8}}}}}")
+		}
+		want, err := yaml.Marshal(alone)
+		require.NoError(t, err)
+		require.Equal(t, renderWith(t, string(want)).files, renderWith(t, first, second).files, second)
+	}
 }
 
 func patchedNull(t *testing.T, values map[string]any, path []string) map[string]any {
@@ -151,9 +225,7 @@ func TestTheSchemaRequiresNothingThatHasADefault(t *testing.T) {
 	defaults := parse(t, readFile(t, filepath.Join(chartDir, "values.yaml")))
 	var walk func(at string, node, values map[string]any)
 	walk = func(at string, node, values map[string]any) {
-		if ref, ok := node["$ref"].(string); ok {
-			node = asMap(asMap(schema["$defs"])[strings.TrimPrefix(ref, "#/$defs/")])
-		}
+		node = resolved(schema, node)
 		for _, name := range listOf(node["required"]) {
 			_, has := values[name]
 			require.False(t, has, "%s requires %s", at, name)

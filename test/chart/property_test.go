@@ -239,6 +239,7 @@ func mark(holds map[string]bool, root, schema map[string]any, path string, value
 				holds[path+"/properties/"+name] = true
 				mark(holds, root, asMap(property), path+"/properties/"+name, child)
 			} else {
+				mark(holds, root, asMap(schema["additionalProperties"]), path+"/additionalProperties", child)
 				for _, pattern := range asMap(schema["patternProperties"]) {
 					mark(holds, root, asMap(pattern), path+"/patternProperties/*", child)
 				}

@@ -91,6 +91,26 @@ func valuesTable(t *testing.T) string {
 	return table.String()
 }
 
+// A comment directly above a key has the key's indentation, so that it visibly
+// documents that key and not the one around it.
+func TestCommentsAreIndentedLikeTheirKeys(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(valuesDir, "*.yaml"))
+	require.NoError(t, err)
+	comment, indent := regexp.MustCompile(`^ *#`), regexp.MustCompile(`^ *`)
+	checked := 0
+	for _, file := range append(files, filepath.Join(chartDir, "values.yaml")) {
+		lines := strings.Split(readFile(t, file), "\n")
+		for i := len(lines) - 2; i >= 0; i-- {
+			if !comment.MatchString(lines[i]) || strings.TrimSpace(lines[i+1]) == "" {
+				continue
+			}
+			checked++
+			require.Equal(t, indent.FindString(lines[i+1]), indent.FindString(lines[i]), "%s:%d: %s", file, i+1, lines[i])
+		}
+	}
+	require.Greater(t, checked, 200)
+}
+
 func lookup(vals map[string]any, path []string) any {
 	var value any = vals
 	for _, key := range path {

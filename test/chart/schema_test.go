@@ -69,12 +69,12 @@ var badValues = []struct{ values, says string }{
 	{"ingress: {enabled: true}", "'/ingress/host': minLength: got 0, want 1"},
 	{"ingress: {host: 'https://a.example'}", "'/ingress/host': 'https://a.example' does not match pattern"},
 	{"ingress: {traefik: {rateLimit: {average: 0}}}", "'/ingress/traefik/rateLimit/average': minimum: got 0, want 1"},
-	{"ingress: {traefik: {rateLimit: {sourceCriterion: {requestHost: true, requestHeaderName: X}}}}", "maxProperties: got 2, want 1"},
+	{"ingress: {traefik: {rateLimit: {sourceCriterion: {requestHost: true, requestHeaderName: X}}}}", "'/ingress/traefik/rateLimit/sourceCriterion/requestHost': got boolean, want null"},
 	{"networkPolicy: {clients: [{podSelector: {}}]}", "'/networkPolicy/clients': got array, want object"},
 	{"networkPolicy: {clients: {a: {}}}", "'/networkPolicy/clients/a': minProperties: got 0, want 1"},
 	{"networkPolicy: {scrapers: {a: {ipBlock: {cidr: 10.0.0.0/33}}}}", "'10.0.0.0/33' does not match pattern"},
 	{"networkPolicy: {scrapers: {a: {enabled: true}}}", "'/networkPolicy/scrapers/a/enabled': value must be false"},
-	{"networkPolicy: {scrapers: {a: {enabled: 'no'}}}", "'/networkPolicy/scrapers/a/enabled': got string, want boolean"},
+	{"networkPolicy: {scrapers: {a: {enabled: 'no'}}}", "'/networkPolicy/scrapers/a/enabled': got string, want null or boolean"},
 	{"networkPolicy: {extraIngress: {a: {from: [], ports: [{port: 1}]}}}", "'/networkPolicy/extraIngress/a/from': minItems: got 0, want 1"},
 	{"networkPolicy: {kubeAPI: {ports: []}}", "'/networkPolicy/kubeAPI/ports': minItems"},
 	{"monitoring: {serviceMonitor: {interval: 15}}", "'/monitoring/serviceMonitor/interval': got number, want string"},
@@ -89,7 +89,7 @@ var badValues = []struct{ values, says string }{
 	{"affinity: {zone: a}", "'/affinity': additional properties 'zone' not allowed"},
 	{"topologySpread: {topology.kubernetes.io/zone: {maxSkew: 1}}", "missing property 'whenUnsatisfiable'"},
 	{"tolerations: [{key: a, operator: Is}]", "'/tolerations/0/operator': value must be one of 'Exists', 'Equal'"},
-	{"extraVolumes: {a: {readOnly: true, source: {emptyDir: {}}}}", "properties 'mountPath' required, if 'readOnly' exists"},
+	{"extraVolumes: {a: {readOnly: true, source: {emptyDir: {}}}}", "missing property 'mountPath'"},
 	{"secrets: {source: generated, externalSecret: {staged: true}}", "'/secrets/externalSecret/secretStoreRef/name': minLength: got 0, want 1"},
 	{"ingress: {tls: {secretNames: {'a b': c}}}", "'/ingress/tls/secretNames': additional properties 'a b' not allowed"},
 	{"patch: {statefulSet: [{op: put, path: /a}]}", "'/patch/statefulSet/0/op': value must be one of"},
@@ -100,7 +100,10 @@ var badValues = []struct{ values, says string }{
 	{"global: {storageClass: '-'}", "'/global/storageClass': '-' does not match pattern"},
 	{"global: {image: {registry: 'https://x'}}", "'/global/image/registry': 'https://x' does not match pattern"},
 	{"extraVolumes: {a: {mountPath: tmp, source: {emptyDir: {}}}}", "'tmp' does not match pattern"},
-	{"extraVolumes: {a: {mountPath: /a, source: {emptyDir: null}}}", "'/extraVolumes/a/source/emptyDir': got null, want object"},
+	{"extraVolumes: {a: {mountPath: /a, source: {}}}", "'/extraVolumes/a/source': minProperties: got 0, want 1"},
+	{"extraEnv: {A: {valueFrom: {secretKeyRef: null}}}", "'/extraEnv/A/valueFrom/secretKeyRef': got null, want object"},
+	{"networkPolicy: {scrapers: {a: {podSelector: null}}}", "'/networkPolicy/scrapers/a/podSelector': got null, want object"},
+	{"networkPolicy: {clients: {'a b': null}}", "'a b' does not match pattern"},
 	{"extraContainers: {a: {args: [x]}}", "missing property 'image'"},
 	{"podSecurityContext: {runAsUser: 0}", "'/podSecurityContext/runAsUser': minimum: got 0, want 1"},
 	{"containerSecurityContext: {readonlyRootFilesystem: true}", "additional properties 'readonlyRootFilesystem' not allowed"},
@@ -163,13 +166,33 @@ func TestSchemaIsClosed(t *testing.T) {
 	schema := readSchema(t)
 	var open []string
 	walkSchema("", schema, func(path string, node map[string]any) {
-		if node["type"] == "object" && node["additionalProperties"] == nil {
+		if isObject(node) && node["additionalProperties"] == nil {
 			open = append(open, path)
 		}
 	})
 	slices.Sort(open)
 	want := slices.Sorted(slices.Values(freeMaps))
 	require.Equal(t, want, open)
+}
+
+// isObject reports whether the schema is that of an object, perhaps or null.
+func isObject(node map[string]any) bool {
+	types, _ := node["type"].([]any)
+	return node["type"] == "object" || slices.Contains(types, any("object"))
+}
+
+// resolved follows references, and alternatives to the one that is an object.
+func resolved(root, node map[string]any) map[string]any {
+	if ref, ok := node["$ref"].(string); ok {
+		return resolved(root, asMap(asMap(root["$defs"])[strings.TrimPrefix(ref, "#/$defs/")]))
+	}
+	branches, _ := node["anyOf"].([]any)
+	for _, branch := range branches {
+		if found := resolved(root, asMap(branch)); !isObject(node) && isObject(found) {
+			return found
+		}
+	}
+	return node
 }
 
 // walkSchema visits every schema that describes values; the branches of if,
@@ -217,9 +240,7 @@ var unlisted = []string{
 }
 
 func compareNames(t *testing.T, path string, root, schema, vals map[string]any) {
-	if ref, ok := schema["$ref"].(string); ok {
-		schema = asMap(asMap(root["$defs"])[strings.TrimPrefix(ref, "#/$defs/")])
-	}
+	schema = resolved(root, schema)
 	props := asMap(schema["properties"])
 	if len(props) == 0 {
 		return

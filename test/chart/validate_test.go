@@ -49,6 +49,8 @@ var impossible = []struct{ name, values, says string }{
 	{"class", "service: {gateway: {type: NodePort, loadBalancerClass: a}}", "need service.gateway.type LoadBalancer, not NodePort"},
 	{"volume name", "extraVolumes: {wal: {mountPath: /x, source: {emptyDir: {}}}}", "extraVolumes.wal has the name of one of the chart's own volumes"},
 	{"volume place", "extraVolumes: {x: {mountPath: /data/wal/x, source: {emptyDir: {}}}}", "mounted at /data/wal/x, inside the server's own directories"},
+	{"no volume source", "extraVolumes: {x: {source: {emptyDir: null}}}", "extraVolumes.x.source has 0 volume sources (none)"},
+	{"two volume sources", "extraVolumes: {x: {source: {emptyDir: {}, configMap: {name: a}}}}", "extraVolumes.x.source has 2 volume sources (configMap, emptyDir). Leave one and set the others to null."},
 	{"container name", "extraContainers: {stemedb: {image: a}}", "must not contain a container named stemedb"},
 	{"name", "fullnameOverride: 1a", `The base name "1a" is not a valid Service name`},
 }

@@ -169,6 +169,9 @@ POD_NAME: nothing (it is the pod's name)
 {{- if and $volume (get ($volume | default dict) "mountPath") (regexMatch "^/(data|etc/stemedb)(/|$)" (get ($volume | default dict) "mountPath" | toString)) }}
 - extraVolumes.{{ $name }} is mounted at {{ $volume.mountPath }}, inside the server's own directories. Mount it elsewhere.
 {{- end }}
+{{- if and $volume (ne (len $volume.source) 1) }}
+- extraVolumes.{{ $name }}.source has {{ len $volume.source }} volume sources ({{ keys $volume.source | sortAlpha | join ", " | default "none" }}). Leave one and set the others to null.
+{{- end }}
 {{- end }}
 {{- range $name, $container := merge dict .Values.extraContainers .Values.initContainers -}}
 {{- if eq $name "stemedb" }}

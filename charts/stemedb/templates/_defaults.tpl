@@ -10,7 +10,10 @@ share.
 {{- define "stemedb.fill" -}}
 {{- if not (hasKey .Values "filled") -}}
 {{- $_ := set .Values "filled" true -}}
-{{- include "stemedb.fillMap" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml) "") -}}
+{{- $defaults := .Files.Get "files/defaults.yaml" | fromYaml -}}
+{{- include "stemedb.fillMap" (list .Values $defaults "") -}}
+{{- include "stemedb.fillPeers" (list .Values.networkPolicy.clients $defaults.networkPolicy.clients) -}}
+{{- include "stemedb.fillPeers" (list .Values.networkPolicy.dns.peers $defaults.networkPolicy.dns.peers) -}}
 {{- include "stemedb.dropNull" (omit .Values "merge" "patch" "extraEnv" "extraObjects" "global") -}}
 {{- end -}}
 {{- end -}}
@@ -35,8 +38,23 @@ share.
 {{- $value := index $values $key -}}
 {{- if kindIs "invalid" $value -}}
 {{- $_ := set $values $key $preset -}}
-{{- else if and (kindIs "map" $value) (kindIs "map" $preset) (not (has $at $open)) -}}
+{{- else if and (kindIs "map" $value) (kindIs "map" $preset) (not (has $at $open)) (ne $key "matchLabels") -}}
 {{- include "stemedb.fillMap" (list $value $preset $at) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+Null in a peer that has a default selects the default of that field, down to
+matchLabels; in matchLabels it removes one label. A peer with an ipBlock has no
+selectors. Without this, a null selector would admit nobody or everybody.
+*/}}
+{{- define "stemedb.fillPeers" -}}
+{{- $peers := index . 0 -}}
+{{- range $name, $preset := index . 1 -}}
+{{- $peer := get $peers $name -}}
+{{- if and (kindIs "map" $peer) (not (get (default dict $peer) "ipBlock")) -}}
+{{- include "stemedb.fillMap" (list $peer $preset "/peer") -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -87,14 +88,33 @@ func newCommand(logger *slog.Logger, connect connector) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "stemedb-k8s",
 		Short:         "Run StemeDB's tasks that need the Kubernetes API",
-		Version:       version,
+		Version:       versionLine(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(newEnsureSecretCommand(logger, connect))
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.AddCommand(newEnsureSecretCommand(logger, connect), newVersionCommand())
 	return root
+}
+
+// versionLine is the output of "stemedb-k8s version" and "stemedb-k8s
+// --version".
+func versionLine() string {
+	return fmt.Sprintf("stemedb-k8s %s (%s, %s/%s)", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
+func newVersionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version and how the binary was built",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), versionLine())
+			return err
+		},
+	}
 }
 
 func newEnsureSecretCommand(logger *slog.Logger, connect connector) *cobra.Command {

@@ -68,8 +68,10 @@ Exit codes:
   2    a failure, or the server could not be reached
   3    a negative answer: not ready, not healthy, a failed check, or a refusal by the server
   130  stopped immediately by a second signal`,
+		Version:      versionLine(),
 		SilenceUsage: true, SilenceErrors: true,
 	}
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(serveCommand(), keysCommand(), claimCommand(), smokeCommand(), clusterCommand(), healthcheckCommand(), versionCommand())
 	return root

@@ -76,9 +76,15 @@ func TestHelpNamesEveryCommandAndExitCode(t *testing.T) {
 	for _, word := range []string{"STEMEDB_CLUSTER_JOIN[_FILE]", "--wal-dir", "default :18180", "second signal"} {
 		require.Contains(t, out, word)
 	}
-	code, out, _ = command("", "version")
-	require.Equal(t, exitOK, code)
-	require.Contains(t, out, "stemedb ")
+}
+
+func TestFlagAndCommandPrintTheVersion(t *testing.T) {
+	for _, arg := range []string{"version", "--version"} {
+		code, out, errOut := command("", arg)
+		require.Equal(t, exitOK, code, "%s: %s", arg, errOut)
+		require.Equal(t, versionLine()+"\n", out, arg)
+	}
+	require.Regexp(t, `^stemedb \S+ \(go\S+, \w+/\w+\)$`, versionLine())
 }
 
 // running starts a node on real files and sockets, and returns the URL of its

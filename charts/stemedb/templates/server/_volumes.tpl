@@ -27,7 +27,9 @@
 {{- range $name, $volume := .Values.extraVolumes }}
 {{- if $volume }}
 - name: {{ $name | quote }}
-  {{- toYaml $volume.source | nindent 2 }}
+  {{- with $volume.source }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 {{- end }}
 {{- end -}}
