@@ -64,7 +64,7 @@ func TestDamagedLogSaysWhatToDo(t *testing.T) {
 		for members, says := range map[int]string{
 			0: "is the only member, or one of two, do not empty its volumes",
 			1: "the only member",
-			2: "cannot admit this node anew",
+			2: "cannot admit this node as a new member",
 			3: "at least 2 of them alive and whole",
 			5: "at least 3 of them alive and whole",
 		} {
