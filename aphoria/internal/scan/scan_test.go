@@ -10,8 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/stemedb/stemedb/aphoria/config"
-	"github.com/stemedb/stemedb/aphoria/extract"
+	"github.com/stemedb/stemedb/aphoria/internal/config"
+	"github.com/stemedb/stemedb/aphoria/internal/extract"
 	"github.com/stemedb/stemedb/server/record"
 )
 

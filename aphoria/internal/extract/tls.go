@@ -3,7 +3,7 @@ package extract
 import (
 	"context"
 
-	"github.com/stemedb/stemedb/aphoria/source"
+	"github.com/stemedb/stemedb/aphoria/internal/source"
 	"github.com/stemedb/stemedb/server/record"
 )
 

@@ -17,7 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/stemedb/stemedb/aphoria/config"
+	"github.com/stemedb/stemedb/aphoria/internal/config"
 	"github.com/stemedb/stemedb/client"
 )
 

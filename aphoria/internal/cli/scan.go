@@ -9,11 +9,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/stemedb/stemedb/aphoria/agent"
-	"github.com/stemedb/stemedb/aphoria/extract"
-	"github.com/stemedb/stemedb/aphoria/outbox"
-	"github.com/stemedb/stemedb/aphoria/scan"
-	"github.com/stemedb/stemedb/aphoria/source"
+	"github.com/stemedb/stemedb/aphoria/internal/agent"
+	"github.com/stemedb/stemedb/aphoria/internal/extract"
+	"github.com/stemedb/stemedb/aphoria/internal/outbox"
+	"github.com/stemedb/stemedb/aphoria/internal/scan"
+	"github.com/stemedb/stemedb/aphoria/internal/source"
 	"github.com/stemedb/stemedb/client"
 	"github.com/stemedb/stemedb/server/record"
 )

@@ -10,7 +10,7 @@ import (
 	"go/token"
 	"go/types"
 
-	"github.com/stemedb/stemedb/aphoria/source"
+	"github.com/stemedb/stemedb/aphoria/internal/source"
 )
 
 const skipVerify = "InsecureSkipVerify"

@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/stemedb/stemedb/aphoria/agent"
+	"github.com/stemedb/stemedb/aphoria/internal/agent"
 )
 
 func (a *app) checkCommand() *cobra.Command {

@@ -5,7 +5,7 @@ import (
 
 	"golang.org/x/mod/modfile"
 
-	"github.com/stemedb/stemedb/aphoria/source"
+	"github.com/stemedb/stemedb/aphoria/internal/source"
 )
 
 // readGoMod reads the required versions. A replaced module has the replacement

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/stemedb/stemedb/aphoria/source"
+	"github.com/stemedb/stemedb/aphoria/internal/source"
 )
 
 // crate is one dependency of a manifest: a version, or a table.

@@ -10,9 +10,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/stemedb/stemedb/aphoria/agent"
-	"github.com/stemedb/stemedb/aphoria/config"
-	"github.com/stemedb/stemedb/aphoria/scan"
+	"github.com/stemedb/stemedb/aphoria/internal/agent"
+	"github.com/stemedb/stemedb/aphoria/internal/config"
+	"github.com/stemedb/stemedb/aphoria/internal/scan"
 )
 
 // wishes are the flags of init for the configuration; "" is a flag not given.

@@ -5,7 +5,7 @@ import (
 	"context"
 	"strings"
 
-	"github.com/stemedb/stemedb/aphoria/source"
+	"github.com/stemedb/stemedb/aphoria/internal/source"
 )
 
 // pythonTLS finds verify=False where a client of HTTP is called or set up, and

@@ -13,7 +13,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/stemedb/stemedb/aphoria/revision"
+	"github.com/stemedb/stemedb/aphoria/internal/revision"
 )
 
 // IgnoreFile lists patterns, in any directory of the project.

@@ -13,10 +13,10 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/stemedb/stemedb/aphoria/config"
-	"github.com/stemedb/stemedb/aphoria/extract"
-	"github.com/stemedb/stemedb/aphoria/revision"
-	"github.com/stemedb/stemedb/aphoria/source"
+	"github.com/stemedb/stemedb/aphoria/internal/config"
+	"github.com/stemedb/stemedb/aphoria/internal/extract"
+	"github.com/stemedb/stemedb/aphoria/internal/revision"
+	"github.com/stemedb/stemedb/aphoria/internal/source"
 	"github.com/stemedb/stemedb/server/record"
 )
 

@@ -10,7 +10,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"golang.org/x/mod/modfile"
 
-	"github.com/stemedb/stemedb/aphoria/source"
+	"github.com/stemedb/stemedb/aphoria/internal/source"
 	"github.com/stemedb/stemedb/server/record"
 )
 

@@ -12,7 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/stemedb/stemedb/aphoria/config"
+	"github.com/stemedb/stemedb/aphoria/internal/config"
 	"github.com/stemedb/stemedb/client"
 	"github.com/stemedb/stemedb/server/record"
 )

@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/stemedb/stemedb/aphoria/source"
+	"github.com/stemedb/stemedb/aphoria/internal/source"
 	"github.com/stemedb/stemedb/server/record"
 )
 

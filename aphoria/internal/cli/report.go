@@ -13,10 +13,10 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
-	"github.com/stemedb/stemedb/aphoria/extract"
-	"github.com/stemedb/stemedb/aphoria/outbox"
-	"github.com/stemedb/stemedb/aphoria/revision"
-	"github.com/stemedb/stemedb/aphoria/scan"
+	"github.com/stemedb/stemedb/aphoria/internal/extract"
+	"github.com/stemedb/stemedb/aphoria/internal/outbox"
+	"github.com/stemedb/stemedb/aphoria/internal/revision"
+	"github.com/stemedb/stemedb/aphoria/internal/scan"
 	"github.com/stemedb/stemedb/server/record"
 )
 

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/stemedb/stemedb/aphoria/revision"
+	"github.com/stemedb/stemedb/aphoria/internal/revision"
 )
 
 // Place is a scanned directory with its project: a file makes the same claims

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/stemedb/stemedb/aphoria/config"
+	"github.com/stemedb/stemedb/aphoria/internal/config"
 	"github.com/stemedb/stemedb/client"
 	"github.com/stemedb/stemedb/server/record"
 )
