@@ -25,20 +25,20 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // Builder finds and builds programs.
 type Builder struct {
 	Dir      string // ci/tools of the checkout
 	Cache    string // see CacheDir
-	Runner   run.Runner
+	Runner   process.Runner
 	Reporter *progress.Reporter
 }
 
 // New returns a Builder for the checkout that contains the working directory.
-func New(runner run.Runner, reporter *progress.Reporter) (*Builder, error) {
+func New(runner process.Runner, reporter *progress.Reporter) (*Builder, error) {
 	root, err := CheckoutDir()
 	if err != nil {
 		return nil, err
@@ -139,7 +139,7 @@ func (b *Builder) build(ctx context.Context, family Family, binary Binary, path 
 	temporary := fmt.Sprintf("%s.%d.tmp", path, os.Getpid())
 	defer func() { _ = os.Remove(temporary) }() // gone after success
 	flags := strings.TrimSpace("-s -w " + binary.LDFlags)
-	_, err := b.Runner.Run(ctx, run.Command{
+	_, err := b.Runner.Run(ctx, process.Command{
 		Name: "go",
 		Args: []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", temporary, binary.Package},
 		Dir:  filepath.Join(b.Dir, family.Name),
@@ -159,7 +159,7 @@ func (b *Builder) build(ctx context.Context, family Family, binary Binary, path 
 // folder is the family's place in the cache for its present state.
 func (b *Builder) folder(ctx context.Context, family Family) (string, error) {
 	source := filepath.Join(b.Dir, family.Name)
-	version, err := b.Runner.Run(ctx, run.Command{Name: "go", Args: []string{"env", "GOVERSION"}, Dir: source})
+	version, err := b.Runner.Run(ctx, process.Command{Name: "go", Args: []string{"env", "GOVERSION"}, Dir: source})
 	if err != nil {
 		return "", progress.WithHint(err, "install the Go version in the checkout's go.mod")
 	}

@@ -12,8 +12,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // compiler simulates go: it answers GOVERSION and writes the output file.
@@ -23,7 +23,7 @@ type compiler struct {
 	builds  atomic.Int32
 }
 
-func (c *compiler) Run(_ context.Context, cmd run.Command) (string, error) {
+func (c *compiler) Run(_ context.Context, cmd process.Command) (string, error) {
 	if cmd.Args[0] == "env" {
 		return c.version + "\n", nil
 	}

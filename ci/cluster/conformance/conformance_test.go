@@ -24,8 +24,8 @@ import (
 	"sigs.k8s.io/kind/pkg/log"
 
 	"github.com/stemedb/stemedb/ci/cluster"
+	"github.com/stemedb/stemedb/ci/process/processtest"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run/runtest"
 )
 
 func TestK3DConfig(t *testing.T) {
@@ -159,7 +159,7 @@ func TestCommandsParse(t *testing.T) {
 	}
 	for name, root := range roots {
 		for _, there := range []bool{false, true} {
-			r := &runtest.Recorder{}
+			r := &processtest.Recorder{}
 			r.On("k3d kubeconfig get", "clusters: []").On("kind get kubeconfig", "clusters: []")
 			if there {
 				r.On("k3d cluster list", cluster.Name+" 1/1 2/2 false").On("kind get clusters", cluster.Name)

@@ -22,8 +22,8 @@ import (
 
 	"github.com/stemedb/stemedb/ci/cluster"
 	"github.com/stemedb/stemedb/ci/image"
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 	"github.com/stemedb/stemedb/ci/tools"
 )
 
@@ -44,10 +44,10 @@ func TestSourceCluster(t *testing.T) {
 	base, err := os.MkdirTemp("/tmp", "stemedb-")
 	require.NoError(t, err)
 	reporter := progress.New(os.Stderr)
-	builder, err := tools.New(run.Exec{}, reporter)
+	builder, err := tools.New(process.Exec{}, reporter)
 	require.NoError(t, err)
 	s := &suite{t: t, options: cluster.Options{
-		Dir: filepath.Join(base, "cluster"), Runner: run.Exec{}, Reporter: reporter, Tools: builder,
+		Dir: filepath.Join(base, "cluster"), Runner: process.Exec{}, Reporter: reporter, Tools: builder,
 	}}
 	before := footprint(t)
 	t.Cleanup(func() {
@@ -320,7 +320,7 @@ func (s *suite) tryKubectl(in string, args ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	c := run.Cmd(path, append([]string{"--kubeconfig=" + s.p.Kubeconfig()}, args...)...)
+	c := process.Cmd(path, append([]string{"--kubeconfig=" + s.p.Kubeconfig()}, args...)...)
 	c.In = []byte(in)
 	return s.options.Runner.Run(s.t.Context(), c)
 }
@@ -333,9 +333,9 @@ func footprint(t *testing.T) map[string]string {
 		"ip netns list", "ip -brief link", "ip -4 route show table all", "nft list tables",
 	} {
 		words := strings.Fields(command)
-		text, err := run.Exec{}.Run(t.Context(), run.Cmd(words[0], words[1:]...))
+		text, err := process.Exec{}.Run(t.Context(), process.Cmd(words[0], words[1:]...))
 		if t.Context().Err() != nil {
-			text, err = run.Exec{}.Run(context.Background(), run.Cmd(words[0], words[1:]...))
+			text, err = process.Exec{}.Run(context.Background(), process.Cmd(words[0], words[1:]...))
 		}
 		require.NoError(t, err)
 		out[command] = text

@@ -1,6 +1,6 @@
-// Package runtest has a Runner for tests: it records every command and answers
+// Package processtest has a Runner for tests: it records every command and answers
 // from a script instead of running anything.
-package runtest
+package processtest
 
 import (
 	"context"
@@ -8,14 +8,14 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/stemedb/stemedb/ci/run"
+	"github.com/stemedb/stemedb/ci/process"
 )
 
-// Recorder is a run.Runner. The zero value answers every command with success
+// Recorder is a process.Runner. The zero value answers every command with success
 // and no output.
 type Recorder struct {
 	mu       sync.Mutex
-	commands []run.Command
+	commands []process.Command
 	answers  []answer
 }
 
@@ -38,8 +38,8 @@ func (r *Recorder) Fail(prefix, message string) *Recorder {
 	return r
 }
 
-// Run implements run.Runner.
-func (r *Recorder) Run(_ context.Context, c run.Command) (string, error) {
+// Run implements process.Runner.
+func (r *Recorder) Run(_ context.Context, c process.Command) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.commands = append(r.commands, c)
@@ -51,7 +51,7 @@ func (r *Recorder) Run(_ context.Context, c run.Command) (string, error) {
 		}
 	}
 	if best.err != nil {
-		return "", &run.Error{Command: c, Stderr: best.err.Error(), Err: best.err}
+		return "", &process.Error{Command: c, Stderr: best.err.Error(), Err: best.err}
 	}
 	return best.stdout, nil
 }

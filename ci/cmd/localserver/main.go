@@ -1,4 +1,4 @@
-// Command run replaces the process of ci/run-server after the build: it runs
+// Command localserver replaces the process of ci/run-server after the build: it runs
 // one server without keys, with its data in the folder given by the first
 // argument, and removes that folder at the end. It passes further arguments to
 // the server.
@@ -17,12 +17,12 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: run FOLDER [FLAG...]; FOLDER holds the program stemedb and is removed at the end")
+		fmt.Fprintln(os.Stderr, "usage: localserver FOLDER [FLAG...]; FOLDER holds the program stemedb and is removed at the end")
 		os.Exit(2)
 	}
 	code, err := run(os.Args[1], os.Args[2:])
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "run:", err)
+		fmt.Fprintln(os.Stderr, "localserver:", err)
 	}
 	os.Exit(code)
 }

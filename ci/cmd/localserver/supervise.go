@@ -67,7 +67,7 @@ func terminal() *os.File {
 // giveBack makes this process's group the terminal's foreground group again.
 func giveBack(tty *os.File) {
 	if err := unix.IoctlSetPointerInt(int(tty.Fd()), unix.TIOCSPGRP, unix.Getpgrp()); err != nil {
-		fmt.Fprintln(os.Stderr, "run: take the terminal back:", err)
+		fmt.Fprintln(os.Stderr, "localserver: take the terminal back:", err)
 	}
 	_ = tty.Close()
 }

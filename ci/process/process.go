@@ -1,7 +1,7 @@
-// Package run starts other programs. Everything in ci that executes a command
+// Package process starts other programs. Everything in ci that executes a command
 // does so through a Runner, so that a test can assert the exact commands and
 // answer for them without running anything.
-package run
+package process
 
 import (
 	"bytes"
