@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/stemedb/stemedb/client/agentkey"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 const (

@@ -17,7 +17,7 @@ import (
 	"github.com/stemedb/stemedb/aphoria/internal/outbox"
 	"github.com/stemedb/stemedb/aphoria/internal/revision"
 	"github.com/stemedb/stemedb/aphoria/internal/scan"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // report is the output of a scan.

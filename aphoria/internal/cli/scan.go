@@ -15,7 +15,7 @@ import (
 	"github.com/stemedb/stemedb/aphoria/internal/scan"
 	"github.com/stemedb/stemedb/aphoria/internal/source"
 	"github.com/stemedb/stemedb/client"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 type scanFlags struct {

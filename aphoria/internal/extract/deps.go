@@ -5,7 +5,7 @@ import (
 	"path"
 
 	"github.com/stemedb/stemedb/aphoria/internal/source"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // dependency is one line of a manifest, whatever its language.

@@ -11,7 +11,7 @@ import (
 	"strings"
 
 	"github.com/stemedb/stemedb/aphoria/internal/source"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // Verdict is the meaning of an observation for the user of the scan.

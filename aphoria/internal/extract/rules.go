@@ -8,7 +8,7 @@ import (
 	"slices"
 
 	"github.com/stemedb/stemedb/aphoria/internal/source"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // Rule is an extractor's rule as data: it matches where Word is a separate word

@@ -4,7 +4,7 @@ import (
 	"context"
 
 	"github.com/stemedb/stemedb/aphoria/internal/source"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // tlsVerify observes code that does not verify the certificates of its peers.

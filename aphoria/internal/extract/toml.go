@@ -8,7 +8,7 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 
 	"github.com/stemedb/stemedb/aphoria/internal/source"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // maxTOMLDepth bounds the paths that are read: no manifest names a dependency

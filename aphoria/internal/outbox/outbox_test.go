@@ -14,7 +14,7 @@ import (
 
 	"github.com/stemedb/stemedb/aphoria/internal/config"
 	"github.com/stemedb/stemedb/client"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 func claims(from, n int) []*record.Assertion {

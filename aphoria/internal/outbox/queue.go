@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 const (

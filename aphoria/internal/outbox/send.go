@@ -8,7 +8,7 @@ import (
 
 	"github.com/stemedb/stemedb/aphoria/internal/config"
 	"github.com/stemedb/stemedb/client"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // BatchSize is the number of claims in one request.

@@ -17,7 +17,7 @@ import (
 	"github.com/stemedb/stemedb/aphoria/internal/extract"
 	"github.com/stemedb/stemedb/aphoria/internal/revision"
 	"github.com/stemedb/stemedb/aphoria/internal/source"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // Finding is an observation with its claim.

@@ -12,7 +12,7 @@ import (
 
 	"github.com/stemedb/stemedb/aphoria/internal/config"
 	"github.com/stemedb/stemedb/aphoria/internal/extract"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 func project(t *testing.T, files map[string]string) string {

@@ -13,9 +13,9 @@ import (
 
 	stemedb "github.com/stemedb/stemedb/client"
 	"github.com/stemedb/stemedb/client/agentkey"
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/config"
 	"github.com/stemedb/stemedb/server/internal/keys"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 const claimSubject = "code://go/example.com/app/tls"

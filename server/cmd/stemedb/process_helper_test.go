@@ -23,7 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	stemedb "github.com/stemedb/stemedb/client"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 func TestMain(m *testing.M) {

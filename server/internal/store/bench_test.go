@@ -12,9 +12,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/lens"
 	"github.com/stemedb/stemedb/server/internal/vfs"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Benchmarks run on the host's disk, in the directory for temporary files.

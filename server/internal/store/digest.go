@@ -12,8 +12,8 @@ import (
 
 	"github.com/zeebo/blake3"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/wal"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Digest stands for a set of keys, in whatever order they came: the sum, modulo
