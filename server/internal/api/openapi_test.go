@@ -44,7 +44,7 @@ func TestOpenAPIJSONIsUpToDate(t *testing.T) {
 		require.NoError(t, os.WriteFile("openapi.json", pretty.Bytes(), 0o644))
 		return
 	}
-	require.JSONEq(t, pretty.String(), string(openapiJSON), "run: go test ./server/internal/api -run OpenAPIJSON -update")
+	require.JSONEq(t, pretty.String(), string(openapiJSON), "run: make generate")
 }
 
 // The description has exactly the routes of the table, with the same parameters

@@ -40,7 +40,7 @@ func TestTheMetricsPageIsTheRegistrys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { rows = metricRows(t) })
 	page, err := os.ReadFile(metricsPage)
 	require.NoError(t, err)
-	begin, end := "<!-- Written by `make docs`. -->\n", "<!-- End of the table. -->"
+	begin, end := "<!-- Written by `make generate`. -->\n", "<!-- End of the table. -->"
 	before, rest, ok := strings.Cut(string(page), begin)
 	require.True(t, ok, "the page has no place for the table")
 	_, after, ok := strings.Cut(rest, end)
@@ -50,7 +50,7 @@ func TestTheMetricsPageIsTheRegistrys(t *testing.T) {
 		require.NoError(t, os.WriteFile(metricsPage, []byte(want), 0o644))
 		return
 	}
-	require.Equal(t, want, string(page), "run: make docs")
+	require.Equal(t, want, string(page), "run: make generate")
 }
 
 // metricRows describes every metric of this program that a member of a cluster
