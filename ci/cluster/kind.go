@@ -10,7 +10,7 @@ import (
 )
 
 // KindImage is the node image of kind, the default of the version of kind that
-// ci/tools/kind names. The file kind.yaml names it too.
+// ci/cluster/conformance/go.mod names. The file kind.yaml names it too.
 const KindImage = "kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5"
 
 // KindConfig is kind's configuration file.

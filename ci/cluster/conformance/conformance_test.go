@@ -73,7 +73,7 @@ func TestK3DSchemaRefuses(t *testing.T) {
 
 func TestK3DToolsImage(t *testing.T) {
 	require.Equal(t, k3dtypes.DefaultToolsImageRepo+":"+"5.8.3", cluster.K3DToolsImage)
-	mod, err := os.ReadFile("../../tools/k3d/go.mod")
+	mod, err := os.ReadFile("go.mod")
 	require.NoError(t, err)
 	require.Contains(t, string(mod), "github.com/k3d-io/k3d/v5 v5.8.3", "the images belong to this version")
 	require.NotEmpty(t, k3dversion.GetVersion())
