@@ -8,7 +8,7 @@ SEEDS ?= 10000
 PORT ?= 18180
 export PORT
 
-.PHONY: help up down run check test gate bench bench-against mutants soak fuzz fmt generate
+.PHONY: help up down run check test gate bench bench-against mutants soak fuzz fmt generate outdated
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,3 +51,6 @@ fmt: ## Format all Go files
 
 generate: ## Write every generated file: protobuf code, openapi.json, tables of docs/ and the chart
 	@$(DEV) generate
+
+outdated: ## List the direct dependencies that have a newer release (asks the module proxy)
+	@$(DEV) outdated
