@@ -75,6 +75,7 @@ func problem(w http.ResponseWriter, status int, code string) {
 
 // takeOne answers /v1/assert like the server.
 func takeOne(t *testing.T, w http.ResponseWriter, r *http.Request) {
+	t.Helper()
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		return

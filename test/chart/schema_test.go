@@ -217,6 +217,7 @@ var unlisted = []string{
 }
 
 func compareNames(t *testing.T, path string, root, schema, vals map[string]any) {
+	t.Helper()
 	if ref, ok := schema["$ref"].(string); ok {
 		schema = asMap(asMap(root["$defs"])[strings.TrimPrefix(ref, "#/$defs/")])
 	}

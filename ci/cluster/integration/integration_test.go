@@ -83,6 +83,7 @@ func (s *suite) run(name string, test func(*testing.T)) {
 }
 
 func (s *suite) secondUp(t *testing.T) {
+	t.Helper()
 	before, err := s.p.Status(t.Context())
 	require.NoError(t, err)
 	_, err = cluster.Up(t.Context(), s.options, "")
@@ -112,6 +113,7 @@ func (s *suite) install() {
 }
 
 func (s *suite) admission(t *testing.T) {
+	t.Helper()
 	privileged := `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"bad","namespace":"probe"},
 		"spec":{"containers":[{"name":"x","image":"docker.io/stemedb/probe:test"}]}}`
 	_, err := s.tryKubectl(privileged, "apply", "--filename=-")
@@ -120,11 +122,13 @@ func (s *suite) admission(t *testing.T) {
 
 // nodeAccess lists the API server's requests to kubelets.
 func (s *suite) nodeAccess(t *testing.T) {
+	t.Helper()
 	require.Equal(t, "hello there\n", s.kubectl("", "exec", "--namespace=probe", "probe-2", "--", "/probe", "there"))
 	s.kubectl("", "logs", "--namespace=kube-system", "daemonset/coredns")
 }
 
 func (s *suite) names(t *testing.T) {
+	t.Helper()
 	var all, one []string
 	s.ask("/resolve?name=probe-headless", &all)
 	require.Len(t, all, 3, "the headless Service has an address for each pod")
@@ -147,6 +151,7 @@ func (s *suite) names(t *testing.T) {
 
 // rollingRestart sends requests through the Service while every pod is replaced.
 func (s *suite) rollingRestart(t *testing.T) {
+	t.Helper()
 	type outcome struct {
 		result
 		err error
@@ -174,6 +179,7 @@ func (s *suite) rollingRestart(t *testing.T) {
 }
 
 func (s *suite) killAll(t *testing.T) {
+	t.Helper()
 	before := s.restarts()
 	var all []cluster.Container
 	for i := range 3 {
@@ -185,6 +191,7 @@ func (s *suite) killAll(t *testing.T) {
 }
 
 func (s *suite) nodeCut(t *testing.T) {
+	t.Helper()
 	faults := s.p.(cluster.Faults)
 	begin := time.Now()
 	require.NoError(t, faults.CutNode(t.Context(), "node3"))
@@ -213,6 +220,7 @@ func (s *suite) nodeCut(t *testing.T) {
 }
 
 func (s *suite) volumesDeleted(t *testing.T) {
+	t.Helper()
 	pod := "http://probe-0.probe-headless.probe.svc.cluster.local:8080"
 	address := func() string {
 		return "http://" + s.kubectl("", "get", "pod", "--namespace=probe", "probe-0", "--output=jsonpath={.status.podIP}") + ":8080"
@@ -242,6 +250,7 @@ func (s *suite) volumesDeleted(t *testing.T) {
 }
 
 func (s *suite) downAndUp(t *testing.T) {
+	t.Helper()
 	was, err := cluster.Down(t.Context(), s.options)
 	require.NoError(t, err)
 	require.True(t, was)

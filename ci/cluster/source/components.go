@@ -6,7 +6,7 @@ import (
 
 // component is one long-running process of the cluster.
 type component struct {
-	name string      // of its pid file and its log
+	name string          // of its pid file and its log
 	cmd  process.Command // complete, with the namespace it runs in
 }
 

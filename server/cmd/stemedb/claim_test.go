@@ -30,6 +30,7 @@ func claimArgs(verb, value string, more ...string) []string {
 
 // atHome gives the commands a configuration folder without any keys.
 func atHome(t *testing.T) (agentFile string) {
+	t.Helper()
 	dir := t.TempDir()
 	t.Setenv("XDG_CONFIG_HOME", dir)
 	t.Setenv(agentkey.Variable, "")

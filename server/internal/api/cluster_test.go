@@ -36,6 +36,7 @@ type three struct {
 }
 
 func startThree(t *testing.T, tune ...func(*node.Tuning)) *three {
+	t.Helper()
 	tuning := node.Tuning{SegmentSize: 256 << 10}
 	for _, f := range tune {
 		f(&tuning)

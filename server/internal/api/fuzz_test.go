@@ -14,6 +14,7 @@ import (
 
 // sane checks the promises that the package makes for all answers.
 func sane(t *testing.T, got *httptest.ResponseRecorder) {
+	t.Helper()
 	require.NotEqual(t, http.StatusInternalServerError, got.Code, "%s", got.Body)
 	require.NotEmpty(t, got.Header().Get(headerRequestID))
 	if got.Code >= 400 {

@@ -47,6 +47,7 @@ func (b *slowBody) Read(p []byte) (int, error) {
 // changing are requests that change something, one for each such route that has
 // a body, with a role that may make it.
 func changing(t testing.TB) []request {
+	t.Helper()
 	hash := keys.HashOf("steme_test_" + unknownHash[:48]).String()
 	vote := jsonOf(t, vote(claim(nil).ID(), 1, 1))
 	json := func(method, path, body string) request {

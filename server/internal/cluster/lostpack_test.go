@@ -39,6 +39,7 @@ func smallSegments(w *world) {
 // withALostPack returns three nodes, of which a has just started without one of
 // its packs, and what had been written. tuned changes a's configuration.
 func withALostPack(t *testing.T, tuned func(*Config)) (w *world, ids []record.Hash) {
+	t.Helper()
 	w = threeNodes(t, smallSegments)
 	a := w.nodes["a"]
 	for i := range 40 {

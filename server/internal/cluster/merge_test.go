@@ -103,6 +103,7 @@ func (s *counted) clear() {
 
 // countedNodes are three nodes that bring each other nothing but by reads.
 func countedNodes(t *testing.T) (*world, map[string]*counted) {
+	t.Helper()
 	stores := map[string]*counted{}
 	w := threeNodes(t, noCatchUp, func(w *world) {
 		quiet := w.tune

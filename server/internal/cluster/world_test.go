@@ -64,6 +64,7 @@ type node struct {
 }
 
 func newWorld(t testing.TB, names ...string) *world {
+	t.Helper()
 	w := &world{t: t, net: memnet.New(1), nodes: map[string]*node{}, state: &control.State{ClusterID: "test", DigestKey: [32]byte{7}}}
 	w.net.SetDelay(time.Millisecond, 3*time.Millisecond)
 	for i, name := range names {
@@ -80,6 +81,7 @@ func newWorld(t testing.TB, names ...string) *world {
 
 // threeNodes is a cluster of a, b and c, all whole and connected.
 func threeNodes(t testing.TB, tune ...func(*world)) *world {
+	t.Helper()
 	w := newWorld(t, "a", "b", "c")
 	for _, f := range tune {
 		f(w)

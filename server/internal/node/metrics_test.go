@@ -56,6 +56,7 @@ func TestTheMetricsPageIsTheRegistrys(t *testing.T) {
 // metricRows describes every metric of this program that a member of a cluster
 // has, sorted by name.
 func metricRows(t *testing.T) (rows []string) {
+	t.Helper()
 	pair := newPair(t)
 	defer pair.stop()
 	kinds := map[string]string{}
@@ -101,6 +102,7 @@ type pair struct {
 }
 
 func newPair(t *testing.T) *pair {
+	t.Helper()
 	netw := memnet.New(1)
 	caller := netw.Host("caller").Start()
 	p := &pair{t: t, http: &http.Client{Transport: &http.Transport{

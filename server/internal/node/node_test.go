@@ -36,6 +36,7 @@ type alone struct {
 }
 
 func newAlone(t *testing.T) *alone {
+	t.Helper()
 	a := &alone{t: t, net: memnet.New(1), disk: memfs.New(1), raft: raftmem.New()}
 	caller := a.net.Host("caller").Start()
 	a.http = &http.Client{Transport: &http.Transport{

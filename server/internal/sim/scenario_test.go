@@ -25,6 +25,7 @@ import (
 
 // scenario runs f in a settled cluster of n machines.
 func scenario(t *testing.T, n int, timings control.Timings, f func(w *world)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, n)
 		w.control = timings

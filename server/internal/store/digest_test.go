@@ -159,6 +159,7 @@ func (c *endingContext) Err() error {
 
 // hot puts a subject with so many claims, each with one signature.
 func hot(t testing.TB, s *Store, claims int) {
+	t.Helper()
 	for from := 0; from < claims; from += 100 {
 		var items []Item
 		for n := from; n < from+100; n++ {
