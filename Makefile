@@ -8,7 +8,7 @@ SEEDS ?= 10000
 PORT ?= 18180
 export PORT
 
-.PHONY: help up down run check test gate bench bench-against mutants soak fuzz fmt proto docs
+.PHONY: help up down run check test gate bench bench-against mutants soak fuzz fmt generate outdated
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,9 +49,8 @@ fuzz: ## Run every fuzz target for FUZZTIME
 fmt: ## Format all Go files
 	@$(DEV) fmt
 
-proto: ## Generate the Go code of the .proto files (needs protoc)
-	@./ci/proto
+generate: ## Write every generated file: protobuf code, openapi.json, tables of docs/ and the chart
+	@$(DEV) generate
 
-docs: ## Write the generated parts of docs/
-	@go test ./server/internal/config -run TestTheSettingsPage -update
-	@go test ./server/internal/node -run TestTheMetricsPage -update
+outdated: ## List the direct dependencies that have a newer release (asks the module proxy)
+	@$(DEV) outdated

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"net/http"
 
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // batchRecord is one record of a batch on its way.

@@ -17,7 +17,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/stretchr/testify/require"
 
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 func agentKey(n byte) ed25519.PrivateKey {
@@ -75,6 +75,7 @@ func problem(w http.ResponseWriter, status int, code string) {
 
 // takeOne answers /v1/assert like the server.
 func takeOne(t *testing.T, w http.ResponseWriter, r *http.Request) {
+	t.Helper()
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		return

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/stemedb/stemedb/client"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // A project asserts an observation, signed with its own key, and queries the

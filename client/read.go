@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // Record is an assertion as the server holds it, with all signatures and the

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"net/http"
 
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // Result is the result of writing a record. Whether it was created or existed,

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/stemedb/stemedb/ci/cluster/source"
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // Choice is a provider and the reason for choosing it.
@@ -42,12 +42,12 @@ func Choose(ctx context.Context, o Options, asked string) (Choice, error) {
 }
 
 // probe checks which providers this machine supports.
-func probe(ctx context.Context, r run.Runner, sourceUsable func() error) (Choice, error) {
+func probe(ctx context.Context, r process.Runner, sourceUsable func() error) (Choice, error) {
 	var why []string
 	try := func(name, args string) bool {
 		ctx, cancel := context.WithTimeoutCause(ctx, 20*time.Second, errors.New("no answer within 20s"))
 		defer cancel()
-		_, err := r.Run(ctx, run.Cmd("docker", strings.Fields(args)...))
+		_, err := r.Run(ctx, process.Cmd("docker", strings.Fields(args)...))
 		if err != nil {
 			why = append(why, name)
 		}
@@ -56,7 +56,7 @@ func probe(ctx context.Context, r run.Runner, sourceUsable func() error) (Choice
 	// The image is on this machine already, or its registry knows it:
 	// requesting the manifest downloads no image.
 	has := func(image string) bool {
-		if _, err := r.Run(ctx, run.Cmd("docker", "image", "inspect", image)); err == nil {
+		if _, err := r.Run(ctx, process.Cmd("docker", "image", "inspect", image)); err == nil {
 			return true
 		}
 		return try("the image "+image+" is not available", "manifest inspect "+image)

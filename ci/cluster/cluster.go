@@ -16,8 +16,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // Provider is one way to run a cluster. All methods are idempotent and may be
@@ -63,7 +63,7 @@ type Tools interface {
 type Options struct {
 	Dir      string // state folder; see StateDir
 	Context  string // existing: the context to use
-	Runner   run.Runner
+	Runner   process.Runner
 	Reporter *progress.Reporter
 	Tools    Tools
 
@@ -152,7 +152,7 @@ func (o Options) kubectl(ctx context.Context, in string, args ...string) (string
 	if err != nil {
 		return "", err
 	}
-	c := run.Cmd(path, append([]string{"--kubeconfig=" + o.kubeconfigPath(), "--request-timeout=30s"}, args...)...)
+	c := process.Cmd(path, append([]string{"--kubeconfig=" + o.kubeconfigPath(), "--request-timeout=30s"}, args...)...)
 	if in != "" {
 		c.In = []byte(in)
 	}

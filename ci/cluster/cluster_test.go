@@ -12,9 +12,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/ci/process"
+	"github.com/stemedb/stemedb/ci/process/processtest"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
-	"github.com/stemedb/stemedb/ci/run/runtest"
 )
 
 // namedTools names a tool by itself.
@@ -30,7 +30,7 @@ func (namedTools) Paths(_ context.Context, names ...string) (map[string]string, 
 	return paths, nil
 }
 
-func testOptions(t *testing.T, r run.Runner) Options {
+func testOptions(t *testing.T, r process.Runner) Options {
 	t.Helper()
 	return Options{Dir: filepath.Join(t.TempDir(), "cluster"), Runner: r, Reporter: progress.New(io.Discard), Tools: namedTools{}}
 }
@@ -39,40 +39,40 @@ func TestProbe(t *testing.T) {
 	usable := func() error { return nil }
 	notRoot := func() error { return errors.New("it needs root") }
 	for name, c := range map[string]struct {
-		machine *runtest.Recorder
+		machine *processtest.Recorder
 		source  func() error
 		want    string
 		reason  string
 		err     string
 	}{
 		"docker and k3d's images are available": {
-			machine: (&runtest.Recorder{}).Fail("docker image inspect", "no such image"), source: usable,
+			machine: (&processtest.Recorder{}).Fail("docker image inspect", "no such image"), source: usable,
 			want: "k3d", reason: K3sImage,
 		},
 		"k3d's images are there already": {
-			machine: (&runtest.Recorder{}).Fail("docker manifest", "no registry"), source: usable,
+			machine: (&processtest.Recorder{}).Fail("docker manifest", "no registry"), source: usable,
 			want: "k3d", reason: K3sImage,
 		},
 		"only kind's image is available": {
-			machine: (&runtest.Recorder{}).Fail("docker image inspect", "no such image").
+			machine: (&processtest.Recorder{}).Fail("docker image inspect", "no such image").
 				Fail("docker manifest inspect "+K3sImage, "not found"), source: usable,
 			want: "kind", reason: KindImage,
 		},
 		"k3d's second image is not available": {
-			machine: (&runtest.Recorder{}).Fail("docker image inspect "+K3DToolsImage, "no such image").
+			machine: (&processtest.Recorder{}).Fail("docker image inspect "+K3DToolsImage, "no such image").
 				Fail("docker manifest inspect "+K3DToolsImage, "not found"), source: usable,
 			want: "kind", reason: KindImage,
 		},
 		"docker without a registry": {
-			machine: (&runtest.Recorder{}).Fail("docker image inspect", "no such image").Fail("docker manifest", "no registry"), source: usable,
+			machine: (&processtest.Recorder{}).Fail("docker image inspect", "no such image").Fail("docker manifest", "no registry"), source: usable,
 			want: "source", reason: "the image " + K3sImage + " is not available",
 		},
 		"no docker": {
-			machine: (&runtest.Recorder{}).Fail("docker", "cannot connect"), source: usable,
+			machine: (&processtest.Recorder{}).Fail("docker", "cannot connect"), source: usable,
 			want: "source", reason: "no docker daemon responds",
 		},
 		"nothing at all": {
-			machine: (&runtest.Recorder{}).Fail("docker", "cannot connect"), source: notRoot,
+			machine: (&processtest.Recorder{}).Fail("docker", "cannot connect"), source: notRoot,
 			err: "no cluster provider works on this machine: no docker daemon responds; source: it needs root",
 		},
 	} {
@@ -93,7 +93,7 @@ func TestProbe(t *testing.T) {
 }
 
 func TestChooseKeepsToWhatIsUp(t *testing.T) {
-	r := &runtest.Recorder{}
+	r := &processtest.Recorder{}
 	o := testOptions(t, r)
 	got, err := Choose(t.Context(), o, "kind")
 	require.NoError(t, err)
@@ -111,7 +111,7 @@ func TestChooseKeepsToWhatIsUp(t *testing.T) {
 }
 
 func TestExistingIsNeverImplicit(t *testing.T) {
-	r := &runtest.Recorder{}
+	r := &processtest.Recorder{}
 	o := testOptions(t, r)
 	_, err := Up(t.Context(), o, "existing")
 	require.ErrorContains(t, err, "needs the name of a context")
@@ -148,7 +148,7 @@ func TestExistingIsNeverImplicit(t *testing.T) {
 }
 
 func TestK3DCommands(t *testing.T) {
-	r := (&runtest.Recorder{}).On("k3d kubeconfig get", "clusters: []")
+	r := (&processtest.Recorder{}).On("k3d kubeconfig get", "clusters: []")
 	o := testOptions(t, r)
 	p, err := New("k3d", o)
 	require.NoError(t, err)
@@ -182,7 +182,7 @@ func TestK3DCommands(t *testing.T) {
 }
 
 func TestK3DUpTwice(t *testing.T) {
-	r := (&runtest.Recorder{}).On("k3d kubeconfig get", "clusters: []").On("k3d cluster list", "stemedb 1/1 2/2 false\n")
+	r := (&processtest.Recorder{}).On("k3d kubeconfig get", "clusters: []").On("k3d cluster list", "stemedb 1/1 2/2 false\n")
 	p, err := New("k3d", testOptions(t, r))
 	require.NoError(t, err)
 	require.NoError(t, p.Up(t.Context()))
@@ -191,7 +191,7 @@ func TestK3DUpTwice(t *testing.T) {
 }
 
 func TestKindCommands(t *testing.T) {
-	r := (&runtest.Recorder{}).On("kind get kubeconfig", "clusters: []").On("kind get clusters", "other\n")
+	r := (&processtest.Recorder{}).On("kind get kubeconfig", "clusters: []").On("kind get clusters", "other\n")
 	o := testOptions(t, r)
 	p, err := New("kind", o)
 	require.NoError(t, err)
@@ -212,7 +212,7 @@ func TestKindCommands(t *testing.T) {
 	}, r.Commands())
 	require.Equal(t, []string{kindStorageClass}, r.Inputs(kubectl+"apply"))
 
-	again := (&runtest.Recorder{}).On("kind get kubeconfig", "clusters: []").On("kind get clusters", "stemedb\n")
+	again := (&processtest.Recorder{}).On("kind get kubeconfig", "clusters: []").On("kind get clusters", "stemedb\n")
 	p, err = New("kind", testOptions(t, again))
 	require.NoError(t, err)
 	require.NoError(t, p.Up(t.Context()))
@@ -228,7 +228,7 @@ func TestImagesAreNamedOnce(t *testing.T) {
 // kubeconfig, or name the cluster, or concern docker itself.
 func TestNothingTouchesTheUsersKubeconfig(t *testing.T) {
 	for _, name := range []string{"k3d", "kind"} {
-		r := (&runtest.Recorder{}).On("k3d kubeconfig get", "clusters: []").On("kind get kubeconfig", "clusters: []")
+		r := (&processtest.Recorder{}).On("k3d kubeconfig get", "clusters: []").On("kind get kubeconfig", "clusters: []")
 		o := testOptions(t, r)
 		p, err := Up(t.Context(), o, name)
 		require.NoError(t, err)
@@ -246,7 +246,7 @@ func TestNothingTouchesTheUsersKubeconfig(t *testing.T) {
 }
 
 func TestFailedCheckChangesNothing(t *testing.T) {
-	r := (&runtest.Recorder{}).Fail("docker info", "cannot connect")
+	r := (&processtest.Recorder{}).Fail("docker info", "cannot connect")
 	o := testOptions(t, r)
 	_, err := Up(t.Context(), o, "k3d")
 	require.ErrorContains(t, err, "check this machine")
@@ -255,7 +255,7 @@ func TestFailedCheckChangesNothing(t *testing.T) {
 }
 
 func TestOneCommandAtATime(t *testing.T) {
-	o := testOptions(t, &runtest.Recorder{})
+	o := testOptions(t, &processtest.Recorder{})
 	unlock, err := o.lock()
 	require.NoError(t, err)
 	_, err = Up(t.Context(), o, "kind")
@@ -267,7 +267,7 @@ func TestOneCommandAtATime(t *testing.T) {
 }
 
 func TestDownWithoutACluster(t *testing.T) {
-	r := &runtest.Recorder{}
+	r := &processtest.Recorder{}
 	was, err := Down(t.Context(), testOptions(t, r))
 	require.NoError(t, err)
 	require.False(t, was)
@@ -293,7 +293,7 @@ func (f faultRecorder) SignalContainer(_ context.Context, node, id string, s sys
 func TestSignalFindsAllBeforeTheFirst(t *testing.T) {
 	o := testOptions(t, nil)
 	kubectl := "kubectl --kubeconfig=" + o.kubeconfigPath() + " --request-timeout=30s get pod "
-	r := (&runtest.Recorder{}).On(kubectl+"a-0 ", "node1 containerd://aaa").On(kubectl+"a-1 ", "node2 containerd://bbb").On(kubectl+"a-2 ", "node3 ")
+	r := (&processtest.Recorder{}).On(kubectl+"a-0 ", "node1 containerd://aaa").On(kubectl+"a-1 ", "node2 containerd://bbb").On(kubectl+"a-2 ", "node3 ")
 	o.Runner = r
 	f := faultRecorder{got: make(chan signalled, 2)}
 	at := func(pod string) Container { return Container{"ns", pod, "server"} }
@@ -308,7 +308,7 @@ func TestSignalFindsAllBeforeTheFirst(t *testing.T) {
 }
 
 func TestSourceRanges(t *testing.T) {
-	o := testOptions(t, &runtest.Recorder{})
+	o := testOptions(t, &processtest.Recorder{})
 	o.PodRange = "10.0.0.0/8"
 	_, err := New("source", o)
 	require.ErrorContains(t, err, "pod range")

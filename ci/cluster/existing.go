@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // Existing is a cluster that the user provides, named by a context of the
@@ -42,7 +42,7 @@ func (e *Existing) Up(ctx context.Context) error {
 		return err
 	}
 	return o.Reporter.Step(ctx, "look at context "+o.Context, func(ctx context.Context) error {
-		text, err := o.Runner.Run(ctx, run.Cmd(path, "config", "view", "--raw", "--minify", "--flatten", "--context", o.Context))
+		text, err := o.Runner.Run(ctx, process.Cmd(path, "config", "view", "--raw", "--minify", "--flatten", "--context", o.Context))
 		if err != nil {
 			return progress.WithHint(err, "kubectl config get-contexts lists the available contexts")
 		}

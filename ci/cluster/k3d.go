@@ -5,7 +5,7 @@ import (
 	_ "embed"
 	"syscall"
 
-	"github.com/stemedb/stemedb/ci/run"
+	"github.com/stemedb/stemedb/ci/process"
 )
 
 // K3sImage is the node image of k3d. The file k3d.yaml names it too.
@@ -45,23 +45,23 @@ func (k *K3D) Up(ctx context.Context) error {
 		return err
 	}
 	return o.Reporter.Step(ctx, "bring up k3d", func(ctx context.Context) error {
-		list, err := o.Runner.Run(ctx, run.Cmd(path, "cluster", "list", "--no-headers"))
+		list, err := o.Runner.Run(ctx, process.Cmd(path, "cluster", "list", "--no-headers"))
 		if err != nil {
 			return dockerHint(err)
 		}
 		if listed(list) {
-			_, err = o.Runner.Run(ctx, run.Cmd(path, "cluster", "start", Name, "--wait"))
+			_, err = o.Runner.Run(ctx, process.Cmd(path, "cluster", "start", Name, "--wait"))
 		} else {
 			file, writeErr := o.writeFile("k3d.yaml", K3DConfig)
 			if writeErr != nil {
 				return writeErr
 			}
-			_, err = o.Runner.Run(ctx, run.Cmd(path, "cluster", "create", "--config", file))
+			_, err = o.Runner.Run(ctx, process.Cmd(path, "cluster", "create", "--config", file))
 		}
 		if err != nil {
 			return dockerHint(err)
 		}
-		text, err := o.Runner.Run(ctx, run.Cmd(path, "kubeconfig", "get", Name))
+		text, err := o.Runner.Run(ctx, process.Cmd(path, "kubeconfig", "get", Name))
 		if err != nil {
 			return err
 		}
@@ -80,7 +80,7 @@ func (k *K3D) LoadImage(ctx context.Context, tars ...string) error {
 	}
 	// The mode direct needs no helper image.
 	args := append([]string{"image", "import", "--cluster", Name, "--mode", "direct"}, tars...)
-	_, err = k.options.Runner.Run(ctx, run.Cmd(path, args...))
+	_, err = k.options.Runner.Run(ctx, process.Cmd(path, args...))
 	return err
 }
 
@@ -97,7 +97,7 @@ func (k *K3D) Down(ctx context.Context) error {
 		return err
 	}
 	return k.options.Reporter.Step(ctx, "take down k3d", func(ctx context.Context) error {
-		if _, err := k.options.Runner.Run(ctx, run.Cmd(path, "cluster", "delete", Name)); err != nil {
+		if _, err := k.options.Runner.Run(ctx, process.Cmd(path, "cluster", "delete", Name)); err != nil {
 			return dockerHint(err)
 		}
 		return nil

@@ -6,11 +6,11 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"github.com/stemedb/stemedb/ci/run"
+	"github.com/stemedb/stemedb/ci/process"
 )
 
 // KindImage is the node image of kind, the default of the version of kind that
-// ci/tools/kind names. The file kind.yaml names it too.
+// ci/cluster/conformance/go.mod names. The file kind.yaml names it too.
 const KindImage = "kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5"
 
 // KindConfig is kind's configuration file.
@@ -49,7 +49,7 @@ func (k *Kind) Up(ctx context.Context) error {
 		return err
 	}
 	return o.Reporter.Step(ctx, "bring up kind", func(ctx context.Context) error {
-		list, err := o.Runner.Run(ctx, run.Cmd(path, "get", "clusters"))
+		list, err := o.Runner.Run(ctx, process.Cmd(path, "get", "clusters"))
 		if err != nil {
 			return dockerHint(err)
 		}
@@ -60,12 +60,12 @@ func (k *Kind) Up(ctx context.Context) error {
 			}
 			// A separate kubeconfig from the start, since kind would otherwise
 			// write to ~/.kube/config.
-			if _, err := o.Runner.Run(ctx, run.Cmd(path, "create", "cluster", "--name", Name, "--config", file,
+			if _, err := o.Runner.Run(ctx, process.Cmd(path, "create", "cluster", "--name", Name, "--config", file,
 				"--kubeconfig", filepath.Join(o.Dir, "kind.kubeconfig"), "--wait", "5m")); err != nil {
 				return dockerHint(err)
 			}
 		}
-		text, err := o.Runner.Run(ctx, run.Cmd(path, "get", "kubeconfig", "--name", Name))
+		text, err := o.Runner.Run(ctx, process.Cmd(path, "get", "kubeconfig", "--name", Name))
 		if err != nil {
 			return err
 		}
@@ -87,7 +87,7 @@ func (k *Kind) LoadImage(ctx context.Context, tars ...string) error {
 		return err
 	}
 	for _, tar := range tars {
-		if _, err := k.options.Runner.Run(ctx, run.Cmd(path, "load", "image-archive", tar, "--name", Name)); err != nil {
+		if _, err := k.options.Runner.Run(ctx, process.Cmd(path, "load", "image-archive", tar, "--name", Name)); err != nil {
 			return err
 		}
 	}
@@ -107,7 +107,7 @@ func (k *Kind) Down(ctx context.Context) error {
 		return err
 	}
 	return k.options.Reporter.Step(ctx, "take down kind", func(ctx context.Context) error {
-		if _, err := k.options.Runner.Run(ctx, run.Cmd(path, "delete", "cluster", "--name", Name,
+		if _, err := k.options.Runner.Run(ctx, process.Cmd(path, "delete", "cluster", "--name", Name,
 			"--kubeconfig", filepath.Join(k.options.Dir, "kind.kubeconfig"))); err != nil {
 			return dockerHint(err)
 		}

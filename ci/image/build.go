@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // Program is a main package of the checkout that is built into an image.
@@ -47,7 +47,7 @@ func ParseProgram(root, text string) (Program, error) {
 type Compiler struct {
 	Root     string // the checkout
 	Version  string // goes into main.version
-	Runner   run.Runner
+	Runner   process.Runner
 	Reporter *progress.Reporter
 }
 
@@ -61,7 +61,7 @@ func (c *Compiler) Compile(ctx context.Context, out string, programs ...Program)
 	for _, p := range programs {
 		binary := filepath.Join(out, filepath.Base(p.Path))
 		err := c.Reporter.Step(ctx, "compile "+filepath.Base(p.Path), func(ctx context.Context) error {
-			_, err := c.Runner.Run(ctx, run.Command{
+			_, err := c.Runner.Run(ctx, process.Command{
 				Name: "go",
 				Args: []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", LinkFlags(c.Version), "-o", binary, p.Package},
 				Dir:  filepath.Join(c.Root, p.Module),

@@ -2,7 +2,10 @@ package image
 
 import (
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -91,6 +94,36 @@ func TestDockerfileAndBuilderAgree(t *testing.T) {
 	for _, f := range own.Files {
 		if f.Content != nil {
 			require.Contains(t, string(text), strings.TrimSuffix(string(f.Content), "\n"), "%s has the same content", f.Path)
+		}
+	}
+}
+
+// Docker sends only the files that .dockerignore admits. A package that is left out
+// fails the build in docker alone, which no test here runs.
+func TestDockerignoreAdmitsThePackagesOfTheServer(t *testing.T) {
+	text, err := os.ReadFile("../../.dockerignore")
+	require.NoError(t, err)
+	var admitted []string
+	for line := range strings.Lines(string(text)) {
+		if folder, ok := strings.CutPrefix(strings.TrimSpace(line), "!"); ok {
+			admitted = append(admitted, folder)
+		}
+	}
+	const module = "github.com/stemedb/stemedb/"
+	for _, program := range StemeDBPrograms() {
+		list := exec.CommandContext(t.Context(), "go", "list", "-deps", program.Package)
+		list.Dir = filepath.Join("../..", program.Module)
+		list.Env = append(os.Environ(), "GOWORK=off")
+		out, err := list.Output()
+		require.NoError(t, err)
+		for pkg := range strings.Lines(string(out)) {
+			folder, own := strings.CutPrefix(strings.TrimSpace(pkg), module)
+			if !own {
+				continue
+			}
+			require.True(t, slices.ContainsFunc(admitted, func(a string) bool {
+				return folder == a || strings.HasPrefix(folder, a+"/")
+			}), "%s is needed for %s, but .dockerignore leaves it out", folder, program.Path)
 		}
 	}
 }

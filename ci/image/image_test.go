@@ -17,8 +17,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/ci/process/processtest"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run/runtest"
 )
 
 func TestWriteReadsBack(t *testing.T) {
@@ -118,7 +118,7 @@ func TestParseProgram(t *testing.T) {
 }
 
 func TestCompileCommands(t *testing.T) {
-	r := &runtest.Recorder{}
+	r := &processtest.Recorder{}
 	c := &Compiler{Root: "/src", Version: "1.2.3", Runner: r, Reporter: progress.New(io.Discard)}
 	files, err := c.Compile(context.Background(), filepath.Join(t.TempDir(), "out"), StemeDBPrograms()...)
 	require.NoError(t, err)

@@ -9,14 +9,14 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/stemedb/stemedb/ci/run"
+	"github.com/stemedb/stemedb/ci/process"
 )
 
 // copyTo copies the checkout's tracked files, and untracked files that are not
 // ignored, in their current state: a mutant and its test can be tried before
 // they are committed.
 func (s *Suite) copyTo(ctx context.Context, dir string) error {
-	listed, err := s.Runner.Run(ctx, run.Command{
+	listed, err := s.Runner.Run(ctx, process.Command{
 		Name: "git", Args: []string{"ls-files", "-z", "--cached", "--others", "--exclude-standard"}, Dir: s.Root,
 	})
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 const patchText = `Defect: the answer is
@@ -108,11 +108,11 @@ func checkout(t *testing.T, test string, patches map[string]string) *Suite {
 		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755))
 		require.NoError(t, os.WriteFile(filepath.Join(root, name), []byte(text), 0o644))
 	}
-	_, err := run.Exec{}.Run(t.Context(), run.Command{Name: "git", Args: []string{"init", "--quiet"}, Dir: root})
+	_, err := process.Exec{}.Run(t.Context(), process.Command{Name: "git", Args: []string{"init", "--quiet"}, Dir: root})
 	require.NoError(t, err)
 	out := &strings.Builder{}
 	t.Cleanup(func() { t.Log(out.String()) })
-	return &Suite{Root: root, Runner: run.Exec{}, Reporter: progress.New(out), Out: out}
+	return &Suite{Root: root, Runner: process.Exec{}, Reporter: progress.New(out), Out: out}
 }
 
 func testOf(condition string) string {
@@ -179,7 +179,7 @@ func TestInterruptedSuiteEnds(t *testing.T) {
 // The checkout's own mutants apply. `make check` also has a step for this,
 // since the test cache does not detect changes outside of this module.
 func TestMutantsOfThisCheckoutApply(t *testing.T) {
-	s := &Suite{Root: filepath.Join("..", ".."), Runner: run.Exec{}, Reporter: progress.New(os.Stderr), Out: os.Stderr}
+	s := &Suite{Root: filepath.Join("..", ".."), Runner: process.Exec{}, Reporter: progress.New(os.Stderr), Out: os.Stderr}
 	root, err := filepath.Abs(s.Root)
 	require.NoError(t, err)
 	s.Root = root

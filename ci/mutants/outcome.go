@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/stemedb/stemedb/ci/run"
+	"github.com/stemedb/stemedb/ci/process"
 )
 
 // event is one line of go test -json.
@@ -58,7 +58,7 @@ func parseOutcome(stdout string) (outcome, error) {
 // passed returns an error with the reason unless all of the tests ran and passed.
 func (o *outcome) passed(tests []string) error {
 	if o.unbuilt {
-		return fmt.Errorf("the tests do not compile without any mutant:\n%s", run.LastLines(o.said, 12))
+		return fmt.Errorf("the tests do not compile without any mutant:\n%s", process.LastLines(o.said, 12))
 	}
 	if o.panicked {
 		at := strings.Index(o.said, "panic: ")
@@ -70,7 +70,7 @@ func (o *outcome) passed(tests []string) error {
 		case "":
 			return fmt.Errorf("%s did not run: there is no test of that name", name)
 		default:
-			return fmt.Errorf("%s does not pass without any mutant (%s):\n%s", name, o.tests[name], run.LastLines(o.said, 20))
+			return fmt.Errorf("%s does not pass without any mutant (%s):\n%s", name, o.tests[name], process.LastLines(o.said, 20))
 		}
 	}
 	return nil
@@ -91,11 +91,11 @@ func (o *outcome) caught(tests []string) (by []string, err error) {
 	}
 	switch {
 	case o.unbuilt:
-		return nil, fmt.Errorf("the mutant does not compile:\n%s", run.LastLines(o.said, 12))
+		return nil, fmt.Errorf("the mutant does not compile:\n%s", process.LastLines(o.said, 12))
 	case o.panicked && !o.asserted:
-		return nil, fmt.Errorf("the test ended in a panic or was cut off, which does not count as a failed assertion:\n%s", run.LastLines(o.said, 20))
+		return nil, fmt.Errorf("the test ended in a panic or was cut off, which does not count as a failed assertion:\n%s", process.LastLines(o.said, 20))
 	case len(by) == 0 && slices.ContainsFunc(tests, func(name string) bool { return o.tests[name] != "pass" }):
-		return nil, fmt.Errorf("not all of the tests ran:\n%s", run.LastLines(o.said, 12))
+		return nil, fmt.Errorf("not all of the tests ran:\n%s", process.LastLines(o.said, 12))
 	}
 	return by, nil
 }

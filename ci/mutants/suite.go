@@ -14,14 +14,14 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // Suite runs mutants of one checkout.
 type Suite struct {
 	Root     string
-	Runner   run.Runner
+	Runner   process.Runner
 	Reporter *progress.Reporter
 	Out      io.Writer // receives the table
 }
@@ -46,7 +46,7 @@ func (s *Suite) Check(ctx context.Context) error {
 }
 
 func (s *Suite) apply(ctx context.Context, dir string, m *Mutant, how ...string) error {
-	_, err := s.Runner.Run(ctx, run.Command{Name: "git", Args: append([]string{"apply"}, how...), Dir: dir, In: m.patch})
+	_, err := s.Runner.Run(ctx, process.Command{Name: "git", Args: append([]string{"apply"}, how...), Dir: dir, In: m.patch})
 	if err != nil {
 		return fmt.Errorf("the patch no longer applies: %w", err)
 	}
@@ -173,7 +173,7 @@ func (s *Suite) plant(ctx context.Context, dir string, m *Mutant) (r result) {
 
 func (s *Suite) test(ctx context.Context, dir, pkg string, tests, env []string) (outcome, error) {
 	// -trimpath makes the build cache reusable for the next copy.
-	stdout, err := s.Runner.Run(ctx, run.Command{
+	stdout, err := s.Runner.Run(ctx, process.Command{
 		Name: "go",
 		Args: []string{
 			"test", "-json", "-count=1", "-vet=off", "-trimpath", "-timeout", limit.String(),

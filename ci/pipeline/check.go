@@ -9,8 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // modules of the checkout whose tests need no cluster.
@@ -71,7 +71,7 @@ func (p *Pipeline) format(ctx context.Context) error {
 			args = append(args, f)
 		}
 	}
-	out, err := p.Runner.Run(ctx, run.Command{Name: gofumpt, Args: args, Dir: p.Root})
+	out, err := p.Runner.Run(ctx, process.Command{Name: gofumpt, Args: args, Dir: p.Root})
 	if err == nil && strings.TrimSpace(out) != "" {
 		err = progress.WithHint(errors.New("not formatted:\n"+strings.TrimSpace(out)), "run: make fmt")
 	}

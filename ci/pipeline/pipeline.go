@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/stemedb/stemedb/ci/image"
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 	"github.com/stemedb/stemedb/ci/tools"
 )
 
@@ -22,7 +22,7 @@ import (
 type Pipeline struct {
 	Root     string // the checkout
 	State    string // folder outside the checkout for binaries, images, keys
-	Runner   run.Runner
+	Runner   process.Runner
 	Reporter *progress.Reporter
 	Tools    *tools.Builder
 	Provider string // of the cluster; empty: one that the machine supports
@@ -30,7 +30,7 @@ type Pipeline struct {
 
 // New returns the Pipeline of the checkout that contains the working directory.
 func New(reporter *progress.Reporter) (*Pipeline, error) {
-	builder, err := tools.New(run.Exec{}, reporter)
+	builder, err := tools.New(process.Exec{}, reporter)
 	if err != nil {
 		return nil, err
 	}
@@ -40,20 +40,20 @@ func New(reporter *progress.Reporter) (*Pipeline, error) {
 	}
 	p := &Pipeline{
 		Root: root, State: filepath.Join(builder.Cache, "dev"),
-		Runner: run.Exec{}, Reporter: reporter, Tools: builder, Provider: os.Getenv("STEMEDB_CLUSTER_PROVIDER"),
+		Runner: process.Exec{}, Reporter: reporter, Tools: builder, Provider: os.Getenv("STEMEDB_CLUSTER_PROVIDER"),
 	}
 	return p, os.MkdirAll(p.State, 0o755)
 }
 
 // command runs one program in a folder of the checkout, its output shown.
 func (p *Pipeline) command(ctx context.Context, dir string, env []string, name string, args ...string) error {
-	_, err := p.Runner.Run(ctx, run.Command{Name: name, Args: args, Dir: filepath.Join(p.Root, dir), Env: env, Tee: os.Stdout})
+	_, err := p.Runner.Run(ctx, process.Command{Name: name, Args: args, Dir: filepath.Join(p.Root, dir), Env: env, Tee: os.Stdout})
 	return err
 }
 
 // quiet is command with the output kept for the error.
 func (p *Pipeline) quiet(ctx context.Context, dir string, env []string, name string, args ...string) (string, error) {
-	return p.Runner.Run(ctx, run.Command{Name: name, Args: args, Dir: filepath.Join(p.Root, dir), Env: env})
+	return p.Runner.Run(ctx, process.Command{Name: name, Args: args, Dir: filepath.Join(p.Root, dir), Env: env})
 }
 
 // goBuild builds a program of the checkout for this machine into State/bin.
@@ -64,7 +64,7 @@ func (p *Pipeline) goBuild(ctx context.Context, module, pkg, name string) (strin
 // goBuildAt is goBuild in a folder outside the checkout.
 func (p *Pipeline) goBuildAt(ctx context.Context, dir, pkg, name string) (string, error) {
 	out := filepath.Join(p.State, "bin", name)
-	_, err := p.Runner.Run(ctx, run.Command{
+	_, err := p.Runner.Run(ctx, process.Command{
 		Name: "go", Args: []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", image.LinkFlags(p.version(ctx)), "-o", out, pkg},
 		Dir: dir, Env: []string{"CGO_ENABLED=0", "GOWORK=off", "GOFLAGS="},
 	})

@@ -11,8 +11,8 @@ import (
 	"strings"
 
 	"github.com/stemedb/stemedb/ci/cluster"
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // imageVariable names the image that an existing cluster pulls; every other
@@ -175,7 +175,7 @@ func (p *Pipeline) install(ctx context.Context, env []string, existing bool, val
 	switch {
 	case !there:
 		manifest := fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %s, labels: {%s: %s}}}\n", namespace, ownerLabel, id)
-		if _, err := p.Runner.Run(ctx, run.Command{Name: "kubectl", Args: []string{"create", "--filename", "-"}, Dir: p.Root, Env: env, In: []byte(manifest)}); err != nil {
+		if _, err := p.Runner.Run(ctx, process.Command{Name: "kubectl", Args: []string{"create", "--filename", "-"}, Dir: p.Root, Env: env, In: []byte(manifest)}); err != nil {
 			return err
 		}
 	case existing && !ours:

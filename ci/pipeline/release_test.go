@@ -12,16 +12,16 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/ci/process"
+	"github.com/stemedb/stemedb/ci/process/processtest"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
-	"github.com/stemedb/stemedb/ci/run/runtest"
 	"github.com/stemedb/stemedb/ci/tools"
 )
 
 // machine runs nothing; the output files of a build appear, empty.
-type machine struct{ runtest.Recorder }
+type machine struct{ processtest.Recorder }
 
-func (m *machine) Run(ctx context.Context, c run.Command) (string, error) {
+func (m *machine) Run(ctx context.Context, c process.Command) (string, error) {
 	if i := slices.Index(c.Args, "-o"); c.Name == "go" && i > 0 {
 		if err := os.MkdirAll(filepath.Dir(c.Args[i+1]), 0o755); err != nil {
 			return "", err

@@ -17,8 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 const (
@@ -171,7 +171,7 @@ func (p *Pipeline) scanSamples(ctx context.Context, keys map[string]string) erro
 				return err
 			}
 		}
-		if _, err := p.Runner.Run(ctx, run.Command{
+		if _, err := p.Runner.Run(ctx, process.Command{
 			Name: aphoria, Args: append([]string{"scan", "--persist"}, where...),
 			Env: []string{"STEMEDB_API_KEY=" + keys[s.project]}, Tee: os.Stdout,
 		}); err != nil {

@@ -1,16 +1,27 @@
 package tools
 
-// A Family is one nested module below ci/tools and the programs built from it.
-// A family is separate so that its requirements change only when it is upgraded.
+import "cmp"
+
+// A Family is a module and the programs built from it. It is a separate module
+// below ci/tools, so that its requirements change only when it is upgraded, unless
+// another module has the same requirements.
 type Family struct {
-	Name     string
+	Name string
+	// Module is the module's folder, relative to ci/tools; empty: Name.
+	Module string
+	// Sources is the folder with our own code of these programs, relative to
+	// ci/tools; empty: Module.
+	Sources  string
 	Binaries []Binary
 }
+
+func (f Family) module() string  { return cmp.Or(f.Module, f.Name) }
+func (f Family) sources() string { return cmp.Or(f.Sources, f.module()) }
 
 // Binary is one program of a family.
 type Binary struct {
 	Name    string
-	Package string // import path, or "." for the module's own main
+	Package string // import path, or a folder of the module
 	LDFlags string // added to -s -w
 }
 
@@ -30,15 +41,19 @@ func Families() []Family {
 		{Name: "local-path-provisioner", Binaries: []Binary{
 			{Name: "local-path-provisioner", Package: "github.com/rancher/local-path-provisioner"},
 		}},
-		{Name: "pause", Binaries: []Binary{{Name: "pause", Package: "."}}},
+		{Name: "pause", Module: "..", Sources: "../cmd/pause", Binaries: []Binary{{Name: "pause", Package: "./cmd/pause"}}},
 		{Name: "helm", Binaries: []Binary{{Name: "helm", Package: "helm.sh/helm/v3/cmd/helm", LDFlags: helmFlags}}},
-		{Name: "golangci-lint", Binaries: []Binary{
+		{Name: "lint", Binaries: []Binary{
 			{Name: "golangci-lint", Package: "github.com/golangci/golangci-lint/v2/cmd/golangci-lint"},
+			{Name: "gofumpt", Package: "mvdan.cc/gofumpt"},
+			{Name: "govulncheck", Package: "golang.org/x/vuln/cmd/govulncheck"},
 		}},
-		{Name: "gofumpt", Binaries: []Binary{{Name: "gofumpt", Package: "mvdan.cc/gofumpt"}}},
-		{Name: "govulncheck", Binaries: []Binary{{Name: "govulncheck", Package: "golang.org/x/vuln/cmd/govulncheck"}}},
-		{Name: "k3d", Binaries: []Binary{{Name: "k3d", Package: "github.com/k3d-io/k3d/v5"}}},
-		{Name: "kind", Binaries: []Binary{{Name: "kind", Package: "sigs.k8s.io/kind"}}},
+		// The module of the tests that check our commands against these programs:
+		// both use the same versions.
+		{Name: "docker-clusters", Module: "../cluster/conformance", Binaries: []Binary{
+			{Name: "k3d", Package: "github.com/k3d-io/k3d/v5"},
+			{Name: "kind", Package: "sigs.k8s.io/kind"},
+		}},
 	}
 }
 

@@ -25,20 +25,20 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // Builder finds and builds programs.
 type Builder struct {
 	Dir      string // ci/tools of the checkout
 	Cache    string // see CacheDir
-	Runner   run.Runner
+	Runner   process.Runner
 	Reporter *progress.Reporter
 }
 
 // New returns a Builder for the checkout that contains the working directory.
-func New(runner run.Runner, reporter *progress.Reporter) (*Builder, error) {
+func New(runner process.Runner, reporter *progress.Reporter) (*Builder, error) {
 	root, err := CheckoutDir()
 	if err != nil {
 		return nil, err
@@ -139,10 +139,10 @@ func (b *Builder) build(ctx context.Context, family Family, binary Binary, path 
 	temporary := fmt.Sprintf("%s.%d.tmp", path, os.Getpid())
 	defer func() { _ = os.Remove(temporary) }() // gone after success
 	flags := strings.TrimSpace("-s -w " + binary.LDFlags)
-	_, err := b.Runner.Run(ctx, run.Command{
+	_, err := b.Runner.Run(ctx, process.Command{
 		Name: "go",
 		Args: []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", temporary, binary.Package},
-		Dir:  filepath.Join(b.Dir, family.Name),
+		Dir:  filepath.Join(b.Dir, family.module()),
 		// GOFLAGS is emptied so that a -mod or -tags of the surrounding build
 		// does not leak into another module.
 		Env: []string{"CGO_ENABLED=0", "GOWORK=off", "GOFLAGS="},
@@ -158,8 +158,8 @@ func (b *Builder) build(ctx context.Context, family Family, binary Binary, path 
 
 // folder is the family's place in the cache for its present state.
 func (b *Builder) folder(ctx context.Context, family Family) (string, error) {
-	source := filepath.Join(b.Dir, family.Name)
-	version, err := b.Runner.Run(ctx, run.Command{Name: "go", Args: []string{"env", "GOVERSION"}, Dir: source})
+	module := filepath.Join(b.Dir, family.module())
+	version, err := b.Runner.Run(ctx, process.Command{Name: "go", Args: []string{"env", "GOVERSION"}, Dir: module})
 	if err != nil {
 		return "", progress.WithHint(err, "install the Go version in the checkout's go.mod")
 	}
@@ -168,12 +168,12 @@ func (b *Builder) folder(ctx context.Context, family Family) (string, error) {
 	for _, binary := range family.Binaries {
 		fmt.Fprintf(h, "%s %s %s\n", binary.Name, binary.Package, binary.LDFlags)
 	}
-	files, err := sources(source)
+	files, err := sources(module, filepath.Join(b.Dir, family.sources()))
 	if err != nil {
 		return "", err
 	}
 	for _, name := range files {
-		content, err := os.ReadFile(filepath.Join(source, name))
+		content, err := os.ReadFile(filepath.Join(module, name))
 		if err != nil {
 			return "", fmt.Errorf("hashing the tool's sources: %w", err)
 		}
@@ -183,28 +183,26 @@ func (b *Builder) folder(ctx context.Context, family Family) (string, error) {
 	return filepath.Join(b.Cache, "tools", family.Name+"-"+hex.EncodeToString(h.Sum(nil))[:16]), nil
 }
 
-// sources lists the files that determine the build, relative to dir, sorted.
-func sources(dir string) ([]string, error) {
-	var files []string
+// sources lists the files that determine the build, relative to the module, sorted:
+// its requirements and our own code in dir.
+func sources(module, dir string) ([]string, error) {
+	if _, err := os.Stat(filepath.Join(module, "go.mod")); err != nil {
+		return nil, fmt.Errorf("listing the sources of a tool: %w", err)
+	}
+	files := []string{"go.mod"}
+	if _, err := os.Stat(filepath.Join(module, "go.sum")); err == nil {
+		files = append(files, "go.sum")
+	}
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+		if err != nil || d.IsDir() || filepath.Ext(path) != ".go" {
 			return err
 		}
-		name := d.Name()
-		if name == "go.mod" || name == "go.sum" || filepath.Ext(name) == ".go" {
-			relative, err := filepath.Rel(dir, path)
-			if err != nil {
-				return err
-			}
-			files = append(files, relative)
-		}
-		return nil
+		relative, err := filepath.Rel(module, path)
+		files = append(files, relative)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing the sources of a tool: %w", err)
-	}
-	if len(files) == 0 {
-		return nil, fmt.Errorf("listing the sources of a tool: %s has no Go module", dir)
 	}
 	sort.Strings(files)
 	return files, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -12,8 +13,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // compiler simulates go: it answers GOVERSION and writes the output file.
@@ -23,7 +24,7 @@ type compiler struct {
 	builds  atomic.Int32
 }
 
-func (c *compiler) Run(_ context.Context, cmd run.Command) (string, error) {
+func (c *compiler) Run(_ context.Context, cmd process.Command) (string, error) {
 	if cmd.Args[0] == "env" {
 		return c.version + "\n", nil
 	}
@@ -41,7 +42,7 @@ func (c *compiler) Run(_ context.Context, cmd run.Command) (string, error) {
 func testBuilder(t *testing.T, c *compiler) *Builder {
 	t.Helper()
 	dir := t.TempDir()
-	for _, family := range []string{"etcd", "pause"} {
+	for _, family := range []string{"etcd", "coredns"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, family), 0o755))
 		require.NoError(t, os.WriteFile(filepath.Join(dir, family, "go.mod"), []byte("module "+family), 0o644))
 		require.NoError(t, os.WriteFile(filepath.Join(dir, family, "go.sum"), []byte("one"), 0o644))
@@ -86,7 +87,7 @@ func TestPathDependsOnWhatIsBuilt(t *testing.T) {
 		seen[path] = what
 	}
 
-	writeFile(t, b.Dir, "pause/go.sum", "two")
+	writeFile(t, b.Dir, "coredns/go.sum", "two")
 	path, err := b.Path(t.Context(), "etcd")
 	require.NoError(t, err)
 	require.Contains(t, seen, path, "another family's sums do not matter")
@@ -111,12 +112,13 @@ func TestUnknownToolNamesTheOthers(t *testing.T) {
 
 func TestFamiliesMatchTheirModules(t *testing.T) {
 	for _, f := range Families() {
-		mod, err := os.ReadFile(filepath.Join(f.Name, "go.mod"))
+		mod, err := os.ReadFile(filepath.Join(f.module(), "go.mod"))
 		require.NoError(t, err)
-		require.Contains(t, string(mod), "module github.com/stemedb/stemedb/ci/tools/"+f.Name+"\n")
+		require.Contains(t, string(mod), "module "+path.Join("github.com/stemedb/stemedb/ci/tools", f.module())+"\n")
 		for _, b := range f.Binaries {
-			if b.Package == "." {
-				require.FileExists(t, filepath.Join(f.Name, "main.go"))
+			if strings.HasPrefix(b.Package, ".") {
+				require.FileExists(t, filepath.Join(f.module(), b.Package, "main.go"))
+				require.Equal(t, filepath.Join(f.module(), b.Package), filepath.Clean(f.sources()), "its code determines the build of %s", b.Name)
 				continue
 			}
 			require.Contains(t, string(mod), b.Package, "%s is a tool of its module", b.Name)

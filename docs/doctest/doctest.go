@@ -57,6 +57,7 @@ const pageTime = 5 * time.Minute
 // Pages runs the commands of every documentation page below root against one
 // server, and checks that the pages show each route of the server.
 func Pages(t *testing.T, root string, s Server) {
+	t.Helper()
 	root, err := filepath.Abs(root)
 	require.NoError(t, err)
 	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))

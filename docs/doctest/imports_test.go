@@ -42,7 +42,7 @@ func imports(t *testing.T) map[string][]string {
 // short is a package's name in ARCHITECTURE.md.
 func short(pkg string) string {
 	pkg = strings.TrimPrefix(strings.TrimPrefix(pkg, module), "server/")
-	return strings.TrimPrefix(pkg, "internal/")
+	return strings.ReplaceAll(pkg, "internal/", "")
 }
 
 func generated(pkg string) bool { return strings.HasSuffix(pkg, "pb") }

@@ -18,6 +18,7 @@ var (
 
 // everyRoute checks that the pages show each route of the server's description with curl.
 func everyRoute(t *testing.T, s Server, all []Exchange) {
+	t.Helper()
 	for path, operations := range describe(t, s.URL).Paths {
 		pattern := regexp.MustCompile("^" + parameter.ReplaceAllString(path, "[^/]+") + "$")
 		for name := range operations {

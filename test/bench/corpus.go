@@ -8,7 +8,7 @@ import (
 
 	"github.com/zeebo/blake3"
 
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // corpus makes the records of a run: the same size and shape for every system,

@@ -37,7 +37,7 @@ func main() {
 	flag.StringVar(&o.etcd, "etcd", "", "path of etcd's binary")
 	flag.StringVar(&o.postgresBin, "postgres-bin", "/usr/lib/postgresql/15/bin", "folder of initdb and postgres")
 	flag.StringVar(&o.dir, "dir", "", "folder for the data of all systems, on the disk to be measured (default: a new temporary one)")
-	flag.StringVar(&o.out, "out", "", "Markdown file to write the tables to")
+	flag.StringVar(&o.out, "out", "", "Markdown file to write the tables to; profiles go into a folder of the same name; empty: everything to standard output")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each measurement is repeated")
 	flag.Float64Var(&o.scale, "scale", 1, "multiplies the number of requests; below 1 for a quick look")
 	flag.Int64Var(&o.records, "records", 1_000_000, "records for the restart and memory measurements")
@@ -92,9 +92,12 @@ func run(ctx context.Context, o options) error {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	fmt.Print(rep.markdown())
 	if o.out != "" {
-		return os.WriteFile(o.out, []byte(rep.markdown()), 0o644)
+		return rep.write(o.out)
+	}
+	fmt.Print(rep.markdown("benchmarks"))
+	for _, p := range rep.profiles {
+		fmt.Printf("\n%s\n%s\n", p.file(), p.text)
 	}
 	return nil
 }
@@ -110,9 +113,9 @@ var loads = []load{{1, 1, 3000}, {16, 1, 24000}, {256, 1, 48000}, {256, 100, 200
 
 func (l load) name() string {
 	if l.each == 1 {
-		return fmt.Sprintf("single records, %d clients", l.clients)
+		return "single records, " + clients(l.clients)
 	}
-	return fmt.Sprintf("batches of %d, %d clients", l.each, l.clients)
+	return fmt.Sprintf("batches of %d, %s", l.each, clients(l.clients))
 }
 
 func ingest(ctx context.Context, o options, rep *report) error {
@@ -218,7 +221,7 @@ func profiles(ctx context.Context, o options, rep *report) error {
 		if err != nil {
 			return fmt.Errorf("read profile: %w: %s", err, out)
 		}
-		rep.note("Profile: "+l.name(), strings.TrimSpace(string(out)))
+		rep.profile(l.name(), strings.TrimSpace(string(out)))
 	}
 	return nil
 }
@@ -278,7 +281,7 @@ func restart(ctx context.Context, o options, rep *report) error {
 		slog.Info("loaded", "records", done+slice, "elapsed", time.Since(began).Round(time.Second), "rss MiB", int(rss), "peak MiB", int(peak))
 	}
 	rss, peak := st.proc.memory()
-	rep.fact(fmt.Sprintf("Memory with %d records, under load", o.records), fmt.Sprintf("%.0f MiB resident, %.0f MiB at its peak", rss, peak), "under 512 MiB")
+	rep.fact(fmt.Sprintf("Memory with %s records, under load", thousands(o.records)), fmt.Sprintf("%.0f MiB resident, %.0f MiB at its peak", rss, peak), "under 512 MiB")
 	var times []time.Duration
 	for i := range o.rounds {
 		// Killed while writes are in flight, not while idle.
@@ -293,7 +296,7 @@ func restart(ctx context.Context, o options, rep *report) error {
 		slog.Info("ready after kill -9", "took", took)
 		times = append(times, took)
 	}
-	rep.fact(fmt.Sprintf("kill -9 with %d records, then ready", o.records), fmt.Sprintf("%v (median of %d: %v)", times, len(times), medianDuration(times)), "under 10 s")
+	rep.fact(fmt.Sprintf("kill -9 with %s records, then ready", thousands(o.records)), durations(times), "under 10 s")
 	rss, peak = st.proc.memory()
 	rep.fact("Memory after that start", fmt.Sprintf("%.0f MiB resident, %.0f MiB at its peak", rss, peak), "")
 	return nil

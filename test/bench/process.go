@@ -83,20 +83,47 @@ func (p *process) await(ctx context.Context, limit time.Duration, ready func() e
 	}
 }
 
-// cpu is the processor time (user and system) used so far, in milliseconds.
+// cpu is the processor time (user and system) used so far by the process and its
+// descendants, in milliseconds: PostgreSQL works in one process for each client.
 func (p *process) cpu() float64 {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
-	if err != nil {
-		return 0
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat") // the pattern is valid
+	parent, ticks := map[int]int{}, map[int]float64{}
+	for _, name := range stats {
+		raw, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has ended
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err != nil {
+			continue
+		}
+		parent[pid], ticks[pid] = parseStat(string(raw))
 	}
+	var total float64
+	for pid, used := range ticks {
+		// No chain of parents is longer than the number of processes.
+		for at, steps := pid, 0; at != 0 && steps < len(parent); at, steps = parent[at], steps+1 {
+			if at == p.cmd.Process.Pid {
+				total += used
+				break
+			}
+		}
+	}
+	return total * 10 // USER_HZ is 100 on Linux
+}
+
+// parseStat reads a process's parent and its processor time in ticks from
+// /proc/PID/stat: user and system, its own and that of its children that have
+// ended.
+func parseStat(text string) (parent int, ticks float64) {
 	// The command's name may contain spaces; the fields are counted after it.
-	fields := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:]))
-	var ticks float64
-	for _, i := range []int{11, 12} {
-		v, _ := strconv.ParseFloat(fields[i], 64)
+	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+	parent, _ = strconv.Atoi(fields[1])
+	for _, field := range fields[11:15] {
+		v, _ := strconv.ParseFloat(field, 64)
 		ticks += v
 	}
-	return ticks * 10 // USER_HZ is 100 on Linux
+	return parent, ticks
 }
 
 // memory is the resident set and its peak, in MiB.

@@ -47,7 +47,7 @@ var buildHelms = sync.OnceValues(func() (string, error) {
 	}
 	helmsDir = dir
 	for _, name := range otherHelms {
-		build := exec.Command("go", "build", "-o", filepath.Join(dir, name), ".") //nolint:noctx // shared by tests
+		build := exec.Command("go", "build", "-o", filepath.Join(dir, name), ".") // without a context: tests share it
 		build.Dir, build.Env = name, append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=readonly")
 		if out, err := build.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("build test/chart/%s: %w\n%s", name, err, out)
@@ -83,6 +83,7 @@ func askHelm(t *testing.T, name string, requests []helmRequest) []helmAnswer {
 }
 
 func (o options) request(t *testing.T, chart string) helmRequest {
+	t.Helper()
 	return helmRequest{
 		Chart: chart, Release: either(o.release, "r"), Namespace: either(o.namespace, "ns"),
 		KubeVersion: either(o.kubeVersion, "v1.37.2"), Upgrade: o.upgrade, Values: mergeValues(t, o),

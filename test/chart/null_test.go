@@ -183,13 +183,13 @@ func readFile(t *testing.T, file string) string {
 func TestDefaultsAreThoseOfTheValues(t *testing.T) {
 	want, err := yaml.Marshal(parse(t, readFile(t, filepath.Join(chartDir, "values.yaml"))))
 	require.NoError(t, err)
-	text := "# Made from values.yaml: go test ./chart -run DefaultsAre -update (in test/).\n" + string(want)
+	text := "# Written from values.yaml by `make generate`.\n" + string(want)
 	file := filepath.Join(chartDir, "files", "defaults.yaml")
 	if *update {
-		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o644))
 		return
 	}
-	require.Equal(t, text, readFile(t, file), "run go test ./chart -run DefaultsAre -update in test/")
+	require.Equal(t, text, readFile(t, file), "run: make generate")
 }
 
 // `helm upgrade --reuse-values` renders this chart with the values of the last

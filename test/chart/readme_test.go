@@ -17,7 +17,7 @@ import (
 var update = flag.Bool("update", false, "write the generated parts instead of comparing them")
 
 const (
-	tableBegin = "<!-- The table is made from values.yaml: go test ./chart -run Readme -update (in test/). -->\n"
+	tableBegin = "<!-- Written from values.yaml by `make generate`. -->\n"
 	tableEnd   = "<!-- End of the table. -->"
 )
 
@@ -37,7 +37,7 @@ func TestReadmeListsTheValues(t *testing.T) {
 		require.NoError(t, os.WriteFile(file, []byte(want), 0o644))
 		return
 	}
-	require.Equal(t, want, string(raw), "run go test ./chart -run Readme -update in test/")
+	require.Equal(t, want, string(raw), "run: make generate")
 }
 
 var (

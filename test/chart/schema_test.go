@@ -240,6 +240,7 @@ var unlisted = []string{
 }
 
 func compareNames(t *testing.T, path string, root, schema, vals map[string]any) {
+	t.Helper()
 	schema = resolved(root, schema)
 	props := asMap(schema["properties"])
 	if len(props) == 0 {

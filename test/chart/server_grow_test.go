@@ -160,6 +160,7 @@ func (s *server) expandableVolumes(t *testing.T, namespace, size string, claims 
 
 // members are the server's pods.
 func (s *server) members(t *testing.T, namespace string) []corev1.Pod {
+	t.Helper()
 	pods, err := s.typed.CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=server"})
 	if err != nil {
 		return nil // retried
@@ -168,6 +169,7 @@ func (s *server) members(t *testing.T, namespace string) []corev1.Pod {
 }
 
 func (s *server) bound(t *testing.T, namespace string) int {
+	t.Helper()
 	claims, err := s.typed.CoreV1().PersistentVolumeClaims(namespace).List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		return 0 // retried

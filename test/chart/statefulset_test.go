@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/big"
-	"math/rand"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -200,13 +200,13 @@ func TestGoMemLimitIsNineTenths(t *testing.T) {
 
 // Compares the helper with Kubernetes' own parsing of a quantity.
 func TestGoMemLimitAgreesWithKubernetes(t *testing.T) {
-	random := rand.New(rand.NewSource(1))
+	random := rand.New(rand.NewPCG(1, 0))
 	suffixes := []string{"", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti", "e3", "e6"}
 	for range 40 {
-		text := fmt.Sprint(1 + random.Intn(4000))
-		suffix := suffixes[random.Intn(len(suffixes))]
-		if suffix != "" && random.Intn(2) == 0 {
-			text += fmt.Sprintf(".%0*d", 1+random.Intn(3), random.Intn(10))
+		text := fmt.Sprint(1 + random.IntN(4000))
+		suffix := suffixes[random.IntN(len(suffixes))]
+		if suffix != "" && random.IntN(2) == 0 {
+			text += fmt.Sprintf(".%0*d", 1+random.IntN(3), random.IntN(10))
 		}
 		text += suffix
 		quantity := resource.MustParse(text)

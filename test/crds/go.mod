@@ -9,5 +9,5 @@ require (
 	github.com/cert-manager/cert-manager v1.21.2
 	github.com/external-secrets/external-secrets v1.3.2
 	github.com/prometheus-operator/prometheus-operator v0.85.0
-	github.com/traefik/traefik/v3 v3.4.4
+	github.com/traefik/traefik/v3 v3.7.13
 )

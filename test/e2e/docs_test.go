@@ -20,6 +20,7 @@ func TestDocumentation(t *testing.T) {
 // documentation runs the commands of docs/ against the release, like a reader
 // with a project's key and an administrator's key.
 func (r *release) documentation(t *testing.T) {
+	t.Helper()
 	url, done := r.tunnel(t, k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
 	defer done()
 	doctest.Pages(t, "../..", doctest.Server{URL: url, Key: r.key, AdminKey: r.root})

@@ -161,6 +161,7 @@ func TestGate1(t *testing.T) {
 
 // restarts counts the restarts of the release's containers.
 func (r *release) restarts(t *testing.T) int {
+	t.Helper()
 	total := 0
 	for i := range replicas {
 		var n int

@@ -106,6 +106,7 @@ func install(t *testing.T, name string) *release {
 
 // dump prints the first information that a reader of a failed run needs.
 func (r *release) dump(t *testing.T) {
+	t.Helper()
 	for _, args := range [][]string{
 		{"get", "pods,pvc,endpointslices", "-o", "wide"},
 		{"get", "events", "--sort-by=.lastTimestamp"},

@@ -8,7 +8,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/stemedb/stemedb/aphoria/cli"
+	"github.com/stemedb/stemedb/aphoria/internal/cli"
 )
 
 // version is set by the linker.

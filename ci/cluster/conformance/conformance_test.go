@@ -24,8 +24,8 @@ import (
 	"sigs.k8s.io/kind/pkg/log"
 
 	"github.com/stemedb/stemedb/ci/cluster"
+	"github.com/stemedb/stemedb/ci/process/processtest"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run/runtest"
 )
 
 func TestK3DConfig(t *testing.T) {
@@ -73,7 +73,7 @@ func TestK3DSchemaRefuses(t *testing.T) {
 
 func TestK3DToolsImage(t *testing.T) {
 	require.Equal(t, k3dtypes.DefaultToolsImageRepo+":"+"5.8.3", cluster.K3DToolsImage)
-	mod, err := os.ReadFile("../../tools/k3d/go.mod")
+	mod, err := os.ReadFile("go.mod")
 	require.NoError(t, err)
 	require.Contains(t, string(mod), "github.com/k3d-io/k3d/v5 v5.8.3", "the images belong to this version")
 	require.NotEmpty(t, k3dversion.GetVersion())
@@ -159,7 +159,7 @@ func TestCommandsParse(t *testing.T) {
 	}
 	for name, root := range roots {
 		for _, there := range []bool{false, true} {
-			r := &runtest.Recorder{}
+			r := &processtest.Recorder{}
 			r.On("k3d kubeconfig get", "clusters: []").On("kind get kubeconfig", "clusters: []")
 			if there {
 				r.On("k3d cluster list", cluster.Name+" 1/1 2/2 false").On("kind get clusters", cluster.Name)

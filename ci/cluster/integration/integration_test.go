@@ -22,8 +22,8 @@ import (
 
 	"github.com/stemedb/stemedb/ci/cluster"
 	"github.com/stemedb/stemedb/ci/image"
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 	"github.com/stemedb/stemedb/ci/tools"
 )
 
@@ -44,10 +44,10 @@ func TestSourceCluster(t *testing.T) {
 	base, err := os.MkdirTemp("/tmp", "stemedb-")
 	require.NoError(t, err)
 	reporter := progress.New(os.Stderr)
-	builder, err := tools.New(run.Exec{}, reporter)
+	builder, err := tools.New(process.Exec{}, reporter)
 	require.NoError(t, err)
 	s := &suite{t: t, options: cluster.Options{
-		Dir: filepath.Join(base, "cluster"), Runner: run.Exec{}, Reporter: reporter, Tools: builder,
+		Dir: filepath.Join(base, "cluster"), Runner: process.Exec{}, Reporter: reporter, Tools: builder,
 	}}
 	before := footprint(t)
 	t.Cleanup(func() {
@@ -83,6 +83,7 @@ func (s *suite) run(name string, test func(*testing.T)) {
 }
 
 func (s *suite) secondUp(t *testing.T) {
+	t.Helper()
 	before, err := s.p.Status(t.Context())
 	require.NoError(t, err)
 	_, err = cluster.Up(t.Context(), s.options, "")
@@ -112,6 +113,7 @@ func (s *suite) install() {
 }
 
 func (s *suite) admission(t *testing.T) {
+	t.Helper()
 	privileged := `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"bad","namespace":"probe"},
 		"spec":{"containers":[{"name":"x","image":"docker.io/stemedb/probe:test"}]}}`
 	_, err := s.tryKubectl(privileged, "apply", "--filename=-")
@@ -120,11 +122,13 @@ func (s *suite) admission(t *testing.T) {
 
 // nodeAccess lists the API server's requests to kubelets.
 func (s *suite) nodeAccess(t *testing.T) {
+	t.Helper()
 	require.Equal(t, "hello there\n", s.kubectl("", "exec", "--namespace=probe", "probe-2", "--", "/probe", "there"))
 	s.kubectl("", "logs", "--namespace=kube-system", "daemonset/coredns")
 }
 
 func (s *suite) names(t *testing.T) {
+	t.Helper()
 	var all, one []string
 	s.ask("/resolve?name=probe-headless", &all)
 	require.Len(t, all, 3, "the headless Service has an address for each pod")
@@ -147,6 +151,7 @@ func (s *suite) names(t *testing.T) {
 
 // rollingRestart sends requests through the Service while every pod is replaced.
 func (s *suite) rollingRestart(t *testing.T) {
+	t.Helper()
 	type outcome struct {
 		result
 		err error
@@ -174,6 +179,7 @@ func (s *suite) rollingRestart(t *testing.T) {
 }
 
 func (s *suite) killAll(t *testing.T) {
+	t.Helper()
 	before := s.restarts()
 	var all []cluster.Container
 	for i := range 3 {
@@ -185,6 +191,7 @@ func (s *suite) killAll(t *testing.T) {
 }
 
 func (s *suite) nodeCut(t *testing.T) {
+	t.Helper()
 	faults := s.p.(cluster.Faults)
 	begin := time.Now()
 	require.NoError(t, faults.CutNode(t.Context(), "node3"))
@@ -213,6 +220,7 @@ func (s *suite) nodeCut(t *testing.T) {
 }
 
 func (s *suite) volumesDeleted(t *testing.T) {
+	t.Helper()
 	pod := "http://probe-0.probe-headless.probe.svc.cluster.local:8080"
 	address := func() string {
 		return "http://" + s.kubectl("", "get", "pod", "--namespace=probe", "probe-0", "--output=jsonpath={.status.podIP}") + ":8080"
@@ -242,6 +250,7 @@ func (s *suite) volumesDeleted(t *testing.T) {
 }
 
 func (s *suite) downAndUp(t *testing.T) {
+	t.Helper()
 	was, err := cluster.Down(t.Context(), s.options)
 	require.NoError(t, err)
 	require.True(t, was)
@@ -320,7 +329,7 @@ func (s *suite) tryKubectl(in string, args ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	c := run.Cmd(path, append([]string{"--kubeconfig=" + s.p.Kubeconfig()}, args...)...)
+	c := process.Cmd(path, append([]string{"--kubeconfig=" + s.p.Kubeconfig()}, args...)...)
 	c.In = []byte(in)
 	return s.options.Runner.Run(s.t.Context(), c)
 }
@@ -333,9 +342,9 @@ func footprint(t *testing.T) map[string]string {
 		"ip netns list", "ip -brief link", "ip -4 route show table all", "nft list tables",
 	} {
 		words := strings.Fields(command)
-		text, err := run.Exec{}.Run(t.Context(), run.Cmd(words[0], words[1:]...))
+		text, err := process.Exec{}.Run(t.Context(), process.Cmd(words[0], words[1:]...))
 		if t.Context().Err() != nil {
-			text, err = run.Exec{}.Run(context.Background(), run.Cmd(words[0], words[1:]...))
+			text, err = process.Exec{}.Run(context.Background(), process.Cmd(words[0], words[1:]...))
 		}
 		require.NoError(t, err)
 		out[command] = text

@@ -1,13 +1,13 @@
 package source
 
 import (
-	"github.com/stemedb/stemedb/ci/run"
+	"github.com/stemedb/stemedb/ci/process"
 )
 
 // component is one long-running process of the cluster.
 type component struct {
-	name string      // of its pid file and its log
-	cmd  run.Command // complete, with the namespace it runs in
+	name string          // of its pid file and its log
+	cmd  process.Command // complete, with the namespace it runs in
 }
 
 // controlPlane lists the control plane in the order in which it is started.
@@ -124,6 +124,6 @@ func agentsOf(n node, tool map[string]string) []component {
 }
 
 // ctr is one call of containerd's tool for the node's images and tasks.
-func ctr(n node, args ...string) run.Command {
-	return run.Cmd("ctr", append([]string{"--address", n.socket(), "--namespace", "k8s.io"}, args...)...)
+func ctr(n node, args ...string) process.Command {
+	return process.Cmd("ctr", append([]string{"--address", n.socket(), "--namespace", "k8s.io"}, args...)...)
 }

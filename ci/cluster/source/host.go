@@ -12,8 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // Changes lists, in full sentences, the changes that Up makes to the host and
@@ -110,12 +110,12 @@ func (k *Cluster) ensurePackages(ctx context.Context) error {
 		return progress.WithHint(fmt.Errorf("programs are missing: %s", strings.Join(missing, ", ")), "install them with this system's package manager (names are Debian's)")
 	}
 	quiet := []string{"DEBIAN_FRONTEND=noninteractive"}
-	update := run.Cmd("apt-get", "update")
+	update := process.Cmd("apt-get", "update")
 	update.Env = quiet
 	if _, err := k.Runner.Run(ctx, update); err != nil {
 		return err
 	}
-	install := run.Cmd("apt-get", append([]string{"install", "--yes", "--no-install-recommends"}, missing...)...)
+	install := process.Cmd("apt-get", append([]string{"install", "--yes", "--no-install-recommends"}, missing...)...)
 	install.Env = quiet
 	if _, err := k.Runner.Run(ctx, install); err != nil {
 		return progress.WithHint(err, "install them manually: apt-get install %s", strings.Join(missing, " "))

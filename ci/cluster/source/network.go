@@ -12,16 +12,16 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // ip is one call of the ip tool.
-func ip(words string) run.Command { return run.Cmd("ip", strings.Fields(words)...) }
+func ip(words string) process.Command { return process.Cmd("ip", strings.Fields(words)...) }
 
 // networkUp lists the commands that create the fabric, the nodes and the routes.
-func networkUp(c Config) []run.Command {
-	list := []run.Command{
+func networkUp(c Config) []process.Command {
+	list := []process.Command{
 		ip("netns add " + fabric),
 		ip("-n " + fabric + " link set lo up"),
 		ip("-n " + fabric + " link add " + bridge + " type bridge forward_delay 0"),
@@ -65,14 +65,14 @@ func networkUp(c Config) []run.Command {
 	return list
 }
 
-func sysctlIn(namespace string, settings ...string) run.Command {
+func sysctlIn(namespace string, settings ...string) process.Command {
 	return inNamespace(namespace, append([]string{"sysctl", "-q", "-w"}, settings...)...)
 }
 
 // inNamespace wraps a command so that it runs in a network namespace. nsenter
 // and not `ip netns exec`, which mounts another /sys and so hides the cgroups.
-func inNamespace(namespace string, argv ...string) run.Command {
-	return run.Cmd("nsenter", append([]string{"--net=" + namespacePath(namespace), "--"}, argv...)...)
+func inNamespace(namespace string, argv ...string) process.Command {
+	return process.Cmd("nsenter", append([]string{"--net=" + namespacePath(namespace), "--"}, argv...)...)
 }
 
 // namespaceDir is the folder of the ip tool's named network namespaces.
@@ -186,7 +186,7 @@ func (k *Cluster) healAll(ctx context.Context) error {
 
 // checkRanges rejects ranges that contain an address or a route of the host.
 // The default route and the cluster's own links do not count.
-func checkRanges(ctx context.Context, r run.Runner, c Config) error {
+func checkRanges(ctx context.Context, r process.Runner, c Config) error {
 	used, err := hostPrefixes(ctx, r)
 	if err != nil {
 		return err
@@ -208,7 +208,7 @@ type usedPrefix struct {
 }
 
 // hostPrefixes lists the IPv4 ranges of the host's addresses and routes.
-func hostPrefixes(ctx context.Context, r run.Runner) ([]usedPrefix, error) {
+func hostPrefixes(ctx context.Context, r process.Runner) ([]usedPrefix, error) {
 	var used []usedPrefix
 	text, err := r.Run(ctx, ip("-4 -json addr show"))
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 )
 
 // Tools finds programs by name and builds those that are not there yet.
@@ -21,7 +21,7 @@ type Tools interface {
 // in different processes.
 type Cluster struct {
 	Config   Config
-	Runner   run.Runner
+	Runner   process.Runner
 	Reporter *progress.Reporter
 	Tools    Tools
 	Programs []string // names of the tools to build
@@ -34,7 +34,7 @@ type Cluster struct {
 }
 
 // New returns the cluster that the configuration describes, whether it runs or not.
-func New(c Config, runner run.Runner, reporter *progress.Reporter, tools Tools, programs []string) *Cluster {
+func New(c Config, runner process.Runner, reporter *progress.Reporter, tools Tools, programs []string) *Cluster {
 	return &Cluster{
 		Config: c, Runner: runner, Reporter: reporter, Tools: tools, Programs: programs,
 		cgroups:   cgroups{mounts: "/proc/self/mounts"},
@@ -227,14 +227,14 @@ func (k *Cluster) installAddons(ctx context.Context) error {
 		namespace, name, _ := strings.Cut(workload, " ")
 		if _, err := k.kubectl(ctx, "rollout", "status", "--namespace="+namespace, "--timeout=120s", name); err != nil {
 			pods, podsErr := k.kubectl(ctx, "get", "pods,events", "--namespace="+namespace, "--output=wide")
-			return errors.Join(err, podsErr, errors.New(run.LastLines(pods, 20)))
+			return errors.Join(err, podsErr, errors.New(process.LastLines(pods, 20)))
 		}
 	}
 	return nil
 }
 
-func (k *Cluster) kubectlCommand(args ...string) run.Command {
-	return run.Cmd(k.Config.path("kubectl"), append([]string{"--kubeconfig=" + k.Config.Kubeconfig(), "--request-timeout=10s"}, args...)...)
+func (k *Cluster) kubectlCommand(args ...string) process.Command {
+	return process.Cmd(k.Config.path("kubectl"), append([]string{"--kubeconfig=" + k.Config.Kubeconfig(), "--request-timeout=10s"}, args...)...)
 }
 
 func (k *Cluster) kubectl(ctx context.Context, args ...string) (string, error) {

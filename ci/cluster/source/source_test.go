@@ -18,9 +18,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/stemedb/stemedb/ci/process"
+	"github.com/stemedb/stemedb/ci/process/processtest"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
-	"github.com/stemedb/stemedb/ci/run/runtest"
 )
 
 func TestConfigCheck(t *testing.T) {
@@ -103,7 +103,7 @@ func TestNetworkCommands(t *testing.T) {
 }
 
 func TestFaultCommands(t *testing.T) {
-	r := &runtest.Recorder{}
+	r := &processtest.Recorder{}
 	k := testCluster(t, r)
 	require.ErrorContains(t, k.CutNode(t.Context(), "node2"), "not up")
 	require.NoError(t, os.WriteFile(k.ownerFile, []byte(k.Config.Dir), 0o600))
@@ -124,7 +124,7 @@ func TestRangesInUse(t *testing.T) {
 		"the cluster's own end": {`[{"ifname":"stemedb0","addr_info":[{"local":"10.99.0.254","prefixlen":24}]}]`, `[{"dst":"10.244.0.0/16","dev":"stemedb0"}]`, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := (&runtest.Recorder{}).On("ip -4 -json addr", c.addresses).On("ip -4 -json route", c.routes)
+			r := (&processtest.Recorder{}).On("ip -4 -json addr", c.addresses).On("ip -4 -json route", c.routes)
 			err := checkRanges(t.Context(), r, Default("/s"))
 			if c.want == "" {
 				require.NoError(t, err)
@@ -268,7 +268,7 @@ func TestMountsBelow(t *testing.T) {
 }
 
 func TestLoadImagePrunesOldOnes(t *testing.T) {
-	r := (&runtest.Recorder{}).On("ctr", "")
+	r := (&processtest.Recorder{}).On("ctr", "")
 	k := testCluster(t, r)
 	k.Config.Nodes = 1
 	socket := "ctr --address " + k.Config.node(1).socket() + " --namespace k8s.io "
@@ -318,7 +318,7 @@ func TestDownSparesAnother(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("down wants root")
 	}
-	r := &runtest.Recorder{}
+	r := &processtest.Recorder{}
 	k := testCluster(t, r)
 	require.NoError(t, os.WriteFile(k.ownerFile, []byte(t.TempDir()), 0o600))
 	require.NoError(t, os.WriteFile(k.Config.path("file"), nil, 0o600))
@@ -329,7 +329,7 @@ func TestDownSparesAnother(t *testing.T) {
 }
 
 func TestContainerPID(t *testing.T) {
-	r := (&runtest.Recorder{}).On("ctr", "TASK    PID     STATUS\nabc  4242   RUNNING\ndef  1  STOPPED\n")
+	r := (&processtest.Recorder{}).On("ctr", "TASK    PID     STATUS\nabc  4242   RUNNING\ndef  1  STOPPED\n")
 	k := testCluster(t, r)
 	pid, err := k.ContainerPID(t.Context(), "node1", "abc")
 	require.NoError(t, err)
@@ -342,7 +342,7 @@ func TestContainerPID(t *testing.T) {
 func TestProcesses(t *testing.T) {
 	dir := t.TempDir()
 	p := processes{pids: filepath.Join(dir, "pids"), logs: filepath.Join(dir, "logs")}
-	sleeper := component{name: "sleeper", cmd: run.Cmd("sh", "-c", "echo begun; exec sleep 60")}
+	sleeper := component{name: "sleeper", cmd: process.Cmd("sh", "-c", "echo begun; exec sleep 60")}
 	started, err := p.start(sleeper)
 	require.NoError(t, err)
 	require.True(t, started)
@@ -371,7 +371,7 @@ func TestProcesses(t *testing.T) {
 func TestWaitNamesWhatEnded(t *testing.T) {
 	dir := t.TempDir()
 	p := processes{pids: filepath.Join(dir, "pids"), logs: filepath.Join(dir, "logs")}
-	_, err := p.start(component{name: "doomed", cmd: run.Cmd("sh", "-c", "echo the reason; sleep 0.2; exit 3")})
+	_, err := p.start(component{name: "doomed", cmd: process.Cmd("sh", "-c", "echo the reason; sleep 0.2; exit 3")})
 	require.NoError(t, err)
 	err = p.wait(t.Context(), time.Minute, func(context.Context) error { return errors.New("not yet") }, "doomed")
 	require.ErrorContains(t, err, "doomed has ended")
@@ -434,7 +434,7 @@ func TestCgroupVersion2(t *testing.T) {
 	}
 }
 
-func testCluster(t *testing.T, r run.Runner) *Cluster {
+func testCluster(t *testing.T, r process.Runner) *Cluster {
 	t.Helper()
 	k := New(Default(t.TempDir()), r, progress.New(io.Discard), nil, nil)
 	k.ownerFile, k.namespaces = filepath.Join(t.TempDir(), "owner"), t.TempDir()

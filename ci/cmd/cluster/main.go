@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stemedb/stemedb/ci/cluster"
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 	"github.com/stemedb/stemedb/ci/tools"
 )
 
@@ -79,7 +79,7 @@ func command() *cobra.Command {
 }
 
 func (s *settings) complete() error {
-	s.options.Runner = run.Exec{}
+	s.options.Runner = process.Exec{}
 	s.options.Reporter = progress.New(os.Stderr)
 	if s.options.Dir == "" {
 		dir, err := cluster.StateDir()

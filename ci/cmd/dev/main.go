@@ -30,6 +30,7 @@ func run(ctx context.Context, args []string) error {
 	commands := map[string]func(context.Context) error{
 		"up": p.Up, "down": p.Down, "forward": p.Forward,
 		"check": p.Check, "gate": p.Gate, "test": p.Test, "fmt": p.Format, "bench": p.Bench,
+		"generate": p.Generate, "outdated": p.Outdated,
 	}
 	if len(args) > 0 && args[0] == "mutants" {
 		return p.Mutants(ctx, args[1:]...)
@@ -42,5 +43,5 @@ func run(ctx context.Context, args []string) error {
 			return do(ctx)
 		}
 	}
-	return fmt.Errorf("usage: dev up|down|check|gate|test|fmt|bench, dev bench-against REVISION or dev mutants [NAME ...] (see make help), not %q", args)
+	return fmt.Errorf("usage: dev up|down|check|gate|test|fmt|generate|outdated|bench, dev bench-against REVISION or dev mutants [NAME ...] (see make help), not %q", args)
 }

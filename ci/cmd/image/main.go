@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stemedb/stemedb/ci/image"
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 	"github.com/stemedb/stemedb/ci/tools"
 )
 
@@ -134,7 +134,7 @@ func write(ctx context.Context, out, version string, programs []image.Program, s
 	}
 	defer func() { _ = os.RemoveAll(scratch) }()
 	reporter := progress.New(os.Stderr)
-	c := &image.Compiler{Root: root, Version: version, Runner: run.Exec{}, Reporter: reporter}
+	c := &image.Compiler{Root: root, Version: version, Runner: process.Exec{}, Reporter: reporter}
 	files, err := c.Compile(ctx, scratch, programs...)
 	if err != nil {
 		return err

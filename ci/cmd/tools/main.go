@@ -12,8 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stemedb/stemedb/ci/process"
 	"github.com/stemedb/stemedb/ci/progress"
-	"github.com/stemedb/stemedb/ci/run"
 	"github.com/stemedb/stemedb/ci/tools"
 )
 
@@ -109,5 +109,5 @@ func command() *cobra.Command {
 }
 
 func builder() (*tools.Builder, error) {
-	return tools.New(run.Exec{}, progress.New(os.Stderr))
+	return tools.New(process.Exec{}, progress.New(os.Stderr))
 }

@@ -17,7 +17,7 @@ import (
 
 	stemedb "github.com/stemedb/stemedb/client"
 	"github.com/stemedb/stemedb/client/agentkey"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 func claimCommand() *cobra.Command {

@@ -15,7 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	stemedb "github.com/stemedb/stemedb/client"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // reach is the scope and the consistency of a read.

@@ -13,9 +13,9 @@ import (
 
 	stemedb "github.com/stemedb/stemedb/client"
 	"github.com/stemedb/stemedb/client/agentkey"
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/config"
 	"github.com/stemedb/stemedb/server/internal/keys"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 const claimSubject = "code://go/example.com/app/tls"
@@ -30,6 +30,7 @@ func claimArgs(verb, value string, more ...string) []string {
 
 // atHome gives the commands a configuration folder without any keys.
 func atHome(t *testing.T) (agentFile string) {
+	t.Helper()
 	dir := t.TempDir()
 	t.Setenv("XDG_CONFIG_HOME", dir)
 	t.Setenv(agentkey.Variable, "")

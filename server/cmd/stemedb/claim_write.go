@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	stemedb "github.com/stemedb/stemedb/client"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // claimFlags describe one claim, field by field or as a file.

@@ -90,6 +90,7 @@ func TestFlagAndCommandPrintTheVersion(t *testing.T) {
 // running starts a node on real files and sockets, and returns the URL of its
 // gateway.
 func running(t *testing.T, change func(*config.Config)) string {
+	t.Helper()
 	dir := t.TempDir()
 	cfg := &config.Config{
 		BindAddr: "127.0.0.1:0", GatewayAddr: "127.0.0.1:0", ReplicationAddr: "127.0.0.1:0", GossipAddr: "127.0.0.1:0",

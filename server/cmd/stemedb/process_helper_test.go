@@ -23,7 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	stemedb "github.com/stemedb/stemedb/client"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 func TestMain(m *testing.M) {
@@ -65,10 +65,14 @@ type process struct {
 	err     error
 }
 
-func newProcess(t *testing.T) *process { return newProcesses(t, 1)[0] }
+func newProcess(t *testing.T) *process {
+	t.Helper()
+	return newProcesses(t, 1)[0]
+}
 
 // newProcesses are the members of one cluster.
 func newProcesses(t *testing.T, count int) (ps []*process) {
+	t.Helper()
 	path, err := binary()
 	require.NoError(t, err)
 	ports := freePorts(t, 3*count)
@@ -91,6 +95,7 @@ func newProcesses(t *testing.T, count int) (ps []*process) {
 // range from which the kernel takes the ports of connections, so that none of
 // them is taken before a listener uses it.
 func freePorts(t *testing.T, count int) (addrs []string) {
+	t.Helper()
 	for port := 10_000 + rand.IntN(9_000); port < 20_000 && len(addrs) < count; port++ {
 		addr := fmt.Sprint("127.0.0.1:", port)
 		tcp, err := net.Listen("tcp", addr)

@@ -77,6 +77,7 @@ func TestProcessWhoseWALFolderWasPutBackIsRefilled(t *testing.T) {
 }
 
 func copyFolder(t *testing.T, from, to string) {
+	t.Helper()
 	out, err := exec.Command("cp", "-a", from, to).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 }

@@ -12,6 +12,7 @@ import (
 
 // smallVolume mounts a volume of that many bytes.
 func smallVolume(t *testing.T, dir, size string) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("a small volume can be mounted by root only")
 	}
@@ -30,6 +31,7 @@ func smallVolume(t *testing.T, dir, size string) {
 
 // fill makes a file that leaves that many bytes free on its volume.
 func fill(t *testing.T, name string, leave uint64) {
+	t.Helper()
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY, 0o600)
 	require.NoError(t, err)
 	defer f.Close()

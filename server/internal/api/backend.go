@@ -5,9 +5,9 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/store"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Backend is the API's view of the cluster. *cluster.Cluster documents the

@@ -9,10 +9,10 @@ import (
 	"slices"
 	"time"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/lens"
 	"github.com/stemedb/stemedb/server/internal/store"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // claims opens the claims of a query in all its scopes: by predicate, then

@@ -15,13 +15,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/config"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/control/raftmem"
 	"github.com/stemedb/stemedb/server/internal/network/memnet"
 	"github.com/stemedb/stemedb/server/internal/node"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 const rootKey = "steme_test_0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -36,6 +36,7 @@ type three struct {
 }
 
 func startThree(t *testing.T, tune ...func(*node.Tuning)) *three {
+	t.Helper()
 	tuning := node.Tuning{SegmentSize: 256 << 10}
 	for _, f := range tune {
 		f(&tuning)

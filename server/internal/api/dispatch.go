@@ -18,9 +18,9 @@ import (
 
 	"github.com/julienschmidt/httprouter"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 const (

@@ -6,8 +6,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/lens"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 const (

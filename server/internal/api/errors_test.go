@@ -10,10 +10,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
 	"github.com/stemedb/stemedb/server/internal/store"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // errorCase is one request and the expected problem.
@@ -33,6 +33,7 @@ type errorCase struct {
 
 // edit returns a signed claim's JSON with one part of the text replaced.
 func edit(t testing.TB, old, with string) string {
+	t.Helper()
 	return replaceOnce(t, jsonOf(t, claim(nil)), old, with)
 }
 
@@ -50,6 +51,7 @@ const (
 // recordErrors are the faults of an assertion. Each is tried as a single record
 // and as an item of a batch.
 func recordErrors(t testing.TB) []errorCase {
+	t.Helper()
 	long := func(n int) string { return strings.Repeat("x", n) }
 	unsigned := claim(nil)
 	unsigned.Signatures[0].Sig[5] ^= 1
@@ -111,6 +113,7 @@ func recordErrors(t testing.TB) []errorCase {
 }
 
 func tooManySignatures(t testing.TB) string {
+	t.Helper()
 	a := claim(nil)
 	for n := byte(2); n <= 65; n++ {
 		a.Sign(agentKey(n))
@@ -120,6 +123,7 @@ func tooManySignatures(t testing.TB) string {
 
 // requestErrors are the faults of a request apart from its record.
 func requestErrors(t testing.TB) []errorCase {
+	t.Helper()
 	good := jsonOf(t, claim(nil))
 	goodVote := jsonOf(t, vote(claim(nil).ID(), 1, 1))
 	badVote := vote(claim(nil).ID(), 1, 1)
@@ -320,6 +324,7 @@ func holdKey(change func(*keys.Key)) func(*world) {
 
 // exchanges has a request for each route that is answered with 2xx.
 func exchanges(t testing.TB, rt *route) errorCase {
+	t.Helper()
 	path := strings.NewReplacer(":hash", unknownHash, ":name", "n0").Replace(rt.pattern)
 	c := errorCase{method: rt.method, path: path, role: keys.Admin}
 	switch rt.pattern {
@@ -346,6 +351,7 @@ func exchanges(t testing.TB, rt *route) errorCase {
 // guardErrors are the answers that every guarded route gives before it does
 // anything.
 func guardErrors(t testing.TB) (rows []errorCase) {
+	t.Helper()
 	for _, rt := range routes() {
 		base := exchanges(t, &rt)
 		add := func(name string, status int, code, field string, change func(*errorCase)) {

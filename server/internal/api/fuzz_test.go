@@ -8,12 +8,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/keys"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // sane checks the promises that the package makes for all answers.
 func sane(t *testing.T, got *httptest.ResponseRecorder) {
+	t.Helper()
 	require.NotEqual(t, http.StatusInternalServerError, got.Code, "%s", got.Body)
 	require.NotEmpty(t, got.Header().Get(headerRequestID))
 	if got.Code >= 400 {

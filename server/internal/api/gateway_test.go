@@ -28,6 +28,7 @@ type trio struct {
 }
 
 func newTrio(t testing.TB, certs *Certificates) *trio {
+	t.Helper()
 	c := &trio{addrs: map[string]string{}, down: map[string]*atomic.Bool{}}
 	names := []string{"n0", "n1", "n2"}
 	for _, n := range names {
@@ -63,6 +64,7 @@ func (c *trio) ask(r request) *httptest.ResponseRecorder {
 }
 
 func (c *trio) write(t testing.TB) request {
+	t.Helper()
 	return request{method: "POST", path: "/v1/assert", key: c.nodes[0].raw[keys.WriteAgent], media: js, body: []byte(jsonOf(t, claim(nil)))}
 }
 
@@ -221,6 +223,7 @@ type cutOff struct {
 }
 
 func (c *cutOff) listen(t testing.TB) string {
+	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = l.Close() })

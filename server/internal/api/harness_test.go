@@ -23,13 +23,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/keys"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // solo is a backend of one node: the real store on a simulated disk and real
@@ -57,6 +57,7 @@ type solo struct {
 }
 
 func newSolo(t testing.TB) *solo {
+	t.Helper()
 	disk := memfs.New(1)
 	s, err := store.Open(t.Context(), store.Options{
 		FS: disk, WALDir: "/wal", DBDir: "/db", NodeName: "n0", SegmentSize: 1 << 20, CacheBytes: 1 << 20, WriteBuffer: 1 << 20,
@@ -385,6 +386,7 @@ type world struct {
 }
 
 func newWorld(t testing.TB, change func(*Options)) *world {
+	t.Helper()
 	opts := Options{Node: "n0", Version: "test", Auth: true}
 	if change != nil {
 		change(&opts)
@@ -454,12 +456,14 @@ func (w *world) as(role keys.Role, method, path, body string) *httptest.Response
 }
 
 func decode[T any](t testing.TB, r *httptest.ResponseRecorder) (v T) {
+	t.Helper()
 	require.NoError(t, json.Unmarshal(r.Body.Bytes(), &v), "body: %s", r.Body)
 	return v
 }
 
 // problemOf checks that an answer is a problem and returns it.
 func problemOf(t testing.TB, r *httptest.ResponseRecorder) problemBody {
+	t.Helper()
 	require.Equal(t, mediaProblem, r.Header().Get("Content-Type"), "body: %s", r.Body)
 	p := decode[problemBody](t, r)
 	require.Equal(t, r.Code, p.Status)
@@ -493,6 +497,7 @@ func claim(change func(*record.Content), agents ...byte) *record.Assertion {
 }
 
 func jsonOf(t testing.TB, v any) string {
+	t.Helper()
 	b, err := json.Marshal(v)
 	require.NoError(t, err)
 	return string(b)
@@ -514,6 +519,7 @@ func (w *world) assert(a *record.Assertion) record.Hash {
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
 
 func replaceOnce(t testing.TB, s, old, with string) string {
+	t.Helper()
 	require.Contains(t, s, old)
 	return strings.Replace(s, old, with, 1)
 }

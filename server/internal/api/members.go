@@ -5,8 +5,8 @@ import (
 	"net/http"
 	"strconv"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/control"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Operators' decisions about members.

@@ -18,13 +18,14 @@ import (
 	"github.com/getkin/kin-openapi/routers/legacy"
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/keys"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 var update = flag.Bool("update", false, "write openapi.json anew from openapi.yaml")
 
 func loadOpenAPI(t testing.TB) *openapi3.T {
+	t.Helper()
 	loader := openapi3.NewLoader()
 	doc, err := loader.LoadFromFile("openapi.yaml")
 	require.NoError(t, err)
@@ -44,7 +45,7 @@ func TestOpenAPIJSONIsUpToDate(t *testing.T) {
 		require.NoError(t, os.WriteFile("openapi.json", pretty.Bytes(), 0o644))
 		return
 	}
-	require.JSONEq(t, pretty.String(), string(openapiJSON), "run: go test ./server/internal/api -run OpenAPIJSON -update")
+	require.JSONEq(t, pretty.String(), string(openapiJSON), "run: make generate")
 }
 
 // The description has exactly the routes of the table, with the same parameters
@@ -88,6 +89,7 @@ type contract struct {
 }
 
 func newContract(t testing.TB) *contract {
+	t.Helper()
 	router, err := legacy.NewRouter(loadOpenAPI(t))
 	require.NoError(t, err)
 	openapi3filter.RegisterBodyDecoder(mediaProblem, openapi3filter.JSONBodyDecoder)
@@ -100,6 +102,7 @@ func newContract(t testing.TB) *contract {
 // check compares an exchange with the description. Refused requests need not
 // match it; answers always must.
 func (c *contract) check(t testing.TB, r request, got *httptest.ResponseRecorder) {
+	t.Helper()
 	req := httptest.NewRequest(r.method, r.path, bytes.NewReader(r.body))
 	if r.media != "" {
 		req.Header.Set("Content-Type", r.media)

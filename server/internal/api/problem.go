@@ -9,9 +9,9 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Codes of problems besides those of package record. They are part of the API:

@@ -16,8 +16,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/keys"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // figure returns the value of a series in /metrics, 0 when it is absent.
@@ -34,6 +34,7 @@ func (w *world) figure(series string) float64 {
 
 // exchange sends text over a connection and reads one answer.
 func exchange(t testing.TB, conn net.Conn, text string) (*http.Response, []byte) {
+	t.Helper()
 	defer conn.Close()
 	require.NoError(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
 	_, err := io.WriteString(conn, text)
@@ -86,7 +87,7 @@ func TestRequestsThatNoHandlerSeesAreAnsweredWithProblems(t *testing.T) {
 					conn, err := net.Dial("tcp", addr)
 					require.NoError(t, err)
 					if secured != nil {
-						conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a test
+						conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true}) // a test
 					}
 					resp, body := exchange(t, conn, row.text)
 					require.Equal(t, row.status, resp.StatusCode, "%s", body)

@@ -11,9 +11,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/keys"
 	"github.com/stemedb/stemedb/server/internal/lens"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Every role calls every route with an otherwise valid request: it is refused

@@ -1,8 +1,8 @@
 package api
 
 import (
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/keys"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // route is one row of the table of routes.

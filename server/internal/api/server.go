@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log"
+	"log" //nolint:depguard // the type of http.Server.ErrorLog
 	"net"
 	"net/http"
 	"sync"

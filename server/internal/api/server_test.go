@@ -27,10 +27,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // listening is a world that answers on real sockets.
@@ -41,6 +41,7 @@ type listening struct {
 }
 
 func listen(t testing.TB, w *world, certs *Certificates) *listening {
+	t.Helper()
 	open := func() net.Listener {
 		l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 		require.NoError(t, err)
@@ -60,6 +61,7 @@ func listen(t testing.TB, w *world, certs *Certificates) *listening {
 // raw sends bytes and returns the answer, and whether the server then closed
 // the connection.
 func raw(t testing.TB, addr string, parts ...string) (*http.Response, []byte, bool) {
+	t.Helper()
 	conn, err := net.Dial("tcp", addr)
 	require.NoError(t, err)
 	defer conn.Close()
@@ -373,6 +375,7 @@ func TestShutdownWaitsForRequests(t *testing.T) {
 
 // pair writes a self-signed certificate for a name into dir.
 func pair(t testing.TB, dir, name string, serial int64) (certPath, keyPath string) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{
@@ -395,7 +398,7 @@ func TestTLSReload(t *testing.T) {
 	require.NoError(t, err)
 	l := listen(t, newWorld(t, nil), certs)
 	serial := func() int64 {
-		conn, err := tls.Dial("tcp", l.api, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a test
+		conn, err := tls.Dial("tcp", l.api, &tls.Config{InsecureSkipVerify: true}) // a test
 		require.NoError(t, err)
 		defer conn.Close()
 		require.Equal(t, "", conn.ConnectionState().NegotiatedProtocol)
@@ -431,6 +434,7 @@ func TestPeersCertificate(t *testing.T) {
 }
 
 func loadPair(t testing.TB, dir, name string, serial int64) (*Certificates, error) {
+	t.Helper()
 	certPath, keyPath := pair(t, dir, name, serial)
 	return LoadCertificates(certPath, keyPath, clock.Wall(), nil)
 }

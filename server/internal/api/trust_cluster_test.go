@@ -13,10 +13,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/node"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // sent is one request with a slow body, and the time of its answer.

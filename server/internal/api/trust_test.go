@@ -12,8 +12,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/keys"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // change makes a key another one in this node's copy of the table.
@@ -47,6 +47,7 @@ func (b *slowBody) Read(p []byte) (int, error) {
 // changing are requests that change something, one for each such route that has
 // a body, with a role that may make it.
 func changing(t testing.TB) []request {
+	t.Helper()
 	hash := keys.HashOf("steme_test_" + unknownHash[:48]).String()
 	vote := jsonOf(t, vote(claim(nil).ID(), 1, 1))
 	json := func(method, path, body string) request {

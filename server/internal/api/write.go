@@ -5,8 +5,8 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 const (

@@ -18,6 +18,7 @@ import (
 // nothing else. In these tests c is down, so a write through a needs both a and b.
 
 func withoutC(t *testing.T) (w *world, a, b *node) {
+	t.Helper()
 	w = threeNodes(t)
 	w.nodes["c"].crash(memfs.LoseAll)
 	return w, w.nodes["a"], w.nodes["b"]

@@ -23,7 +23,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/leveldbfs"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 	"github.com/stemedb/stemedb/server/internal/wal"
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // refill does what the leader does for a member that reported a loss: it opens the

@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/store"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Assert makes assertions durable on a majority, in one go, and returns one

@@ -12,14 +12,15 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/network/memnet"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/vfs"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // benchWorld is a cluster on real disks and a network in memory.
 func benchWorld(b *testing.B, names ...string) *world {
+	b.Helper()
 	w := &world{t: b, net: memnet.New(1), nodes: map[string]*node{}, state: stateOf("")}
 	// More callers than the machine can serve wait for longer here.
 	w.tune = func(c *Config) { c.Timings.WriteWait = time.Minute }
@@ -46,6 +47,7 @@ func benchWorld(b *testing.B, names ...string) *world {
 
 // signed makes n different assertions of a hundred agents.
 func signed(b *testing.B, n int) []*record.Assertion {
+	b.Helper()
 	agents := make([]ed25519.PrivateKey, 100)
 	for i := range agents {
 		_, priv, err := ed25519.GenerateKey(rand.Reader)
@@ -72,6 +74,7 @@ func signed(b *testing.B, n int) []*record.Assertion {
 }
 
 func benchmarkWrites(b *testing.B, nodes []string, callers, batch int) {
+	b.Helper()
 	w := benchWorld(b, nodes...)
 	as := signed(b, b.N*batch)
 	var next atomic.Int64

@@ -8,9 +8,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // twoClaims writes two claims about one subject, the first of which holds "rotten".

@@ -13,11 +13,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/wal"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 func FuzzItems(f *testing.F) {
@@ -98,6 +98,7 @@ func (s *memStore) Witnesses() map[string]wal.Witness { return nil }
 func (s *memStore) Whole() bool { return true }
 
 func fuzzed(t *testing.T) (*Cluster, *memStore) {
+	t.Helper()
 	s := &memStore{items: map[store.Key]store.Item{}}
 	c, err := New(Config{Store: s, Control: &table{id: "a/1", state: stateOf("ab")}, Progress: NewProgress(s)})
 	require.NoError(t, err)

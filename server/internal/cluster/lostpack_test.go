@@ -14,9 +14,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/store"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Between the start of a member that lost a pack and the moment at which the
@@ -39,6 +39,7 @@ func smallSegments(w *world) {
 // withALostPack returns three nodes, of which a has just started without one of
 // its packs, and what had been written. tuned changes a's configuration.
 func withALostPack(t *testing.T, tuned func(*Config)) (w *world, ids []record.Hash) {
+	t.Helper()
 	w = threeNodes(t, smallSegments)
 	a := w.nodes["a"]
 	for i := range 40 {

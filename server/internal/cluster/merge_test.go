@@ -16,10 +16,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // counted is a store that counts what is asked of it.
@@ -103,6 +103,7 @@ func (s *counted) clear() {
 
 // countedNodes are three nodes that bring each other nothing but by reads.
 func countedNodes(t *testing.T) (*world, map[string]*counted) {
+	t.Helper()
 	stores := map[string]*counted{}
 	w := threeNodes(t, noCatchUp, func(w *world) {
 		quiet := w.tune

@@ -7,10 +7,10 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Get returns the record of an id, with at most Limits.Voices signatures and votes:

@@ -67,6 +67,7 @@ func (s *asked) times() int {
 
 // readersAndAsked are a and b of three nodes, c is down; a reads, b is asked.
 func readersAndAsked(t *testing.T) (w *world, a, b *node, s *asked) {
+	t.Helper()
 	s = &asked{}
 	w = threeNodes(t, func(w *world) {
 		w.tune = func(c *Config) {

@@ -3,7 +3,7 @@ package cluster
 import (
 	"time"
 
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // Consistency says what a read has to see.

@@ -10,10 +10,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 	"github.com/stemedb/stemedb/server/internal/wal"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // notary looks, whenever its node has made a cursor durable, whether everything
@@ -93,6 +93,7 @@ func (s slowReader) ReadAt(pos wal.Position) (store.Item, error) {
 
 // notarised are three nodes, of which c has a notary, and a is a slow reader.
 func notarised(t *testing.T, slow time.Duration) (*world, *notary) {
+	t.Helper()
 	n := &notary{sources: map[string]Store{}}
 	w := threeNodes(t, noCatchUp, func(w *world) {
 		quiet := w.tune

@@ -8,8 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/control"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // withoutMending lets damage be a loss at once.

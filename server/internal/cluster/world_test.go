@@ -21,13 +21,13 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/clock"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 	"github.com/stemedb/stemedb/server/internal/network/memnet"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // world is a cluster in one process: real stores on simulated disks, the real
@@ -64,6 +64,7 @@ type node struct {
 }
 
 func newWorld(t testing.TB, names ...string) *world {
+	t.Helper()
 	w := &world{t: t, net: memnet.New(1), nodes: map[string]*node{}, state: &control.State{ClusterID: "test", DigestKey: [32]byte{7}}}
 	w.net.SetDelay(time.Millisecond, 3*time.Millisecond)
 	for i, name := range names {
@@ -80,6 +81,7 @@ func newWorld(t testing.TB, names ...string) *world {
 
 // threeNodes is a cluster of a, b and c, all whole and connected.
 func threeNodes(t testing.TB, tune ...func(*world)) *world {
+	t.Helper()
 	w := newWorld(t, "a", "b", "c")
 	for _, f := range tune {
 		f(w)

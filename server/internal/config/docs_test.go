@@ -18,7 +18,7 @@ const settingsPage = "../../../docs/settings.md"
 func TestTheSettingsPageIsTheTables(t *testing.T) {
 	page, err := os.ReadFile(settingsPage)
 	require.NoError(t, err)
-	begin, end := "<!-- Written by `make docs`. -->\n", "<!-- End of the tables. -->"
+	begin, end := "<!-- Written by `make generate`. -->\n", "<!-- End of the tables. -->"
 	before, rest, ok := strings.Cut(string(page), begin)
 	require.True(t, ok, "the page has no place for the tables")
 	_, after, ok := strings.Cut(rest, end)
@@ -28,7 +28,7 @@ func TestTheSettingsPageIsTheTables(t *testing.T) {
 		require.NoError(t, os.WriteFile(settingsPage, []byte(want), 0o644))
 		return
 	}
-	require.Equal(t, want, string(page), "run: make docs")
+	require.Equal(t, want, string(page), "run: make generate")
 	for _, name := range clientNames() {
 		require.Contains(t, string(page), "`"+name+"`", "a variable of the client commands")
 	}

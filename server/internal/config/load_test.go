@@ -21,6 +21,7 @@ const (
 
 // load reads a configuration out of flags, variables and files.
 func load(t testing.TB, args, environ []string, files map[string]string) (*Config, error) {
+	t.Helper()
 	flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
 	RegisterFlags(flags)
 	require.NoError(t, flags.Parse(args))

@@ -66,6 +66,7 @@ func (w *world) allSay(h keys.Hash, want keys.Reason) {
 // wrongClocks runs a test with each member's clock wrong in each way, the
 // leader's among them.
 func wrongClocks(t *testing.T, f func(t *testing.T, w *world, wrong *node)) {
+	t.Helper()
 	for _, by := range []time.Duration{time.Hour, -time.Hour, 20 * 365 * 24 * time.Hour, -20 * 365 * 24 * time.Hour} {
 		for _, who := range []string{"leader", "another"} {
 			t.Run(who+"'s by "+by.String(), func(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 
 // writeLog makes a storage with some entries, and a snapshot of so many members.
 func writeLog(t *testing.T, members int) (dir, path string) {
+	t.Helper()
 	dir = t.TempDir()
 	storage, err := OpenStorage(dir)
 	require.NoError(t, err)

@@ -59,6 +59,7 @@ func TestAReplacementThatReportsALossDuringAPollIsNotWhole(t *testing.T) {
 // fiveAndOne is a cluster of b to f that a joins. The join is open, and a lacks
 // everything.
 func fiveAndOne(t *testing.T) (w *world, a, f *node) {
+	t.Helper()
 	w = newWorld(t, "b", "c", "d", "e", "f")
 	w.start()
 	w.settled(5)

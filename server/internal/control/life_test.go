@@ -195,6 +195,7 @@ func TestFaults(t *testing.T) {
 }
 
 func faults(t *testing.T, seed uint64, length time.Duration) {
+	t.Helper()
 	w := newWorld(t, "a", "b", "c")
 	defer w.close()
 	w.start()

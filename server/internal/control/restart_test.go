@@ -19,6 +19,7 @@ import (
 // again from a snapshot that is older than a revocation. f runs during that start,
 // when Raft works already.
 func slowRestart(t *testing.T, f func(a *node)) (w *world, revoked keys.Hash) {
+	t.Helper()
 	w = newWorld(t, "a")
 	a := w.node["a"]
 	a.timings = control.Timings{SnapshotAfter: 20, SnapshotEvery: 5 * time.Second}

@@ -168,6 +168,7 @@ func peerAddr(name string) string { return name + ".stemedb.test:18182" }
 func host(name string) string     { return name + ".stemedb.test" }
 
 func newWorld(t *testing.T, names ...string) *world {
+	t.Helper()
 	w := &world{t: t, net: memnet.New(1), node: map[string]*node{}}
 	w.net.SetDelay(time.Millisecond, 5*time.Millisecond)
 	for _, name := range names {

@@ -15,7 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log" //nolint:depguard // the type of memberlist.Config.Logger
 	"log/slog"
 	"net"
 	"net/netip"

@@ -30,6 +30,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T, names ...string) *world {
+	t.Helper()
 	w := &world{t: t, net: memnet.New(1), procs: map[string]*memnet.Proc{}, run: map[string]*gossip.Gossip{}}
 	w.net.SetDelay(time.Millisecond, 10*time.Millisecond)
 	w.net.SetLoss(0.05)

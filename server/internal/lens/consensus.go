@@ -7,7 +7,7 @@ import (
 	"math"
 	"slices"
 
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // Consensus: the value with the most support. Each agent counts once for a

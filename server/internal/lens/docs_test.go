@@ -10,7 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 const day = 24 * 60 * 60
@@ -77,6 +77,7 @@ type named struct {
 }
 
 func readClaims(t *testing.T, rows []row) named {
+	t.Helper()
 	n := named{names: map[record.Hash]string{}}
 	for _, r := range rows {
 		id, err := record.ParseHash(r["id"] + strings.Repeat("0", 64-len(r["id"])))
@@ -106,6 +107,7 @@ func readClaims(t *testing.T, rows []row) named {
 }
 
 func checkAnswer(t *testing.T, n named, r row) {
+	t.Helper()
 	p := Params{Now: 1000 * day}
 	if r["lens"] == "skeptic" {
 		d, err := Skeptic(slices.Values(n.claims), p)
@@ -137,9 +139,13 @@ func show(f float64) string { return strconv.FormatFloat(round9(f), 'f', -1, 64)
 func agent(name string) record.AgentID { return record.AgentID{name[0]} }
 
 func number(t *testing.T, s string) float64 {
+	t.Helper()
 	f, err := strconv.ParseFloat(s, 64)
 	require.NoError(t, err)
 	return f
 }
 
-func days(t *testing.T, s string) uint64 { return uint64(number(t, s) * day) }
+func days(t *testing.T, s string) uint64 {
+	t.Helper()
+	return uint64(number(t, s) * day)
+}

@@ -5,7 +5,7 @@ import (
 	"math"
 	"slices"
 
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // Names of the lenses that draw one answer.

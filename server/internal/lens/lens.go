@@ -10,7 +10,7 @@ package lens
 import (
 	"iter"
 
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // ValueHash identifies an object: the first 16 bytes of a BLAKE3-256 of its

@@ -20,13 +20,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/config"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/control/raftmem"
 	"github.com/stemedb/stemedb/server/internal/network/memnet"
 	"github.com/stemedb/stemedb/server/internal/node"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 var update = flag.Bool("update", false, "write docs/metrics.md anew instead of comparing it")
@@ -40,7 +40,7 @@ func TestTheMetricsPageIsTheRegistrys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { rows = metricRows(t) })
 	page, err := os.ReadFile(metricsPage)
 	require.NoError(t, err)
-	begin, end := "<!-- Written by `make docs`. -->\n", "<!-- End of the table. -->"
+	begin, end := "<!-- Written by `make generate`. -->\n", "<!-- End of the table. -->"
 	before, rest, ok := strings.Cut(string(page), begin)
 	require.True(t, ok, "the page has no place for the table")
 	_, after, ok := strings.Cut(rest, end)
@@ -50,12 +50,13 @@ func TestTheMetricsPageIsTheRegistrys(t *testing.T) {
 		require.NoError(t, os.WriteFile(metricsPage, []byte(want), 0o644))
 		return
 	}
-	require.Equal(t, want, string(page), "run: make docs")
+	require.Equal(t, want, string(page), "run: make generate")
 }
 
 // metricRows describes every metric of this program that a member of a cluster
 // has, sorted by name.
 func metricRows(t *testing.T) (rows []string) {
+	t.Helper()
 	pair := newPair(t)
 	defer pair.stop()
 	kinds := map[string]string{}
@@ -101,6 +102,7 @@ type pair struct {
 }
 
 func newPair(t *testing.T) *pair {
+	t.Helper()
 	netw := memnet.New(1)
 	caller := netw.Host("caller").Start()
 	p := &pair{t: t, http: &http.Client{Transport: &http.Transport{

@@ -14,13 +14,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/config"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/control/raftmem"
 	"github.com/stemedb/stemedb/server/internal/network/memnet"
 	"github.com/stemedb/stemedb/server/internal/node"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 const rootKey = "steme_test_0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -36,6 +36,7 @@ type alone struct {
 }
 
 func newAlone(t *testing.T) *alone {
+	t.Helper()
 	a := &alone{t: t, net: memnet.New(1), disk: memfs.New(1), raft: raftmem.New()}
 	caller := a.net.Host("caller").Start()
 	a.http = &http.Client{Transport: &http.Transport{

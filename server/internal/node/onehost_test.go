@@ -21,6 +21,7 @@ import (
 // are below the range from which the kernel takes the ports of connections, so
 // that none of them is taken before a listener uses it.
 func freePorts(t *testing.T, count int) (ports []int) {
+	t.Helper()
 	for port := 20_000 + rand.IntN(8_000); port < 32_000 && len(ports) < count; port++ {
 		tcp, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
 		if err != nil {

@@ -24,13 +24,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/config"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/control/raftmem"
 	"github.com/stemedb/stemedb/server/internal/network/memnet"
 	"github.com/stemedb/stemedb/server/internal/node"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // TestGatewayOverTLS: with the API on TLS, the gateway of a node whose disk
@@ -47,7 +47,7 @@ func TestGatewayOverTLS(t *testing.T) {
 				if err != nil {
 					return nil, err
 				}
-				return tls.Client(conn, &tls.Config{InsecureSkipVerify: true}), nil //nolint:gosec // a test
+				return tls.Client(conn, &tls.Config{InsecureSkipVerify: true}), nil // a test
 			},
 		}}
 		disks := map[string]*memfs.Disk{}
@@ -111,6 +111,7 @@ func TestGatewayOverTLS(t *testing.T) {
 
 // selfSigned writes a certificate for a name and its key.
 func selfSigned(t *testing.T, name string) (certPath, keyPath string) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{

@@ -162,6 +162,7 @@ func TestStrangersAreDropped(t *testing.T) {
 }
 
 func count(t *testing.T, reg *prometheus.Registry, name string) float64 {
+	t.Helper()
 	families, err := reg.Gather()
 	require.NoError(t, err)
 	for _, f := range families {
@@ -180,6 +181,7 @@ type authority struct {
 }
 
 func newAuthority(t *testing.T) *authority {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{
@@ -195,6 +197,7 @@ func newAuthority(t *testing.T) *authority {
 
 // write puts a leaf for the names into dir.
 func (a *authority) write(t *testing.T, dir string, serial int64, names ...string) peertls.Config {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{

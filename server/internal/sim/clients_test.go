@@ -9,8 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/lens"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 const (

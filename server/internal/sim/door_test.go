@@ -8,10 +8,10 @@ import (
 	"time"
 
 	"github.com/stemedb/stemedb/client"
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/lens"
 	"github.com/stemedb/stemedb/server/internal/store"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // door is a way into the cluster. Reads are quorum reads; a record that is not

@@ -8,9 +8,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/lens"
 	"github.com/stemedb/stemedb/server/internal/store"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // history is what the cluster said about its records. What was acknowledged, or

@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/stemedb/stemedb/client"
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/keys"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // revokedFor is how long a revoked key may work at a node that is cut off from

@@ -8,10 +8,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // refuseReads makes the machine's WAL volume give errors for a while; a process

@@ -14,10 +14,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Scenarios are schedules that a person wrote down, as opposed to the drawn
@@ -25,6 +25,7 @@ import (
 
 // scenario runs f in a settled cluster of n machines.
 func scenario(t *testing.T, n int, timings control.Timings, f func(w *world)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, n)
 		w.control = timings

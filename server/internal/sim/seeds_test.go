@@ -22,6 +22,7 @@ var verbose = os.Getenv("STEMEDB_SIM_SEED") != ""
 
 // seeds are those to run, by the environment.
 func seeds(t *testing.T) []uint64 {
+	t.Helper()
 	number := func(name string, otherwise uint64) uint64 {
 		text := os.Getenv(name)
 		if text == "" {
@@ -90,6 +91,7 @@ func TestFaults(t *testing.T) {
 }
 
 func faults(t *testing.T, seed uint64, sum *tally) {
+	t.Helper()
 	w := newWorld(t, seed, 0)
 	if seed%2 == 0 {
 		w.scrub = -1 // what scrubbing mends must not be what makes the rest work

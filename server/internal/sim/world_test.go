@@ -85,6 +85,7 @@ type machine struct {
 }
 
 func newWorld(t *testing.T, seed uint64, nodes int) *world {
+	t.Helper()
 	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), net: memnet.New(seed), began: time.Now(), scrub: 20 * time.Second, seed: seed, faults: map[string]int{}}
 	w.net.SetDelay(leastDelay, mostDelay)
 	for range nodes {

@@ -12,9 +12,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/lens"
 	"github.com/stemedb/stemedb/server/internal/vfs"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Benchmarks run on the host's disk, in the directory for temporary files.
@@ -42,6 +42,7 @@ func benchItems(n uint64) []Item {
 
 // fill puts records [from, to) in commits of batch records, with several writers.
 func fill(tb testing.TB, s *Store, from, to uint64, batch, writers int) {
+	tb.Helper()
 	var next atomic.Uint64
 	next.Store(from)
 	var wg sync.WaitGroup
@@ -139,6 +140,7 @@ func BenchmarkRead(b *testing.B) {
 }
 
 func (s *Store) lensClaims(tb testing.TB, subject string) lens.Claims {
+	tb.Helper()
 	return func(yield func(*lens.Claim) bool) {
 		for c, err := range s.Claims(tb.Context(), ClaimQuery{Project: "alpha", Subject: subject, Predicate: "tls.verify"}, 0) {
 			if err != nil {

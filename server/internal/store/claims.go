@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"iter"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/lens"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Claims yields the claims of a subject: by predicate, then newest first

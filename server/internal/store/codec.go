@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/wal"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // The entries of the log. The kind of an entry is the Kind; integers are

@@ -12,8 +12,8 @@ import (
 
 	"github.com/zeebo/blake3"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/wal"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Digest represents a set of keys, in any order: the sum, modulo 2^256, of the

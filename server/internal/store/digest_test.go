@@ -10,8 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // keysOf collects the keys of a set.
@@ -159,6 +159,7 @@ func (c *endingContext) Err() error {
 
 // hot puts a subject with a number of claims, each with one signature.
 func hot(t testing.TB, s *Store, claims int) {
+	t.Helper()
 	for from := 0; from < claims; from += 100 {
 		var items []Item
 		for n := from; n < from+100; n++ {

@@ -9,9 +9,9 @@ import (
 
 	"github.com/zeebo/blake3"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/lens"
 	"github.com/stemedb/stemedb/server/internal/wal"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // The entries of goleveldb. Every entry follows from the records alone, and

@@ -11,9 +11,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 	"github.com/stemedb/stemedb/server/internal/wal"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // TestReadYourWrite: once a Put is done, every kind of read sees it
@@ -60,6 +60,7 @@ func TestReadYourWrite(t *testing.T) {
 }
 
 func noError(t *testing.T, err error) bool {
+	t.Helper()
 	if err != nil {
 		t.Error(err)
 	}

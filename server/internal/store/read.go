@@ -6,8 +6,8 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/wal"
-	"github.com/stemedb/stemedb/server/record"
 )
 
 // Has reports for each key whether it is held durably. A cursor's key is held

@@ -4,7 +4,7 @@ import (
 	"context"
 	"iter"
 
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // Snapshot is the store at one moment. It does not contain later records, so a

@@ -19,6 +19,7 @@ import (
 // to the disk in question. -benchtime 5000x gives steady figures.
 
 func report(b *testing.B, took []time.Duration, entries int) {
+	b.Helper()
 	slices.Sort(took)
 	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
@@ -87,6 +88,7 @@ func BenchmarkAppend(b *testing.B) {
 }
 
 func commitLoop(b *testing.B, l *Log, per int, took []time.Duration, next *atomic.Int64) {
+	b.Helper()
 	done := make(chan error, 1)
 	c := &Commit{Done: func(err error) { done <- err }}
 	payload := make([]byte, 500)

@@ -132,6 +132,7 @@ func TestFlippedBitInBatchFrame(t *testing.T) {
 // tornLog returns a disk whose log ends in an unacknowledged batch: its sync
 // failed and then the process was killed.
 func tornLog(t *testing.T) (d *memfs.Disk, acked, torn Position) {
+	t.Helper()
 	d = memfs.New(1)
 	l := mustOpen(t, small(d))
 	acked = mustPut(t, l, "kept")[0]
@@ -235,6 +236,7 @@ func TestUnreadableTailIsNotCut(t *testing.T) {
 
 // sealedLog returns a closed log with several packs, and its entries.
 func sealedLog(t *testing.T) (*memfs.Disk, *Log, map[Position]string) {
+	t.Helper()
 	d := memfs.New(1)
 	l := mustOpen(t, small(d))
 	all := fill(t, l, 0, 200)

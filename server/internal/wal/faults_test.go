@@ -103,6 +103,7 @@ func TestDiskFull(t *testing.T) {
 }
 
 func diskFull(t *testing.T, volume string, capacity, reserve uint64) {
+	t.Helper()
 	d := memfs.New(capacity)
 	d.SetCapacity(volume, capacity)
 	o := small(d)

@@ -87,6 +87,7 @@ func foreign(name string) func(*testing.T, *memfs.Disk) {
 }
 
 func foreignSegment(t *testing.T, d *memfs.Disk) {
+	t.Helper()
 	numbers, err := listNumbered(d, "wal", segmentPrefix, segmentSuffix)
 	require.NoError(t, err)
 	require.NotEmpty(t, numbers)

@@ -16,7 +16,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/stemedb/stemedb/server/record"
+	"github.com/stemedb/stemedb/record"
 )
 
 // Summary describes one run between start and stop, or its progress so far.

@@ -37,6 +37,7 @@ func (a *answers) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // runFor sends for a while at 100 requests a second of virtual time.
 func runFor(t *testing.T, d time.Duration, fate func(time.Duration) (int, time.Duration)) Summary {
+	t.Helper()
 	l := newLoad("http://server", "", 100)
 	transport := &answers{fate: fate, began: time.Now()}
 	l.kept.Transport, l.fresh.Transport = transport, transport

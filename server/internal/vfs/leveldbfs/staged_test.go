@@ -16,6 +16,7 @@ import (
 // crashedDB is a database with synced keys in its tables and its journal, on a
 // full volume.
 func crashedDB(t *testing.T, seed uint64) *memfs.Disk {
+	t.Helper()
 	disk := memfs.New(seed)
 	s := open(t, disk, "db")
 	db, err := leveldb.Open(s, stagedOptions())
@@ -33,12 +34,14 @@ func crashedDB(t *testing.T, seed uint64) *memfs.Disk {
 func stagedOptions() *opt.Options { return &opt.Options{WriteBuffer: 16 << 10} }
 
 func fill(t *testing.T, disk *memfs.Disk) {
+	t.Helper()
 	free, total, err := disk.Free("db")
 	require.NoError(t, err)
 	disk.SetCapacity("db", total-free)
 }
 
 func putKeys(t *testing.T, db *leveldb.DB, name string) {
+	t.Helper()
 	for i := range 150 {
 		require.NoError(t, db.Put(fmt.Appendf(nil, "%s/%d", name, i), make([]byte, 50), &opt.WriteOptions{Sync: true}))
 	}
@@ -56,6 +59,7 @@ func requireKeys(t *testing.T, db *leveldb.DB, names ...string) {
 }
 
 func filesOf(t *testing.T, disk *memfs.Disk) map[string]int64 {
+	t.Helper()
 	entries, err := disk.ReadDir("db")
 	require.NoError(t, err)
 	sizes := map[string]int64{}
@@ -68,6 +72,7 @@ func filesOf(t *testing.T, disk *memfs.Disk) map[string]int64 {
 }
 
 func openStaged(t *testing.T, disk *memfs.Disk) (*Storage, *leveldb.DB) {
+	t.Helper()
 	s := open(t, disk, "db")
 	s.Stage()
 	db, err := leveldb.Open(s, stagedOptions())
