@@ -18,12 +18,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/vfs/leveldbfs"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 	"github.com/stemedb/stemedb/server/internal/wal"
-	"github.com/stemedb/stemedb/record"
 )
 
 // refill does what the leader does for a member that reported a loss: it opens the
