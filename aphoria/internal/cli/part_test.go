@@ -39,6 +39,7 @@ func (f found) below(dir string) []string {
 // partOf writes a project with an ignore file and a part with one observation
 // that counts, two that .aphoriaignore excludes and one that git ignores.
 func partOf(t *testing.T) *bench {
+	t.Helper()
 	b := newBench(t)
 	b.dir = filepath.Join(t.TempDir(), "whole")
 	b.write(".aphoriaignore", "gen/\n*_pb.py\n")

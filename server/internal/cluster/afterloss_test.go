@@ -126,6 +126,7 @@ func TestARecordThatIsLostForGoodHidesNoOtherOneOfItsSubject(t *testing.T) {
 }
 
 func readAfterALoss(t *testing.T, restart bool) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
 		b := w.nodes["b"]
