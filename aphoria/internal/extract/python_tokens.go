@@ -12,7 +12,7 @@ import (
 // tokens.
 type pyToken struct {
 	kind pyKind
-	text string // of a string: without its quotes, and no more than its beginning
+	text string // of a string: its beginning, without the quotes
 	at   int    // offset
 }
 

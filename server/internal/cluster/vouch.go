@@ -19,8 +19,8 @@ import (
 // the control table need show it. Its peers know what they saw of its log, and say
 // so with each pull: when a part of that is gone, this node has lost acknowledged
 // records. It notes that durably before it answers. After a start it counts in no
-// read before the other members have compared, as far as they can be heard of: those
-// too that lost records of their own, since they still know what they saw.
+// read before the other members have compared, as far as they can be heard of.
+// Members that lost records are included: they still know how far they saw the log.
 
 // vouches are the members that have compared since the start.
 type vouches struct {

@@ -44,7 +44,7 @@ import (
 
 // driver is what the leader remembers between steps; it can be lost.
 type driver struct {
-	unsettled  bool   // Raft's servers are not yet what the members are
+	unsettled  bool   // Raft's servers do not match the members yet
 	waiting    bool   // that includes a member which has not shown yet that it has the table
 	voters     string // why they are unsettled
 	change     uint64

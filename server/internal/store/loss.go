@@ -49,8 +49,8 @@ func (s *Store) noteLoss() error {
 	if err != nil {
 		return err
 	}
-	// The index holds what is below the marker that replay began at, but for the gaps
-	// that an earlier replay met (noteGaps); of the rest it holds nothing.
+	// The index holds the records below the marker at which replay began, except in
+	// the gaps that an earlier replay recorded (noteGaps), and none of the damaged rest.
 	unknown := slices.DeleteFunc(s.log.Damage(), func(r wal.Range) bool { return r.To <= s.replayedFrom })
 	unknown = append(s.log.Missing(), unknown...)
 	if _, found := uncovered(known, unknown); found {
