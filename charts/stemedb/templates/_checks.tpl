@@ -170,7 +170,9 @@ POD_NAME: nothing (it is the pod's name)
 - extraVolumes.{{ $name }} is mounted at {{ $volume.mountPath }}, inside the server's own directories. Mount it elsewhere.
 {{- end }}
 {{- if and $volume (ne (len $volume.source) 1) }}
-- extraVolumes.{{ $name }}.source has {{ len $volume.source }} volume sources ({{ keys $volume.source | sortAlpha | join ", " | default "none" }}). Leave one and set the others to null.
+{{- $kinds := list }}
+{{- range $kind, $_ := $volume.source }}{{ $kinds = append $kinds $kind }}{{ end }}
+- extraVolumes.{{ $name }}.source has {{ len $volume.source }} volume sources ({{ join ", " $kinds | default "none" }}). Leave one and set the others to null.
 {{- end }}
 {{- end }}
 {{- range $name, $container := merge dict .Values.extraContainers .Values.initContainers -}}
