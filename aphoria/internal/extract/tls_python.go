@@ -13,8 +13,8 @@ const unverifiedContext = "_create_unverified_context"
 
 // pythonTLS finds verify=False where a client of HTTP is called or set up,
 // CERT_NONE where a context or a client is, and unverified contexts. It reads
-// the code token by token and tracks the call that each place is an argument
-// of, and the full names of what the file imports; nothing else decides.
+// the code token by token. Only the call that contains a token and the full names
+// of the file's imports decide.
 func pythonTLS(ctx context.Context, f *source.File, m *Modules) []Observation {
 	if !slices.ContainsFunc([]string{"verify", "CERT_NONE", unverifiedContext}, func(word string) bool {
 		return bytes.Contains(f.Text, []byte(word))

@@ -77,9 +77,7 @@ func (e *foundDamage) Unwrap() error { return e.error }
 // content reads the content of a claim.
 func (c *call) content(claim *store.Claim) (*record.Content, error) {
 	content, err := c.svc.backend.Content(c.ctx, claim)
-	var lost *cluster.LostError
-	var u *cluster.UnavailableError
-	if errors.As(err, &lost) || errors.As(err, &u) && u.Code == cluster.CodeDamaged {
+	if cluster.IsDamage(err) {
 		err = &foundDamage{err}
 	}
 	return content, err

@@ -40,8 +40,8 @@ const (
 	// CodeCatchingUp: this node has started and does not hold yet what the
 	// others had then.
 	CodeCatchingUp = "catching_up"
-	// CodeDamaged: the record is held but unreadable, here and at the peers
-	// that could be asked.
+	// CodeDamaged: the record's bytes on this node are damaged, and a member that
+	// may hold an intact copy did not give it.
 	CodeDamaged = "damaged_record"
 	// CodeLost: the record's bytes on this node are damaged, and every other
 	// member said that it holds no intact copy.

@@ -47,8 +47,15 @@ func (c *Cluster) Get(ctx context.Context, project string, id record.Hash, consi
 // this node are asked for.
 func MayOmit(err error, consistency Consistency) bool {
 	var lost *LostError
+	return errors.As(err, &lost) || consistency == Local && IsDamage(err)
+}
+
+// IsDamage reports whether err says that a record is damaged here and was not
+// repaired.
+func IsDamage(err error) bool {
+	var lost *LostError
 	var u *UnavailableError
-	return errors.As(err, &lost) || consistency == Local && errors.As(err, &u) && u.Code == CodeDamaged
+	return errors.As(err, &lost) || errors.As(err, &u) && u.Code == CodeDamaged
 }
 
 // Claims opens the claims of a subject at this moment; they can be read until

@@ -5,11 +5,10 @@ import (
 	"slices"
 )
 
-// wholeBesides counts the whole members of the set that reads follow, without the
-// one with this id.
-func (s *State) wholeBesides(id string) int {
+// wholeBesides counts the whole members of a set, without the one with this id.
+func wholeBesides(set []Member, id string) int {
 	whole := 0
-	for _, m := range s.readFrom() {
+	for _, m := range set {
 		if m.Whole && m.ID() != id {
 			whole++
 		}
@@ -21,7 +20,7 @@ func (s *State) wholeBesides(id string) int {
 // everything on. While it was open, writes would need the newcomer's
 // acknowledgement for nothing.
 func (s *State) mayGrow(newcomer Member) error {
-	whole, need := s.wholeBesides(""), meeting(len(s.Members))
+	whole, need := wholeBesides(s.Members, ""), meeting(len(s.Members))
 	switch {
 	case whole >= need:
 		return nil
@@ -44,7 +43,7 @@ func (s *State) mayGrow(newcomer Member) error {
 // a read could leave out the one that has the record.
 func (c *acceptLoss) allowed(s *State, m Member) error {
 	change := s.Change
-	whole, need := s.wholeBesides(m.ID()), meeting(len(s.readFrom()))
+	whole, need := wholeBesides(s.readFrom(), m.ID()), meeting(len(s.readFrom()))
 	switch {
 	case change != nil && change.Subject == m.ID() && change.Kind != Refill:
 		return fmt.Errorf("%w: %s begins with empty volumes (change %d, %s), so it has no records to count on; it is filled by the whole members",

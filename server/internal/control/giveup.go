@@ -8,12 +8,13 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// watch notes whether the subject answers, and whether it comes nearer to the
-// marks. A subject that has reached all of them waits for others, which is not its
-// fault. It comes nearer when a cursor moves, or when it reads further behind a part
-// of a log that cannot be read, where the cursor has to stay. Nothing brings a
-// newcomer nearer while it cannot be filled. Reading a log again from its beginning does not count. Neither do records that are written meanwhile:
-// a member that takes in those of one log may still get nothing of another one.
+// watch notes whether the subject answers, and whether it makes progress towards the
+// marks. A cursor that moves is progress, and so is reading on after a part of a log
+// that cannot be read, where the cursor has to stay. A subject that has reached all
+// marks waits for others and loses no time. A newcomer that cannot be filled makes no
+// progress. Reading a log again from its beginning does not count. Neither do records
+// that are written meanwhile: a member that takes in those of one log may still get
+// nothing of another one.
 func (d *driver) watch(change *Change, whole bool, p *controlpb.ProgressResponse) {
 	if p == nil {
 		return
@@ -65,13 +66,7 @@ func (c *Change) unfillable() bool {
 	if c.Kind != Join {
 		return false
 	}
-	whole := 0
-	for _, m := range c.Old {
-		if m.Whole {
-			whole++
-		}
-	}
-	return whole < meeting(len(c.Old))
+	return wholeBesides(c.Old, "") < meeting(len(c.Old))
 }
 
 // dispensable reports whether an open change may be given up for a subject that

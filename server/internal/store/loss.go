@@ -45,23 +45,11 @@ type resetDue struct {
 
 // noteLoss is the part of Open, after replay, that the text above describes.
 func (s *Store) noteLoss() error {
-	known, err := s.knownGaps()
-	if err != nil {
-		return err
-	}
 	// The index holds the records below the marker at which replay began, except in
 	// the gaps that an earlier replay recorded (noteGaps), and none of the damaged rest.
 	unknown := slices.DeleteFunc(s.log.Damage(), func(r wal.Range) bool { return r.To <= s.replayedFrom })
-	unknown = append(s.log.Missing(), unknown...)
-	if _, found := uncovered(known, unknown); found {
-		for _, r := range known {
-			if _, found := uncovered(unknown, []wal.Range{r}); found {
-				unknown = append(unknown, r)
-			}
-		}
-		if err := s.putOrHold(metaKey(metaGaps), encodeGaps(unknown)); err != nil {
-			return fmt.Errorf("write the index's notes: %w", err)
-		}
+	if err := s.noteGaps(append(s.log.Missing(), unknown...)); err != nil {
+		return err
 	}
 	if mendable, err := s.mendable(); mendable || err != nil {
 		return err // the cursors are still true for the records that the index names
@@ -161,10 +149,14 @@ func (s *Store) noteGaps(found []wal.Range) error {
 	if err != nil {
 		return err
 	}
+	before := len(known)
 	for _, r := range found {
 		if _, fresh := uncovered(known, []wal.Range{r}); fresh {
 			known = append(known, r)
 		}
+	}
+	if len(known) == before {
+		return nil
 	}
 	if err := s.putOrHold(metaKey(metaGaps), encodeGaps(known)); err != nil {
 		return fmt.Errorf("write the index's notes: %w", err)

@@ -91,7 +91,7 @@ func (r *room) look() bool {
 	return r.there
 }
 
-// awaitRoom waits for space when a replay may hold no more in memory.
+// awaitRoom waits for space when a replay has reached its limit of memory.
 func (s *Store) awaitRoom(ctx context.Context) error {
 	for warned := false; ; warned = true {
 		if ok, err := s.makeWritable(); ok || err != nil {

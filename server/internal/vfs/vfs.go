@@ -3,7 +3,7 @@
 // simulated disk (see memfs) that loses unsynced data, fails the nth sync,
 // fills up or flips bits.
 //
-// Its promises are those of a POSIX file system, and no more:
+// It promises only the guarantees of a POSIX file system:
 //   - written data is durable only after Sync of that file;
 //   - a created, renamed or removed name is durable only after SyncDir of its
 //     directory (Sync of the file itself is not enough);

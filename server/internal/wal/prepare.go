@@ -143,7 +143,7 @@ func (l *Log) prepare(ctx context.Context, seq uint32, reserve uint64) (_ *segme
 	return s, nil
 }
 
-// listEnds records the ends of the segments that take no more batches.
+// listEnds records the ends of the segments that are closed to further batches.
 func (l *Log) listEnds(m *manifest) {
 	l.tab.Lock()
 	defer l.tab.Unlock()
