@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -45,10 +46,20 @@ shutdown grace, finishes requests in progress and stops. A second signal ends it
 	return cmd
 }
 
-// startAgainAfter is the least time between two starts of a node in one process.
-// A node that fails more often ends the process, so that its supervisor decides
-// when to try again.
-const startAgainAfter = time.Minute
+// startsAgain is how often in an hour a node is started again in one process. A node
+// that fails more often ends the process, so that its supervisor decides when to try
+// again.
+const startsAgain = 3
+
+// allowed reports whether a node may be started again now, after the given earlier
+// starts, which it returns with this one.
+func allowed(earlier []time.Time, now time.Time) (starts []time.Time, ok bool) {
+	starts = slices.DeleteFunc(earlier, func(t time.Time) bool { return now.Sub(t) >= time.Hour })
+	if len(starts) >= startsAgain {
+		return starts, false
+	}
+	return append(starts, now), true
+}
 
 // serve runs a node until a signal stops it or it fails. A failure that a start
 // mends does not end the process.
@@ -60,28 +71,46 @@ func serve(ctx context.Context, cfg *config.Config, logs io.Writer) error {
 	defer signal.Stop(signals)
 
 	warn(log, cfg)
-	var again time.Time
+	var starts []time.Time
 	for {
 		log.Info("starting", "version", versionString(), "node", cfg.NodeName)
-		err := runNode(ctx, cfg, log, signals)
-		if !errors.Is(err, node.ErrStartAgain) || !again.IsZero() && time.Since(again) < startAgainAfter {
+		n, err := node.Start(ctx, cfg, node.Environment{Logger: log, Version: versionString()})
+		if err != nil {
+			return fail(exitFailed, "%w", err)
+		}
+		asked, err := runNode(ctx, n, log, signals)
+		again := errors.Is(err, node.ErrStartAgain)
+		if again && asked {
+			return nil
+		}
+		if again {
+			starts, again = allowed(starts, time.Now())
+		}
+		if !again {
 			return err
 		}
 		log.Warn("the node is started again", "reason", err)
-		again = time.Now()
 	}
 }
 
-// runNode is one life of a node.
-func runNode(ctx context.Context, cfg *config.Config, log *slog.Logger, signals <-chan os.Signal) error {
-	n, err := node.Start(ctx, cfg, node.Environment{Logger: log, Version: versionString()})
-	if err != nil {
-		return fail(exitFailed, "%w", err)
+// runner is the part of a node that runNode needs.
+type runner interface {
+	Done() <-chan struct{}
+	Err() error
+	Shutdown(ctx context.Context) error
+}
+
+// runNode waits for the end of a node: by a signal, which is asked, or by itself. The
+// first signal that comes while the node shuts down by itself is not a second one.
+func runNode(ctx context.Context, n runner, log *slog.Logger, signals <-chan os.Signal) (asked bool, err error) {
+	stop := func(s os.Signal) {
+		log.Info("asked to stop; another signal stops immediately", "signal", s.String())
+		asked = true
 	}
 	var cause error
 	select {
 	case s := <-signals:
-		log.Info("asked to stop; another signal stops immediately", "signal", s.String())
+		stop(s)
 	case <-n.Done():
 		cause = n.Err()
 	}
@@ -90,18 +119,24 @@ func runNode(ctx context.Context, cfg *config.Config, log *slog.Logger, signals 
 	defer cancel()
 	stopped := make(chan error, 1)
 	go func() { stopped <- n.Shutdown(stopping) }()
-	select {
-	case err = <-stopped:
-	case s := <-signals:
-		return &exitError{exitStopped, fmt.Errorf("stopped immediately by a second signal (%s)", s)}
+	for done := false; !done; {
+		select {
+		case err = <-stopped:
+			done = true
+		case s := <-signals:
+			if asked {
+				return true, &exitError{exitStopped, fmt.Errorf("stopped immediately by a second signal (%s)", s)}
+			}
+			stop(s)
+		}
 	}
 	if cause != nil {
 		err = cause
 	}
 	if err != nil {
-		return fail(exitFailed, "%w", err)
+		return asked, fail(exitFailed, "%w", err)
 	}
-	return nil
+	return asked, nil
 }
 
 func logger(cfg *config.Config, out io.Writer) *slog.Logger {

@@ -81,9 +81,8 @@ func (c *Cluster) mendOnce(ctx context.Context) (missing []store.Key, asked bool
 			}
 			rest, err := c.mendFrom(ctx, m, piece)
 			if err != nil {
-				c.log.Debug("a member gave no copy of damaged records", "peer", m.Name, "error", err)
+				c.log.Debug("a member may hold copies of damaged records and did not give all of them", "peer", m.Name, "error", err)
 				asked = false
-				continue
 			}
 			piece = rest
 		}
@@ -96,7 +95,7 @@ func (c *Cluster) mendOnce(ctx context.Context) (missing []store.Key, asked bool
 }
 
 // mendFrom replaces those of the records that a member gives, and returns the
-// others.
+// others. An error says that the member may give more of them later.
 func (c *Cluster) mendFrom(ctx context.Context, m control.Member, keys []store.Key) (rest []store.Key, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timings.ReadWait)
 	defer cancel()
@@ -104,7 +103,7 @@ func (c *Cluster) mendFrom(ctx context.Context, m control.Member, keys []store.K
 	if err != nil {
 		return keys, err
 	}
-	items, err := c.fetch(ctx, peerpb.NewPeerClient(conn), keys, nil)
+	items, unread, err := c.fetch(ctx, peerpb.NewPeerClient(conn), keys, nil)
 	if err != nil {
 		return keys, err
 	}
@@ -119,7 +118,10 @@ func (c *Cluster) mendFrom(ctx context.Context, m control.Member, keys []store.K
 	for i := range items {
 		given[items[i].Key] = true
 	}
-	return slices.DeleteFunc(slices.Clone(keys), func(k store.Key) bool { return given[k] }), nil
+	if unread > 0 {
+		err = errUnread
+	}
+	return slices.DeleteFunc(slices.Clone(keys), func(k store.Key) bool { return given[k] }), err
 }
 
 // verifyLog reads the whole log, slowly, again and again, so that damage is found

@@ -330,7 +330,7 @@ func (c *Cluster) gather(ctx context.Context, chunk []held, others []answer[stor
 				wanted = append(wanted, k.key)
 			}
 		}
-		got, err := c.fetch(ctx, o.client, wanted, nil)
+		got, _, err := c.fetch(ctx, o.client, wanted, nil)
 		if err != nil {
 			return nil, err
 		}

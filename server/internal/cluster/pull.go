@@ -285,7 +285,7 @@ func (p *puller) bring(ctx context.Context, client peerpb.PeerClient, keys []sto
 	for i, k := range which {
 		wanted[i], positions[i] = keys[k], res.Positions[k]
 	}
-	items, err := p.c.fetch(ctx, client, wanted, positions)
+	items, _, err := p.c.fetch(ctx, client, wanted, positions)
 	if err != nil {
 		return fmt.Errorf("fetching %d records: %w", len(wanted), err)
 	}
@@ -343,13 +343,12 @@ func (c *Cluster) putAndWait(ctx context.Context, items []store.Item) error {
 
 // fetch asks a member for records until it has looked at all of them, and
 // returns those that it has, in order.
-func (c *Cluster) fetch(ctx context.Context, client peerpb.PeerClient, keys []store.Key, positions []uint64) ([]store.Item, error) {
-	var items []store.Item
+func (c *Cluster) fetch(ctx context.Context, client peerpb.PeerClient, keys []store.Key, positions []uint64) (items []store.Item, unread int, err error) {
 	for len(keys) > 0 {
 		n := min(len(keys), fetchKeys)
 		b, err := appendKeys(nil, keys[:n]...)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		req := &peerpb.FetchRequest{Keys: b}
 		if len(positions) > 0 {
@@ -357,21 +356,22 @@ func (c *Cluster) fetch(ctx context.Context, client peerpb.PeerClient, keys []st
 		}
 		res, err := client.Fetch(ctx, req)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		looked := int(res.LookedAt)
 		if looked == 0 || looked > n {
-			return nil, fmt.Errorf("the member looked at %d of %d records", looked, n)
+			return nil, 0, fmt.Errorf("the member looked at %d of %d records", looked, n)
 		}
 		if items, err = c.appendFetched(items, res.Items, keys[:looked]); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
+		unread += int(res.Unread)
 		keys = keys[looked:]
 		if len(positions) > 0 {
 			positions = positions[looked:]
 		}
 	}
-	return items, nil
+	return items, unread, nil
 }
 
 // fetchKeys bounds the keys of one request.

@@ -100,7 +100,7 @@ func (cs *claimsAt) behind(after *store.ClaimCursor) iter.Seq2[*store.Claim, err
 		q := cs.query
 		q.After = after
 		for claim, err := range cs.snap.Claims(cs.ctx, q, cs.c.limits.Voices) {
-			if err = readError(cs.ctx, err); err == nil && cs.c.store.Damaged(claim.Position) {
+			if err = readError(cs.ctx, err); err == nil && cs.c.damaged(claim) {
 				err = cs.c.repair(cs.ctx, contentKey(claim))
 				if claim.Unreadable = MayOmit(err, cs.consistency); claim.Unreadable {
 					err = nil
@@ -111,6 +111,16 @@ func (cs *claimsAt) behind(after *store.ClaimCursor) iter.Seq2[*store.Claim, err
 			}
 		}
 	}
+}
+
+// damaged reports whether the content of a claim was found damaged and still cannot be
+// read: a disk may read again a range that it refused to read.
+func (c *Cluster) damaged(claim *store.Claim) bool {
+	if !c.store.Damaged(claim.Position) {
+		return false
+	}
+	it, err := c.store.ReadAt(claim.Position)
+	return err != nil || it.Key != contentKey(claim)
 }
 
 func contentKey(claim *store.Claim) store.Key {

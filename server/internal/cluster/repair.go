@@ -11,22 +11,26 @@ import (
 )
 
 // repair fetches a record whose bytes here are damaged from any member that can
-// read it, and writes it anew. It returns a *LostError when all members were
-// asked and none has it, and an *UnavailableError when one of them did not answer.
+// read it, and writes it anew. It returns a *LostError when all members were asked and
+// none has it, and an *UnavailableError when one of them may have it and did not give
+// it, or when it cannot be written here.
 func (c *Cluster) repair(ctx context.Context, key store.Key) error {
 	_, err, _ := c.repairs.Do(key.String(), func() (any, error) {
 		it, err := c.findElsewhere(ctx, key)
-		if err != nil {
+		var lost *LostError
+		if errors.As(err, &lost) {
 			return nil, err
 		}
-		return nil, c.rewrite(ctx, []store.Item{it})
+		if err != nil {
+			return nil, unavailable(CodeDamaged, "the record's bytes on this node are damaged, and no other member could give it", err)
+		}
+		if err := c.rewrite(ctx, []store.Item{it}); err != nil {
+			return nil, unavailable(CodeDamaged, "the record's bytes on this node are damaged, and the copy of another member could not be written here", err)
+		}
+		return nil, nil
 	})
-	var lost *LostError
-	if errors.As(err, &lost) {
-		return err
-	}
 	if err != nil {
-		return unavailable(CodeDamaged, "the record's bytes on this node are damaged, and no other member could give it", err)
+		return err
 	}
 	c.log.Warn("a damaged record was replaced by a member's copy", "key", key.String())
 	return nil
@@ -40,9 +44,13 @@ func (c *Cluster) findElsewhere(ctx context.Context, key store.Key) (store.Item,
 		conn, err := c.control.Conn(m)
 		if err == nil {
 			var items []store.Item
-			items, err = c.fetch(ctx, peerpb.NewPeerClient(conn), []store.Key{key}, nil)
+			var unread int
+			items, unread, err = c.fetch(ctx, peerpb.NewPeerClient(conn), []store.Key{key}, nil)
 			if err == nil && len(items) == 1 {
 				return items[0], nil
+			}
+			if err == nil && unread > 0 {
+				err = errUnread
 			}
 		}
 		if err != nil {
@@ -54,6 +62,9 @@ func (c *Cluster) findElsewhere(ctx context.Context, key store.Key) (store.Item,
 	}
 	return store.Item{}, errors.Join(failures...)
 }
+
+// errUnread: a member holds a record and cannot read it now.
+var errUnread = errors.New("the member's disk cannot read the record now")
 
 // rewrite writes records anew whose stored bytes are damaged.
 func (c *Cluster) rewrite(ctx context.Context, items []store.Item) error {

@@ -101,7 +101,7 @@ func (c *Cluster) fetchDifferences(ctx context.Context, m control.Member, client
 	}
 	c.metrics.scrubFound.WithLabelValues(m.Name).Add(float64(len(keys)))
 	c.log.Error("this node lacked records although it had caught up; it fetches them now", "peer", m.Name, "records", len(keys), "first", keys[0].String())
-	items, err := c.fetch(ctx, client, keys, nil)
+	items, _, err := c.fetch(ctx, client, keys, nil)
 	if err != nil || len(items) == 0 {
 		return err
 	}

@@ -149,6 +149,9 @@ func (s *service) Fetch(ctx context.Context, req *peerpb.FetchRequest) (*peerpb.
 		}
 		it, err := s.readItem(k, at)
 		if err != nil {
+			if mayPass(err) {
+				res.Unread++
+			}
 			if !errors.Is(err, store.ErrNotFound) {
 				s.c.log.Warn("a record that a peer asked for cannot be read", "key", k.String(), "error", err)
 			}
@@ -157,6 +160,17 @@ func (s *service) Fetch(ctx context.Context, req *peerpb.FetchRequest) (*peerpb.
 		res.Items = appendItem(res.Items, &it)
 	}
 	return res, ctx.Err()
+}
+
+// mayPass reports whether a record that cannot be read now may be readable later: the
+// storage failed, or the disk refused to read it. Other damage is permanent.
+func mayPass(err error) bool {
+	var refused *wal.DamageError
+	if errors.As(err, &refused) {
+		return refused.Range.Unread
+	}
+	var damage *store.DamageError
+	return !errors.Is(err, store.ErrNotFound) && !errors.As(err, &damage)
 }
 
 // readItem reads a record at its place in the log if that is known, otherwise

@@ -139,7 +139,7 @@ func (c *Cluster) giveUp(ctx context.Context) (again bool, err error) {
 		return false, err
 	}
 	for _, k := range keys[:min(len(keys), namedLost)] {
-		c.log.Warn("a damaged record is given up: no member holds it", "key", k.String())
+		c.log.Warn("a damaged record is given up: no intact copy was found", "key", k.String())
 	}
 	return true, c.store.RebuildAtNextStart()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -77,13 +78,17 @@ func (w *write) evaluate(newest func() *control.State) {
 	close(w.done)
 }
 
-// outcome ends the wait: from here on nobody asks for the write.
-func (w *write) outcome() (fresh []bool, won bool, acks int, localErr error) {
+// outcome ends the wait: from here on nobody asks for the write. It returns acks only
+// if the write has not won.
+func (w *write) outcome() (fresh []bool, won bool, acks map[string]uint64, localErr error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.abandoned.Store(!w.won)
 	w.settled.Store(true)
-	return w.fresh, w.won, len(w.acks), w.localErr
+	if !w.won {
+		acks = maps.Clone(w.acks)
+	}
+	return w.fresh, w.won, acks, w.localErr
 }
 
 // encode fills in wire and cuts, once.
@@ -160,12 +165,13 @@ func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, 
 	ctx, cancel := context.WithDeadline(ctx, by)
 	defer cancel()
 	w := &write{items: items, done: make(chan struct{})}
+	generation := c.generation() // before the records can be lost again
 	// In this order: whoever adds a peer from now on offers it this write.
 	c.inFlight.add(w)
 	defer c.inFlight.remove(w)
 	peers := c.currentPeers()
 
-	if err := putPatiently(ctx, c.store, w.items, func(res store.PutResult) { c.putDone(w, res) }); err != nil {
+	if err := putPatiently(ctx, c.store, w.items, func(res store.PutResult) { c.putDone(w, generation, res) }); err != nil {
 		return nil, storageError(err)
 	}
 	if refused := c.offer(w, peers); len(refused) > 0 {
@@ -215,7 +221,7 @@ func (c *Cluster) await(ctx context.Context, w *write) error {
 var errClosing = errors.New("the node is shutting down")
 
 // putDone is called by the local store; it must not block.
-func (c *Cluster) putDone(w *write, res store.PutResult) {
+func (c *Cluster) putDone(w *write, generation uint64, res store.PutResult) {
 	w.mu.Lock()
 	if res.Err != nil {
 		w.localErr = res.Err
@@ -224,7 +230,7 @@ func (c *Cluster) putDone(w *write, res store.PutResult) {
 	}
 	w.fresh = res.New
 	w.mu.Unlock()
-	w.ack(c.id, c.generation(), c.control.State)
+	w.ack(c.id, generation, c.control.State)
 }
 
 // offer queues w at peers and returns the ids of those whose queue is full.
@@ -241,7 +247,7 @@ func (c *Cluster) offer(w *write, peers []*peer) (refused []string) {
 	return refused
 }
 
-func (c *Cluster) noQuorum(waitErr, localErr error, acks, items int) error {
+func (c *Cluster) noQuorum(waitErr, localErr error, acks map[string]uint64, items int) error {
 	switch {
 	case errors.Is(waitErr, errClosing):
 		return unavailable(CodeClosed, "the node is shutting down; the records may have been kept, send them again", nil)
@@ -249,10 +255,9 @@ func (c *Cluster) noQuorum(waitErr, localErr error, acks, items int) error {
 		return storageError(localErr)
 	}
 	state := c.control.State()
-	members := len(state.Current())
 	return unavailable(CodeNoQuorum, fmt.Sprintf(
 		"durable on %d of %d members, which is no majority; the %d records may surface all the same, send them again",
-		acks, members, items), waitErr)
+		state.Durable(acks), len(state.Current()), items), waitErr)
 }
 
 // storageError says what an error of the local store means to a caller.

@@ -168,6 +168,36 @@ func TestAnAnsweringSubjectThatGetsNowhereIsGivenUp(t *testing.T) {
 	}
 }
 
+// A join was unfillable for most of the time after which it is given up. Once it can be
+// filled, its subject has that time anew.
+func TestAJoinThatCouldNotBeFilledHasItsTimeAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := formed(t, "a")
+		applied(t, tb, &loss{Member: "a/1", Loss: "x"}, &admit{Member: member("b", "1")})
+		require.Nil(t, tb.state.Load().Change, "a join that cannot be filled is not opened")
+		applied(t, tb, &withdrawLoss{Member: "a/1", Loss: "x"}, &admit{Member: member("b", "1")}, &loss{Member: "a/1", Loss: "y"})
+		const after = 10 * time.Minute
+		d := &driver{}
+		watch := func() string {
+			change := tb.state.Load().Change
+			d.takeUp(change)
+			d.note(change, map[string]*controlpb.ProgressResponse{"a/1": {Incarnation: "1", Generation: change.Generation, LogEnd: 10}})
+			d.watch(change, false, &controlpb.ProgressResponse{Generation: change.Generation})
+			return d.hopeless(change, after)
+		}
+		for range 9 {
+			require.Empty(t, watch())
+			time.Sleep(time.Minute)
+		}
+		applied(t, tb, &withdrawLoss{Member: "a/1", Loss: "y"})
+		for range 10 {
+			require.Empty(t, watch())
+			time.Sleep(time.Minute)
+		}
+		require.NotEmpty(t, watch(), "it made no progress")
+	})
+}
+
 // A refill that was given up does not begin again before those that waited for it.
 func TestTheRefillThatWasGivenUpComesLast(t *testing.T) {
 	tb := formed(t, "a", "b", "c", "d", "e")

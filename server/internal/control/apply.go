@@ -28,7 +28,7 @@ func (c *found) apply(s *State) *result {
 
 func (c *admit) apply(s *State) *result {
 	m := c.Member
-	m.Whole, m.Loss, m.LaterLoss, m.LostAt = false, "", "", 0
+	m.Whole, m.Loss, m.LaterLoss, m.LostAt = false, "", "", s.Generation+1
 	if held, ok := s.MemberByID(m.ID()); ok {
 		if held.PeerAddr != m.PeerAddr || held.APIAddr != m.APIAddr {
 			s.update(m.ID(), func(e *Member) { e.PeerAddr, e.APIAddr = m.PeerAddr, m.APIAddr })

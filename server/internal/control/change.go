@@ -54,6 +54,7 @@ type driver struct {
 	subject    string            // of the change
 	heard      time.Time         // when the subject answered last, or when this leader first saw the change
 	moved      time.Time         // when it last came nearer to holding everything
+	unfillable bool              // the change was unfillable when the subject answered last
 	lacks      uint64            // the least distance of its cursors from the marks so far
 	unread     uint64            // the same of how far it has read
 	measured   int               // how many marks there were for both

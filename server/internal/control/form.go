@@ -294,7 +294,7 @@ func (c *Control) joinAt(ctx context.Context, at listed) (settled bool) {
 		return false
 	}
 	if again, rests := c.asksAgain(); rests {
-		c.setPhase(fmt.Sprintf("was let into cluster %s, and its change of members was cancelled since; asks again at %s, or when it is started again",
+		c.setPhase(fmt.Sprintf("was let into cluster %s, and its change of members was cancelled or no leader has reached this node since; asks again at %s, or when it is started again",
 			at.hello.ClusterId, again.UTC().Format(time.RFC3339)))
 		return true
 	}

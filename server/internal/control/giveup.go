@@ -20,8 +20,15 @@ func (d *driver) watch(change *Change, whole bool, p *controlpb.ProgressResponse
 		return
 	}
 	d.heard = time.Now()
-	if p.Generation < change.Generation || change.unfillable() {
+	if p.Generation < change.Generation {
 		return
+	}
+	before := d.unfillable
+	if d.unfillable = change.unfillable(); d.unfillable {
+		return
+	}
+	if before { // the time in which it could not be filled does not count
+		d.moved = time.Now()
 	}
 	lacks, unread := uint64(0), uint64(0)
 	for id, mark := range d.marks {

@@ -176,11 +176,24 @@ func Majority(n int) int { return n/2 + 1 }
 // not count: the record may be among those lost, and the logs that the member was
 // refilled from may not have held it yet.
 func (s *State) Acknowledged(acks map[string]uint64) bool {
-	return s.WriteQuorum(func(id string) bool {
-		generation, acked := acks[id]
-		m, _ := s.MemberByID(id)
-		return acked && m.LostAt <= generation
-	})
+	return s.WriteQuorum(func(id string) bool { return s.counts(id, acks) })
+}
+
+// Durable is the number of current members whose acknowledgement counts; see
+// Acknowledged.
+func (s *State) Durable(acks map[string]uint64) (n int) {
+	for _, m := range s.Current() {
+		if s.counts(m.ID(), acks) {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *State) counts(id string, acks map[string]uint64) bool {
+	generation, acked := acks[id]
+	m, _ := s.MemberByID(id)
+	return acked && m.LostAt <= generation
 }
 
 // WriteQuorum tells whether the members for which acked is true make a record

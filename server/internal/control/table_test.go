@@ -151,6 +151,20 @@ func TestCommandsBearRepeating(t *testing.T) {
 }
 
 // An old State that somebody holds must not change under them.
+// A node whose join was cancelled is let in again. What it acknowledged before, while it
+// was let in first, counts no more: its volumes may have gone back meanwhile.
+func TestAcknowledgementsFromBeforeAJoinCountForNothing(t *testing.T) {
+	tb := formed(t, "a")
+	join := &admit{Member: member("b", "1")}
+	applied(t, tb, join)
+	first := tb.state.Load().Generation
+	require.True(t, tb.state.Load().Acknowledged(map[string]uint64{"a/1": first, "b/1": first}))
+	applied(t, tb, &cancelChange{Change: tb.state.Load().Change.ID}, join)
+	again := tb.state.Load().Generation
+	require.False(t, tb.state.Load().Acknowledged(map[string]uint64{"a/1": again, "b/1": first}))
+	require.True(t, tb.state.Load().Acknowledged(map[string]uint64{"a/1": again, "b/1": again}))
+}
+
 func TestStatesAreImmutable(t *testing.T) {
 	tb := formed(t, "a", "b", "c")
 	applied(t, tb, &admit{Member: member("d", "1")})

@@ -38,9 +38,12 @@ func (s *Store) DamagedKeys(ctx context.Context) (keys []Key, all bool, err erro
 }
 
 // Unreadable lists the records that the index names and whose bytes were found
-// damaged since the store was last whole. It reads the whole index, at
-// Options.ScrubRate.
+// damaged since the store was last whole, except in ranges that the disk refused to
+// read and can read again. It reads the whole index, at Options.ScrubRate.
 func (s *Store) Unreadable(ctx context.Context) (keys []Key, err error) {
+	if _, err := s.log.Recheck(); err != nil {
+		return nil, err
+	}
 	_, damaged := s.log.Outstanding()
 	if len(damaged) == 0 {
 		return nil, nil

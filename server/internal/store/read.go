@@ -123,9 +123,30 @@ func (s *Store) readAt(key Key, pos wal.Position) (Item, error) {
 		return Item{}, err
 	}
 	if it.Key != key {
-		return Item{}, &DamageError{Key: key, Position: pos, Err: fmt.Errorf("the log holds %v there", it.Key)}
+		return Item{}, s.mismatch(key, pos, &it)
 	}
 	return it, nil
+}
+
+// mismatch explains why another record is where the index has key. If the index has
+// that record there too, or the index cannot point there, the index is wrong, and a start
+// rebuilds it. Otherwise the entry was wrong when it was written, and counts as damage.
+func (s *Store) mismatch(key Key, pos wal.Position, it *Item) error {
+	why := fmt.Errorf("the log holds %v there", it.Key)
+	v, err := s.view()
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	at, err := v.find(&it.Key)
+	if err != nil {
+		return err
+	}
+	if at == pos || !it.Kind.Record() {
+		return s.indexError(fmt.Sprintf("read %v at %v", key, pos), fmt.Errorf("%w: %w", errIndexEntry, why))
+	}
+	s.log.Condemn(pos, len(it.Payload), why)
+	return &DamageError{Key: key, Position: pos, Err: why}
 }
 
 // readError distinguishes damage, which a peer can repair, from a disk that fails now.
@@ -270,6 +291,9 @@ func (s *Store) ScanKeys(from wal.Position, limitBytes int) (keys []KeyAt, next 
 			return nil
 		}
 		key, err := keyOf(kind, e.Payload)
+		if err != nil {
+			s.log.Condemn(pos, len(e.Payload), err)
+		}
 		if err != nil || s.log.Damaged(pos) {
 			gaps++     // counted, and reported to the peer that pulls
 			return nil //nolint:nilerr // one unreadable entry ends no scan

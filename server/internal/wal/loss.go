@@ -86,8 +86,7 @@ func (l *Log) Losses() int { return l.manifest.Load().losses() }
 // now are no longer damaged: a storage outage is not a loss. That alone does not
 // make the log whole again. Recheck returns the ranges that can be read again.
 func (l *Log) Recheck() (readable []Range, err error) {
-	_, damaged := l.Outstanding()
-	for _, r := range damaged {
+	for _, r := range l.Damage() {
 		if r.Unread && l.checks(r) {
 			readable = append(readable, r)
 		}

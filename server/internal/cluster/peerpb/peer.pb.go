@@ -427,7 +427,10 @@ type FetchResponse struct {
 	Items []byte `protobuf:"bytes,1,opt,name=items,proto3" json:"items,omitempty"`
 	// How many of the requested keys were looked at: the caller asks again for
 	// the rest.
-	LookedAt      uint32 `protobuf:"varint,2,opt,name=looked_at,json=lookedAt,proto3" json:"looked_at,omitempty"`
+	LookedAt uint32 `protobuf:"varint,2,opt,name=looked_at,json=lookedAt,proto3" json:"looked_at,omitempty"`
+	// How many of these the member holds and cannot read now: it may give them
+	// later.
+	Unread        uint32 `protobuf:"varint,3,opt,name=unread,proto3" json:"unread,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -472,6 +475,13 @@ func (x *FetchResponse) GetItems() []byte {
 func (x *FetchResponse) GetLookedAt() uint32 {
 	if x != nil {
 		return x.LookedAt
+	}
+	return 0
+}
+
+func (x *FetchResponse) GetUnread() uint32 {
+	if x != nil {
+		return x.Unread
 	}
 	return 0
 }
@@ -944,10 +954,11 @@ const file_peer_proto_rawDesc = "" +
 	" \x01(\x06R\topeningId\"@\n" +
 	"\fFetchRequest\x12\x12\n" +
 	"\x04keys\x18\x01 \x01(\fR\x04keys\x12\x1c\n" +
-	"\tpositions\x18\x02 \x03(\x06R\tpositions\"B\n" +
+	"\tpositions\x18\x02 \x03(\x06R\tpositions\"Z\n" +
 	"\rFetchResponse\x12\x14\n" +
 	"\x05items\x18\x01 \x01(\fR\x05items\x12\x1b\n" +
-	"\tlooked_at\x18\x02 \x01(\rR\blookedAt\"n\n" +
+	"\tlooked_at\x18\x02 \x01(\rR\blookedAt\x12\x16\n" +
+	"\x06unread\x18\x03 \x01(\rR\x06unread\"n\n" +
 	"\n" +
 	"SetRequest\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\x12\x0e\n" +
