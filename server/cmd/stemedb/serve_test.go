@@ -68,7 +68,7 @@ func TestTheFirstSignalDuringAShutdownLetsItFinish(t *testing.T) {
 	}
 }
 
-// A node that fails again and again ends its process, however long each of its lives is.
+// A node that fails again and again within an hour ends its process.
 func TestANodeThatKeepsFailingEndsItsProcess(t *testing.T) {
 	now := time.Now()
 	var starts []time.Time

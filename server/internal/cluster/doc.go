@@ -15,6 +15,11 @@
 //     control table.
 //   - Every member comes to hold everything that any other member holds, however
 //     long it was away, and goes on from where it was when it starts again.
+//   - Damage is not a loss: a damaged record is replaced by the copy of any member that
+//     holds one, whole or not, before its member stops counting in reads (mend.go). A
+//     refill continues behind a record that one source lacks.
+//   - The only member of a cluster that lost records answers from the remaining ones and
+//     says so, until an operator accepts the loss (whole.go).
 //   - A write that its Permit refuses is written nowhere. One that is permitted goes
 //     to this node's log and to the peers within Timings.WriteWait or not at all: a
 //     write that was given up is not sent to a peer afterwards (permit.go).

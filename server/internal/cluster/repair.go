@@ -19,6 +19,9 @@ func (c *Cluster) repair(ctx context.Context, key store.Key) error {
 		it, err := c.findElsewhere(ctx, key)
 		var lost *LostError
 		if errors.As(err, &lost) {
+			if _, own := c.store.Read(key); own != nil && mayPass(own) {
+				return nil, unavailable(CodeDamaged, "this node's disk cannot read the record now, and no other member has a copy", err)
+			}
 			return nil, err
 		}
 		if err != nil {

@@ -14,12 +14,38 @@ import (
 	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/vfs/leveldbfs"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
 // refuseReads makes every read of the node's WAL volume fail.
 func (n *node) refuseReads() { n.disk.Fail(memfs.OpRead, "wal/", 0, -1, syscall.EIO) }
+
+// The only copy of a record is on a disk that refuses to read it now: that of a single
+// node, or of one of three members whose others hold it damaged. The record is not lost.
+func TestARecordThatTheOwnDiskRefusesNowIsNotLost(t *testing.T) {
+	for _, members := range []int{1, 3} {
+		t.Run(fmt.Sprint(members, " members"), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				names := []string{"a", "b", "c"}[:members]
+				w := newWorld(t, names...)
+				w.startAll()
+				w.setMembers(names...)
+				w.awaitConnected()
+				_, ids := twoClaims(w)
+				a := w.nodes["a"]
+				for _, name := range names[1:] {
+					w.nodes[name].rot("rotten")
+				}
+				a.refuseReads()
+				requireUnavailable(t, a.notice(ids[0]), CodeDamaged)
+				a.disk.Heal()
+				require.NoError(t, a.notice(ids[0]))
+			})
+		})
+	}
+}
 
 // a and c hold a record damaged, and b's disk refuses to read it now. The record is not
 // lost: as soon as the disk reads again, b gives its copy.
@@ -167,6 +193,40 @@ func TestANodeDoesNotCountItsOwnAcknowledgementFromBeforeItsLoss(t *testing.T) {
 	})
 }
 
+// A start rebuilds the index of a single node while the disk refuses to read a pack, so
+// the index lacks its records. The disk reads again, and the loss is accepted before that
+// is noticed. Another start finds the records.
+func TestAnAcceptanceAfterAnOutageDuringAStartHidesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "a")
+		smallSegments(w)
+		w.startAll()
+		w.setMembers("a")
+		a := w.nodes["a"]
+		var ids []record.Hash
+		for i := range 40 {
+			ids = append(ids, a.write(claims(fmt.Sprint("s", i), 0, 20)...)...)
+		}
+		time.Sleep(time.Minute)
+		a.shutdown()
+		require.NoError(t, leveldbfs.RemoveAll(a.disk, "db/index"))
+		a.disk.Fail(memfs.OpRead, "pack-00000001.pack", 1, -1, syscall.EIO)
+		a.start()
+		w.await("the report of the loss", func() bool {
+			me, _ := a.control.State().MemberByID(a.control.id)
+			return !me.Whole
+		})
+		a.disk.Heal()
+		w.change(func(s *control.State) { s.Members[0].Whole = true })
+		<-a.done
+		require.ErrorIs(t, a.err, store.ErrIndexLacks)
+		a.shutdown()
+		a.start()
+		w.await("readiness", func() bool { return a.cluster.Ready() == nil })
+		require.True(t, a.holds(ids...))
+	})
+}
+
 // b's entry of a record turns out to be another, valid record, as if memory had rotted
 // between the check of the record and the checksum of its entry. The index knows which
 // record should be there, so b is not whole, and gets the record from c.
@@ -198,5 +258,42 @@ func TestAnEntryThatIsAnotherRecordIsDamage(t *testing.T) {
 			require.NoError(t, err, n.name)
 			require.Equal(t, record.Text("value 77"), stored.Content.Object)
 		}
+	})
+}
+
+// The same, and b crashes: its start reads the tail of its log again, so that the index
+// has both records at the position of the entry, and is rebuilt. b still knows that it
+// lacks a record.
+func TestAnEntryThatIsAnotherRecordIsDamageAfterACrash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := threeNodes(t)
+		a, b, c := w.nodes["a"], w.nodes["b"], w.nodes["c"]
+		w.net.Isolate("c")
+		x := claim("s", 77)
+		b.write(x)
+		w.await("the record on a", func() bool { return a.holds(x.ID()) })
+		time.Sleep(10 * time.Second)
+		c.crash(memfs.KillProcess)
+		b.crash(memfs.KillProcess)
+		b.spoil("value 77", func(payload []byte) {
+			copy(payload[bytes.Index(payload, []byte("value 77")):], "value 87")
+		})
+		w.net.Isolate("a")
+		w.net.Heal("b", "c")
+		b.start()
+		b.control.follow()
+		require.Error(t, b.notice(x.ID()))
+		require.Equal(t, store.StateIndexFailed, b.store.Health().State)
+		b.shutdown()
+		b.start()
+		b.control.follow()
+		c.start()
+		c.control.follow()
+		time.Sleep(5 * time.Minute)
+		_, err := c.cluster.Get(context.Background(), "p", x.ID(), Quorum)
+		require.ErrorIs(t, err, ErrUnavailable, "a quorum read misses an acknowledged record")
+		w.net.HealAll()
+		w.refill("b")
+		w.requireRead(x)
 	})
 }

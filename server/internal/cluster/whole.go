@@ -109,6 +109,11 @@ func (c *Cluster) endRefill(ctx context.Context, handled *loss) {
 		return
 	}
 	again, err := c.giveUp(ctx)
+	if errors.Is(err, store.ErrIndexLacks) {
+		c.progress.restart(err)
+		<-ctx.Done()
+		return
+	}
 	if err == nil {
 		err = c.store.SetWhole(handled.losses)
 	}

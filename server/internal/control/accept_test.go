@@ -168,33 +168,40 @@ func TestAnAnsweringSubjectThatGetsNowhereIsGivenUp(t *testing.T) {
 	}
 }
 
-// A join was unfillable for most of the time after which it is given up. Once it can be
-// filled, its subject has that time anew.
+// A join was unfillable for almost as long as it takes until it is given up. Once it can
+// be filled, its subject has that time again, whether it answers or not at first.
 func TestAJoinThatCouldNotBeFilledHasItsTimeAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tb := formed(t, "a")
-		applied(t, tb, &loss{Member: "a/1", Loss: "x"}, &admit{Member: member("b", "1")})
-		require.Nil(t, tb.state.Load().Change, "a join that cannot be filled is not opened")
-		applied(t, tb, &withdrawLoss{Member: "a/1", Loss: "x"}, &admit{Member: member("b", "1")}, &loss{Member: "a/1", Loss: "y"})
+		applied(t, tb, &admit{Member: member("b", "1")}, &loss{Member: "a/1", Loss: "y"})
 		const after = 10 * time.Minute
 		d := &driver{}
-		watch := func() string {
+		watch := func(p *controlpb.ProgressResponse) string {
 			change := tb.state.Load().Change
 			d.takeUp(change)
 			d.note(change, map[string]*controlpb.ProgressResponse{"a/1": {Incarnation: "1", Generation: change.Generation, LogEnd: 10}})
-			d.watch(change, false, &controlpb.ProgressResponse{Generation: change.Generation})
+			d.watch(change, false, p)
 			return d.hopeless(change, after)
 		}
-		for range 9 {
-			require.Empty(t, watch())
-			time.Sleep(time.Minute)
+		subject := func() *controlpb.ProgressResponse {
+			return &controlpb.ProgressResponse{Generation: tb.state.Load().Generation}
 		}
+		for range 99 {
+			require.Empty(t, watch(subject()))
+			time.Sleep(after / 100)
+		}
+		old := subject()
 		applied(t, tb, &withdrawLoss{Member: "a/1", Loss: "y"})
-		for range 10 {
-			require.Empty(t, watch())
-			time.Sleep(time.Minute)
+		for _, answer := range []*controlpb.ProgressResponse{old, nil, old} {
+			time.Sleep(after / 200)
+			require.Empty(t, watch(answer))
 		}
-		require.NotEmpty(t, watch(), "it made no progress")
+		for range 90 {
+			require.Empty(t, watch(subject()))
+			time.Sleep(after / 100)
+		}
+		time.Sleep(after / 5)
+		require.NotEmpty(t, watch(subject()), "it made no progress")
 	})
 }
 

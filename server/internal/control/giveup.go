@@ -16,19 +16,16 @@ import (
 // that are written meanwhile: a member that takes in those of one log may still get
 // nothing of another one.
 func (d *driver) watch(change *Change, whole bool, p *controlpb.ProgressResponse) {
+	before := d.unfillable
+	if d.unfillable = change.unfillable(); before && !d.unfillable {
+		d.moved = time.Now() // the time in which it could not be filled does not count
+	}
 	if p == nil {
 		return
 	}
 	d.heard = time.Now()
-	if p.Generation < change.Generation {
+	if p.Generation < change.Generation || d.unfillable {
 		return
-	}
-	before := d.unfillable
-	if d.unfillable = change.unfillable(); d.unfillable {
-		return
-	}
-	if before { // the time in which it could not be filled does not count
-		d.moved = time.Now()
 	}
 	lacks, unread := uint64(0), uint64(0)
 	for id, mark := range d.marks {

@@ -150,7 +150,6 @@ func TestCommandsBearRepeating(t *testing.T) {
 	}
 }
 
-// An old State that somebody holds must not change under them.
 // A node whose join was cancelled is let in again. What it acknowledged before, while it
 // was let in first, counts no more: its volumes may have gone back meanwhile.
 func TestAcknowledgementsFromBeforeAJoinCountForNothing(t *testing.T) {
@@ -165,6 +164,7 @@ func TestAcknowledgementsFromBeforeAJoinCountForNothing(t *testing.T) {
 	require.True(t, tb.state.Load().Acknowledged(map[string]uint64{"a/1": again, "b/1": again}))
 }
 
+// An old State that somebody holds must not change under them.
 func TestStatesAreImmutable(t *testing.T) {
 	tb := formed(t, "a", "b", "c")
 	applied(t, tb, &admit{Member: member("d", "1")})

@@ -77,7 +77,8 @@ func TestNodeThatHasJustStartedAcknowledgesForNobodyBeforeItKnowsTheMembers(t *t
 		// n1 is cut off before it takes the report back and before the leader, which
 		// refills only a member that answers, opens a change for it.
 		w.instantDisks()
-		for reported := false; !reported; {
+		for tries, reported := 0, false; !reported; tries++ {
+			require.Less(t, tries, 20)
 			w.net.HealAll()
 			w.settle()
 			require.NoError(t, n1.node.Control().ReportNotWhole(context.Background()))

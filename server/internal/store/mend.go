@@ -20,15 +20,8 @@ import (
 // A range that the disk refused to read and can read again is not damaged.
 // ErrIndexLacks: a start is needed first.
 func (s *Store) DamagedKeys(ctx context.Context) (keys []Key, all bool, err error) {
-	if _, err := s.log.Recheck(); err != nil {
+	if err := s.recheck(); err != nil {
 		return nil, false, err
-	}
-	known, err := s.knownGaps()
-	if err != nil {
-		return nil, false, err
-	}
-	if g, found := uncovered(append(s.log.Missing(), s.log.Damage()...), known); found {
-		return nil, false, fmt.Errorf("%w: %v", ErrIndexLacks, g)
 	}
 	if all, err := s.mendable(); !all {
 		return nil, false, err
@@ -41,7 +34,7 @@ func (s *Store) DamagedKeys(ctx context.Context) (keys []Key, all bool, err erro
 // damaged since the store was last whole, except in ranges that the disk refused to
 // read and can read again. It reads the whole index, at Options.ScrubRate.
 func (s *Store) Unreadable(ctx context.Context) (keys []Key, err error) {
-	if _, err := s.log.Recheck(); err != nil {
+	if err := s.recheck(); err != nil {
 		return nil, err
 	}
 	_, damaged := s.log.Outstanding()
@@ -64,6 +57,21 @@ func (s *Store) Unreadable(ctx context.Context) (keys []Key, err error) {
 		err = s.indexError("look for damaged records", bad)
 	}
 	return keys, err
+}
+
+// recheck is wal.Log.Recheck; ErrIndexLacks: the index lacks what can be read again.
+func (s *Store) recheck() error {
+	if _, err := s.log.Recheck(); err != nil {
+		return err
+	}
+	known, err := s.knownGaps()
+	if err != nil {
+		return err
+	}
+	if g, found := uncovered(append(s.log.Missing(), s.log.Damage()...), known); found {
+		return fmt.Errorf("%w: %v", ErrIndexLacks, g)
+	}
+	return nil
 }
 
 // RebuildAtNextStart makes the next start rebuild the index, so that it names

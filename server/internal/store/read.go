@@ -128,9 +128,10 @@ func (s *Store) readAt(key Key, pos wal.Position) (Item, error) {
 	return it, nil
 }
 
-// mismatch explains why another record is where the index has key. If the index has
-// that record there too, or the index cannot point there, the index is wrong, and a start
-// rebuilds it. Otherwise the entry was wrong when it was written, and counts as damage.
+// mismatch explains why another record is where the index has key. That counts as
+// damage: the entry was wrong when it was written. The index may be wrong instead, which
+// is likely if it has that record there too: then a start rebuilds it. It would forget
+// key, so the loss is recorded in any case.
 func (s *Store) mismatch(key Key, pos wal.Position, it *Item) error {
 	why := fmt.Errorf("the log holds %v there", it.Key)
 	v, err := s.view()
@@ -142,10 +143,10 @@ func (s *Store) mismatch(key Key, pos wal.Position, it *Item) error {
 	if err != nil {
 		return err
 	}
+	s.log.Condemn(pos, len(it.Payload), why)
 	if at == pos || !it.Kind.Record() {
 		return s.indexError(fmt.Sprintf("read %v at %v", key, pos), fmt.Errorf("%w: %w", errIndexEntry, why))
 	}
-	s.log.Condemn(pos, len(it.Payload), why)
 	return &DamageError{Key: key, Position: pos, Err: why}
 }
 
@@ -294,7 +295,7 @@ func (s *Store) ScanKeys(from wal.Position, limitBytes int) (keys []KeyAt, next 
 		if err != nil {
 			s.log.Condemn(pos, len(e.Payload), err)
 		}
-		if err != nil || s.log.Damaged(pos) {
+		if s.log.Damaged(pos) {
 			gaps++     // counted, and reported to the peer that pulls
 			return nil //nolint:nilerr // one unreadable entry ends no scan
 		}
