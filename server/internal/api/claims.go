@@ -248,7 +248,7 @@ func (r *room) turn() error {
 	ctx, cancel := context.WithTimeout(r.call.ctx, roomPatient)
 	defer cancel()
 	if err := r.call.api.heavy.Acquire(ctx, 1); err != nil {
-		return problem(cluster.CodeOverloaded, "", "too many large subjects are being read", remedyRetry).retry(retrySoon)
+		return problem(codeOverloadedReads, "", "too many large subjects are being read", remedyRetry).retry(retrySoon)
 	}
 	r.heavy = true
 	return nil

@@ -204,7 +204,7 @@ func TestHeavyReadsTakeTurns(t *testing.T) {
 	for _, path := range weighing {
 		r := request{method: "GET", path: path, key: w.raw[keys.ReadOnly], header: http.Header{headerTimeout: {"0.3"}}}
 		got := w.do(r)
-		require.Equal(t, cluster.CodeOverloaded, problemOf(t, got).Code, path)
+		require.Equal(t, codeOverloadedReads, problemOf(t, got).Code, path)
 		require.NotEmpty(t, got.Header().Get("Retry-After"))
 		require.Equal(t, http.StatusOK, w.as(keys.ReadOnly, "GET", path+"&source_class=regulatory", "").Code, path)
 	}
@@ -282,7 +282,7 @@ func TestLargeAnswersTakeTurns(t *testing.T) {
 			answer := w.do(r)
 			w.api.heavy.Release(1)
 			require.Equal(t, http.StatusServiceUnavailable, answer.Code)
-			require.Equal(t, cluster.CodeOverloaded, problemOf(t, answer).Code)
+			require.Equal(t, codeOverloadedReads, problemOf(t, answer).Code)
 			require.Equal(t, http.StatusOK, w.as(keys.ReadOnly, "GET", path, "").Code)
 			require.True(t, w.api.heavy.TryAcquire(1), "it has kept its turn")
 			w.api.heavy.Release(1)

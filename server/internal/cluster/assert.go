@@ -41,9 +41,10 @@ func (c *Cluster) Vote(ctx context.Context, project string, v *record.Vote) Writ
 		err = c.latestTime().check(v.Timestamp)
 	}
 	if err != nil {
-		return WriteResult{ID: v.ID(), Err: err}
+		results[0] = WriteResult{ID: v.ID(), Err: err}
+	} else {
+		b.addVote(project, v)
 	}
-	b.addVote(project, v)
 	c.commit(ctx, &b)
 	return results[0]
 }
@@ -119,25 +120,34 @@ func signatureField(kind store.Kind, i int) string {
 	return fmt.Sprintf("signatures[%d].signature", i)
 }
 
-// commit checks the batch's signatures, writes what is valid, and fills in the
-// results.
+// commit writes the valid records of a batch, fills in the results and counts
+// those that failed. Every write of a caller ends here.
 func (c *Cluster) commit(ctx context.Context, b *writeBatch) {
+	if err := c.verifyAndWrite(ctx, b); err != nil {
+		b.fail(err)
+	}
+	for i := range b.results {
+		c.metrics.writeFailed(b.results[i].Err)
+	}
+}
+
+// verifyAndWrite checks the batch's signatures and writes the valid records. The
+// error concerns each record that was not refused for itself.
+func (c *Cluster) verifyAndWrite(ctx context.Context, b *writeBatch) error {
 	items := b.items
 	if !c.skipSignatures && len(b.sigs) > 0 {
 		valid, err := c.signatures.check(ctx, b.sigs)
 		if err != nil {
-			b.fail(unavailable(CodeOverloaded, "the signatures could not be checked in time", err))
-			return
+			return unavailable(CodeOverloadedSignatures, "the signatures could not be checked in time", err)
 		}
 		items = b.refuse(valid)
 	}
 	if len(items) == 0 {
-		return
+		return nil
 	}
 	fresh, err := c.write(ctx, items)
 	if err != nil {
-		b.fail(err)
-		return
+		return err
 	}
 	for i := range b.results {
 		s := b.spans[i]
@@ -149,6 +159,7 @@ func (c *Cluster) commit(ctx context.Context, b *writeBatch) {
 			}
 		}
 	}
+	return nil
 }
 
 // fail gives err to every record that was not refused for itself.

@@ -13,8 +13,17 @@ const (
 	// CodeNoQuorum: too few members made the record durable in time. It may
 	// surface all the same; sending it again is right.
 	CodeNoQuorum = "no_quorum"
-	// CodeOverloaded: too much is waiting for the disk or for peers.
-	CodeOverloaded = "overloaded"
+	// CodeOverloadedDisk: this node's log or index does not keep up.
+	CodeOverloadedDisk = "overloaded_disk"
+	// CodeOverloadedWrites: too many writes wait for their majority.
+	CodeOverloadedWrites = "overloaded_writes"
+	// CodeOverloadedPeers: the queues to a majority of the members are full.
+	CodeOverloadedPeers = "overloaded_peers"
+	// CodeOverloadedSignatures: too many signatures wait to be verified.
+	CodeOverloadedSignatures = "overloaded_signatures"
+	// CodeOverloadedComparison: a quorum read compares more records than this node
+	// gets through in the time of the request.
+	CodeOverloadedComparison = "overloaded_comparison"
 	// CodeReadOnly: this node has too little space left (507).
 	CodeReadOnly = "read_only"
 	// CodeNearlyFull: a volume of this node is close to that. Only the health

@@ -123,7 +123,7 @@ func (c *Cluster) secure(ctx context.Context, set *store.Set, before, after stor
 // setError is what an error of the own store means while a set is compared.
 func setError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return unavailable(CodeOverloaded, "this node did not get through all records of this set in time", err)
+		return unavailable(CodeOverloadedComparison, "this node did not get through all records of this set in time", err)
 	}
 	return storageError(err)
 }

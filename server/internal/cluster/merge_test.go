@@ -248,7 +248,7 @@ func TestDigestEndsWithItsCaller(t *testing.T) {
 		_, err = w.nodes["a"].cluster.Claims(ctx, store.ClaimQuery{Project: "p", Subject: "hot"}, Quorum)
 		var u *UnavailableError
 		require.ErrorAs(t, err, &u)
-		require.Equal(t, CodeOverloaded, u.Code)
+		require.Equal(t, CodeOverloadedComparison, u.Code)
 		require.Error(t, <-stores["a"].digests)
 	})
 }

@@ -155,7 +155,7 @@ func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, 
 	// First come, first served, for as long as the caller waits.
 	cost := writeCost(items, c.limits.InFlightBytes)
 	if err := c.room.Acquire(ctx, cost); err != nil {
-		return nil, unavailable(CodeOverloaded, "too many writes are waiting for the disks", err)
+		return nil, unavailable(CodeOverloadedWrites, "too many writes are waiting for the disks", err)
 	}
 	defer c.room.Release(cost)
 	by := time.Now().Add(c.timings.WriteWait)
@@ -179,13 +179,12 @@ func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, 
 		if !state.WriteQuorum(reachable) {
 			w.abandoned.Store(true) // nobody waits for it
 			w.settled.Store(true)
-			return nil, unavailable(CodeOverloaded, "the queues to the other members are full", nil)
+			return nil, unavailable(CodeOverloadedPeers, "the queues to the other members are full", nil)
 		}
 	}
 	waitErr := c.await(ctx, w)
 	fresh, won, acks, localErr := w.outcome()
 	if !won {
-		c.metrics.writeFailures.Inc()
 		return nil, c.noQuorum(waitErr, localErr, acks, len(items))
 	}
 	c.metrics.writeSeconds.Observe(time.Since(began).Seconds())
@@ -266,7 +265,7 @@ func storageError(err error) error {
 	case errors.Is(err, wal.ErrReadOnly):
 		return unavailable(CodeReadOnly, "this node is read-only because a volume is nearly full", err)
 	case errors.Is(err, wal.ErrBusy), errors.Is(err, store.ErrBusy):
-		return unavailable(CodeOverloaded, "this node's disk does not keep up", err)
+		return unavailable(CodeOverloadedDisk, "this node's disk does not keep up", err)
 	case errors.Is(err, wal.ErrClosed), errors.Is(err, store.ErrClosed):
 		return unavailable(CodeClosed, "the node is shutting down", err)
 	default:
