@@ -129,8 +129,8 @@ type source struct {
 }
 
 // feed gives a lens the claims that pass the filter.
-func (s *source) feed(claims iter.Seq2[*store.Claim, error]) lens.Claims {
-	return func(yield func(*lens.Claim) bool) {
+func (s *source) feed(claims iter.Seq2[*store.Claim, error]) lens.Claims[*store.Claim] {
+	return func(yield func(*store.Claim) bool) {
 		for claim, err := range claims {
 			if err != nil {
 				s.err = err
@@ -139,21 +139,12 @@ func (s *source) feed(claims iter.Seq2[*store.Claim, error]) lens.Claims {
 			if !s.query.shows(claim) {
 				continue
 			}
-			s.passed, claim.Origin = true, claim
-			if !yield(&claim.Claim) {
+			s.passed = true
+			if !yield(claim) {
 				return
 			}
 		}
 	}
-}
-
-// origin is the stored claim behind a lens's claim.
-func origin(claim *lens.Claim) (*store.Claim, error) {
-	stored, ok := claim.Origin.(*store.Claim)
-	if !ok {
-		return nil, fmt.Errorf("claim %v does not come from a source", claim.ID)
-	}
-	return stored, nil
 }
 
 // showClaim converts a claim to its form for callers.
@@ -229,15 +220,11 @@ func (r *room) text(claim *store.Claim) (json.RawMessage, error) {
 }
 
 // winner is the text of a lens's winner, nil without one.
-func (r *room) winner(claim *lens.Claim) (json.RawMessage, error) {
+func (r *room) winner(claim *store.Claim) (json.RawMessage, error) {
 	if claim == nil {
 		return nil, nil
 	}
-	stored, err := origin(claim)
-	if err != nil {
-		return nil, err
-	}
-	return r.text(stored)
+	return r.text(claim)
 }
 
 // turn waits for the turn of a request that holds more than the free amount.

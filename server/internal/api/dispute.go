@@ -8,6 +8,7 @@ import (
 
 	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/lens"
+	"github.com/stemedb/stemedb/server/internal/store"
 )
 
 const (
@@ -93,18 +94,14 @@ func (c *call) skeptic() error {
 
 // showValues shows values, strongest first, with up to limit claims in all and
 // as many bytes of values as fit a page.
-func (r *room) showValues(body *skepticBody, values []lens.ValueSupport, limit int) error {
+func (r *room) showValues(body *skepticBody, values []lens.ValueSupport[*store.Claim], limit int) error {
 	for i := range values {
 		v := &values[i]
 		if limit == 0 || r.full() {
 			body.Truncated = true
 			return nil
 		}
-		newest, err := origin(v.Newest)
-		if err != nil {
-			return err
-		}
-		content, err := r.call.content(newest)
+		content, err := r.call.content(v.Newest)
 		if err != nil {
 			return err
 		}

@@ -183,7 +183,7 @@ func (c *call) list(q *claimQuery, body *queryBody) error {
 
 // answers runs the lens on each predicate in turn.
 func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
-	l, known := lens.Get(name)
+	l, known := lens.Get[*store.Claim](name)
 	if !known {
 		return problem(record.CodeInvalidValue, "lens", strconv.Quote(clip(name))+" is not a lens", "use one of "+strings.Join(lens.Names(), ", ")+"; skeptic and layered are separate routes")
 	}
