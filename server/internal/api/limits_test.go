@@ -263,7 +263,7 @@ func TestLargeAnswersTakeTurns(t *testing.T) {
 	w.large(8)
 	a := claim(func(c *record.Content) { c.Subject = "crowd" })
 	items := []store.Item{store.NewContent("alpha", a.ID(), &a.Content)}
-	for i := range freeRoom / agentText {
+	for i := range freeBytes / agentText {
 		var agent record.AgentID
 		binary.BigEndian.PutUint64(agent[:], uint64(i))
 		items = append(items, store.NewSignature("alpha", a.ID(), record.Signature{Agent: agent}))

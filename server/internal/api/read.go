@@ -79,7 +79,7 @@ func (c *call) getAssertion() error {
 		Hash: stored.ID.String(), Project: stored.Project, Content: stored.Content, EffectiveLifecycle: stored.Lifecycle,
 		Signatures: stored.Signatures, Votes: stored.Votes, Partial: stored.Partial, Consistency: consistency.String(),
 	}
-	space := room{call: c}
+	space := memory{call: c}
 	defer space.leave()
 	if err := space.show(signatureText*len(body.Signatures) + voteText*len(body.Votes)); err != nil {
 		return err
@@ -152,7 +152,7 @@ func (c *call) list(q *claimQuery, body *queryBody) error {
 		return err
 	}
 	body.Claims = []json.RawMessage{}
-	space := room{call: c}
+	space := memory{call: c}
 	defer space.leave()
 	var last *store.Claim
 	scanned := 0
@@ -199,7 +199,7 @@ func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
 	if place != nil {
 		after = endOf(string(place))
 	}
-	space := room{call: c}
+	space := memory{call: c}
 	defer space.leave()
 	q.params.Hold = space.hold
 	body.Answers = []answerBody{}

@@ -32,15 +32,15 @@ type Cluster struct {
 	skipSignatures bool
 
 	// id names this node's incarnation; see control.Member.
-	id         string
-	name       string
-	signatures *signatureCheck
-	recent     *recentKeys
-	inFlight   inFlight
-	room       *semaphore.Weighted // for writes in flight
-	fetching   beingFetched
-	repairs    singleflight.Group
-	turn       atomic.Uint32 // spreads reads over the peers
+	id          string
+	name        string
+	signatures  *signatureCheck
+	recent      *recentKeys
+	inFlight    inFlight
+	writeMemory *semaphore.Weighted // for writes in flight
+	fetching    beingFetched
+	repairs     singleflight.Group
+	turn        atomic.Uint32 // spreads reads over the peers
 	// linked is since when this node is linked to the others without a break; the
 	// zero time while it is not.
 	linked atomic.Pointer[time.Time]
@@ -100,7 +100,7 @@ func New(cfg Config) (*Cluster, error) {
 		name:           identity.Node,
 		signatures:     newSignatureCheck(limits.CachedKeys, limits.VerifyGroup),
 		recent:         newRecentKeys(64 << 10),
-		room:           semaphore.NewWeighted(limits.InFlightBytes),
+		writeMemory:    semaphore.NewWeighted(limits.InFlightBytes),
 		inFlight:       inFlight{writes: map[*write]struct{}{}},
 		fetching:       beingFetched{by: map[store.Key]*fetchClaim{}},
 		closing:        make(chan struct{}),

@@ -29,13 +29,13 @@ type puller struct {
 	// Only run's goroutine uses these.
 	noted wal.Position // the cursor that is durable
 	// notedOpening is the opening of the member's log that is durable with it.
-	notedOpening wal.Opening
-	notedAt      time.Time
-	unnoted      int64 // bytes of records seen since then
-	unnotedAt    int   // their number
-	hole         hole
-	full         bool // the last note found no room; tried again after CursorEvery
-	epoch        int  // of the cursor that hole is about
+	notedOpening   wal.Opening
+	notedAt        time.Time
+	unnotedBytes   int64 // of records seen since then
+	unnotedRecords int
+	hole           hole
+	full           bool // the last note found no room; tried again after CursorEvery
+	epoch          int  // of the cursor that hole is about
 
 	mu sync.Mutex
 	// heard is when the member answered last; connected, whether it still may.
@@ -74,7 +74,7 @@ func (p *puller) run(ctx context.Context) {
 		}
 		retry.wait(ctx)
 	}
-	if p.unnotedAt > 0 {
+	if p.unnotedRecords > 0 {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		at, epoch := p.c.progress.at(p.member.Incarnation)
@@ -162,7 +162,7 @@ func (p *puller) request(from wal.Position, wait time.Duration) *peerpb.PullRequ
 // waitFor is how long the member may wait for something new: not beyond the
 // time at which progress has to be noted.
 func (p *puller) waitFor() time.Duration {
-	if p.unnotedAt == 0 {
+	if p.unnotedRecords == 0 {
 		return p.c.timings.PullWait
 	}
 	due := time.Until(p.notedAt.Add(p.c.timings.CursorEvery))
@@ -183,9 +183,9 @@ func (p *puller) take(ctx context.Context, client peerpb.PeerClient, res *peerpb
 		p.log.Warn("a member cannot read a part of its log; other members may have it", "gaps", res.Gaps, "before", wal.Position(res.Next))
 	}
 	for _, size := range res.Sizes {
-		p.unnoted += int64(size)
+		p.unnotedBytes += int64(size)
 	}
-	p.unnotedAt += len(keys)
+	p.unnotedRecords += len(keys)
 	patient := true
 	for {
 		lacking, err := p.c.lacking(keys)
@@ -409,10 +409,10 @@ func (c *Cluster) appendFetched(items []store.Item, b []byte, asked []store.Key)
 // a note is itself an entry of the log that the others pull, and noting that
 // would never end.
 func (p *puller) noteIfDue(ctx context.Context, at wal.Position, epoch int) error {
-	if p.unnotedAt == 0 || at == p.noted {
+	if p.unnotedRecords == 0 || at == p.noted {
 		return nil
 	}
-	if (p.full || p.unnoted < noteBytes) && time.Since(p.notedAt) < p.c.timings.CursorEvery {
+	if (p.full || p.unnotedBytes < noteBytes) && time.Since(p.notedAt) < p.c.timings.CursorEvery {
 		return nil
 	}
 	return p.note(ctx, at, epoch)
@@ -442,7 +442,7 @@ func (p *puller) note(ctx context.Context, at wal.Position, epoch int) error {
 }
 
 func (p *puller) notedNow(at wal.Position) {
-	p.noted, p.notedAt, p.unnoted, p.unnotedAt, p.full = at, time.Now(), 0, 0, false
+	p.noted, p.notedAt, p.unnotedBytes, p.unnotedRecords, p.full = at, time.Now(), 0, 0, false
 	p.notedOpening = p.c.progress.witness(p.member.Incarnation).Opening
 }
 

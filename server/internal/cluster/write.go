@@ -154,10 +154,10 @@ func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, 
 	began := time.Now()
 	// First come, first served, for as long as the caller waits.
 	cost := writeCost(items, c.limits.InFlightBytes)
-	if err := c.room.Acquire(ctx, cost); err != nil {
+	if err := c.writeMemory.Acquire(ctx, cost); err != nil {
 		return nil, unavailable(CodeOverloadedWrites, "too many writes are waiting for the disks", err)
 	}
-	defer c.room.Release(cost)
+	defer c.writeMemory.Release(cost)
 	by := time.Now().Add(c.timings.WriteWait)
 	if err := Permitted(ctx, by); err != nil {
 		return nil, err
