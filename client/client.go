@@ -23,6 +23,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/stemedb/stemedb/internal/sleep"
 )
 
 // Client is one connection to one server or gateway.
@@ -113,7 +115,7 @@ func New(baseURL, apiKey string, opts ...Option) (*Client, error) {
 		timeout:   30 * time.Second,
 		delays:    []time.Duration{2 * time.Second, 4 * time.Second, 8 * time.Second},
 		maxWait:   maxRetryAfter,
-		sleep:     sleep,
+		sleep:     wait,
 		now:       time.Now,
 		jitter:    rand.Float64,
 		onRetry:   func(Retry) {},
@@ -164,13 +166,8 @@ func defaultHTTPClient() *http.Client {
 	}
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
+// wait is the default of WithSleep.
+func wait(ctx context.Context, d time.Duration) error {
+	sleep.For(ctx, d)
+	return ctx.Err()
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
 )
@@ -165,7 +166,7 @@ func (q *question[T]) start(ctx context.Context, m control.Member, after time.Du
 	q.running++
 	go func() {
 		if after > 0 {
-			pause(ctx, after)
+			sleep.For(ctx, after)
 		}
 		a := answer[T]{member: m}
 		conn, err := q.c.control.Conn(m)

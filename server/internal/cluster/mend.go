@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
@@ -135,7 +136,7 @@ func (c *Cluster) verifyLog(ctx context.Context) {
 			c.log.Warn("the log could not be read in search of damage", "error", err)
 		}
 		c.metrics.verifyRounds.Inc()
-		pause(ctx, c.timings.VerifyEvery)
+		sleep.For(ctx, c.timings.VerifyEvery)
 	}
 }
 
@@ -151,7 +152,7 @@ func (c *Cluster) readLog(ctx context.Context, wanted func() bool) error {
 		}
 		c.metrics.verified.Add(float64(logBytes(from, next)))
 		from = next
-		if pause(ctx, rest); ctx.Err() != nil {
+		if !sleep.For(ctx, rest) {
 			return ctx.Err()
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
 )
@@ -83,10 +84,7 @@ func (p *peer) offer(w *write) bool {
 	p.queue = append(p.queue, queued{w: w})
 	p.bytes += size
 	p.queueBytes.Set(float64(p.bytes))
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
+	sleep.Wake(p.wake)
 	return true
 }
 
@@ -355,15 +353,6 @@ func (b *pauses) reset() { b.next = 0 }
 // wait pauses until the time is up or ctx ends.
 func (b *pauses) wait(ctx context.Context) {
 	b.next = min(max(b.next, b.first), b.most)
-	pause(ctx, b.next)
+	sleep.For(ctx, b.next)
 	b.next *= 2
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
@@ -144,7 +145,7 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 		wait = p.waitFor()
 		p.hold(ctx, fetched, began)
 		if p.hole.unsettled() {
-			pause(ctx, p.c.timings.Backoff) // it may be long until the member can read all of its log
+			sleep.For(ctx, p.c.timings.Backoff) // it may be long until the member can read all of its log
 		}
 	}
 }
@@ -505,7 +506,7 @@ func (p *puller) hold(ctx context.Context, fetched int64, began time.Time) {
 	}
 	due := began.Add(time.Duration(float64(fetched) / float64(rate) * float64(time.Second)))
 	if wait := time.Until(due); wait > 0 {
-		pause(ctx, wait)
+		sleep.For(ctx, wait)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
@@ -31,7 +32,7 @@ func (c *Cluster) scrub(ctx context.Context) {
 		return
 	}
 	for {
-		if pause(ctx, c.timings.ScrubEvery); ctx.Err() != nil {
+		if !sleep.For(ctx, c.timings.ScrubEvery) {
 			return
 		}
 		for _, m := range c.control.State().Everyone() {
@@ -62,7 +63,7 @@ func (c *Cluster) scrubWith(ctx context.Context, m control.Member) error {
 	}
 	if len(s.suspects) > 0 {
 		// What is only on its way has arrived after a while.
-		if pause(ctx, c.timings.ScrubSettle); ctx.Err() != nil {
+		if !sleep.For(ctx, c.timings.ScrubSettle) {
 			return ctx.Err()
 		}
 		if err := c.followsTail(m); err != nil {

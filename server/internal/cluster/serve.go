@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
@@ -111,7 +112,7 @@ func (s *service) awaitTail(ctx context.Context, from wal.Position, wait time.Du
 	for {
 		moved := s.c.store.Watch()
 		if s.c.store.End() > from {
-			pause(ctx, s.c.timings.TailLinger)
+			sleep.For(ctx, s.c.timings.TailLinger)
 			return ctx.Err()
 		}
 		select {

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/wal"
@@ -172,15 +173,15 @@ func (t *taken) finish(seq uint64, err error) {
 		t.durableTo += uint64(n)
 	}
 	t.mu.Unlock()
-	notify(t.wake)
-	notify(t.room)
+	sleep.Wake(t.wake)
+	sleep.Wake(t.room)
 }
 
 func (t *taken) start() {
 	t.mu.Lock()
 	t.started = true
 	t.mu.Unlock()
-	notify(t.wake)
+	sleep.Wake(t.wake)
 }
 
 func (t *taken) fail(err error) {
@@ -189,7 +190,7 @@ func (t *taken) fail(err error) {
 		t.err = err
 	}
 	t.mu.Unlock()
-	notify(t.wake)
+	sleep.Wake(t.wake)
 }
 
 func (t *taken) progress() (seq uint64, started bool, durable []store.Item, err error) {
@@ -197,14 +198,6 @@ func (t *taken) progress() (seq uint64, started bool, durable []store.Item, err 
 	defer t.mu.Unlock()
 	durable, t.durable = t.durable, nil
 	return t.durableTo, t.started, durable, t.err
-}
-
-// notify wakes whoever waits on a channel of capacity 1.
-func notify(ch chan struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default:
-	}
 }
 
 // busyPause is how long a writer waits for a full queue of the local disk.
@@ -222,7 +215,7 @@ func putPatiently(ctx context.Context, s Store, items []store.Item, done func(st
 		if !errors.Is(err, wal.ErrBusy) && !errors.Is(err, store.ErrBusy) {
 			return err
 		}
-		if pause(ctx, busyPause); ctx.Err() != nil {
+		if !sleep.For(ctx, busyPause) {
 			return fmt.Errorf("%w: %w", ctx.Err(), err)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
@@ -50,7 +51,7 @@ func (c *Control) runConfirm() {
 			c.log.Debug("this copy of the control table was not confirmed", "error", err)
 		}
 		c.clocks.warn(c.log)
-		if !c.sleep(roundsApart) {
+		if !sleep.For(c.ctx, roundsApart) {
 			c.endRound(ErrClosed)
 			return
 		}
@@ -75,10 +76,7 @@ func (c *Control) refresh(ctx context.Context) error {
 	c.mu.Lock()
 	r := c.nextRound
 	c.mu.Unlock()
-	select {
-	case c.poke <- struct{}{}:
-	default: // poked already
-	}
+	sleep.Wake(c.poke)
 	select {
 	case <-r.done:
 		return r.err

@@ -397,15 +397,3 @@ func (c *Control) ChangeWaitsFor() []string {
 	defer c.mu.Unlock()
 	return c.waitsFor
 }
-
-// sleep waits, unless the control table is closed.
-func (c *Control) sleep(d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-c.ctx.Done():
-		return false
-	}
-}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
@@ -44,7 +45,7 @@ func (c *Control) runForm() {
 				return
 			}
 		}
-		if !c.sleep(c.cfg.Timings.FormEvery) {
+		if !sleep.For(c.ctx, c.cfg.Timings.FormEvery) {
 			return
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/stemedb/stemedb/internal/sleep"
 )
 
 // table is this node's copy: Raft's state machine. Readers take the newest
@@ -110,10 +112,7 @@ func (t *table) err() error {
 // fail ends this copy. Only the first reason counts.
 func (t *table) fail(err error) {
 	t.failed.CompareAndSwap(nil, &err)
-	select {
-	case t.broken <- struct{}{}:
-	default: // told already
-	}
+	sleep.Wake(t.broken)
 	t.changed.broadcast()
 }
 

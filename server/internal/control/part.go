@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/remedy"
 )
 
@@ -180,7 +181,7 @@ func (c *Control) keepRaft(err error) {
 			<-c.ctx.Done() // another start would meet the same
 			return
 		}
-		if !c.sleep(pause) {
+		if !sleep.For(c.ctx, pause) {
 			return
 		}
 		pause = min(2*pause, c.cfg.Timings.RestartMax)
