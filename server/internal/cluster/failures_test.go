@@ -85,14 +85,14 @@ func TestTheCounterOfFailedWritesBeginsWithEveryCode(t *testing.T) {
 	} {
 		var u *UnavailableError
 		require.ErrorAs(t, storageError(err), &u)
-		require.Contains(t, writeCodes(), u.Code, "%v", err)
+		require.Contains(t, WriteCodes(), u.Code, "%v", err)
 	}
 	synctest.Test(t, func(t *testing.T) {
 		families, err := threeNodes(t).nodes["a"].metrics.Gather()
 		require.NoError(t, err)
 		for _, f := range families {
 			if f.GetName() == "stemedb_write_failures_total" {
-				require.Len(t, f.GetMetric(), len(writeCodes())+1)
+				require.Len(t, f.GetMetric(), len(WriteCodes())+1)
 				return
 			}
 		}

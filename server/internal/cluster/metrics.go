@@ -71,7 +71,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "stemedb_member_whole", Help: "1 when this node counts in quorum reads, else 0. It counts when the control table and its own log call it whole, or it is the only member, and the others have compared its log since its start.",
 		}),
 	}
-	for _, code := range append(writeCodes(), failureOther) {
+	for _, code := range append(WriteCodes(), failureOther) {
 		m.writeFailures.WithLabelValues(code) // from the start, so that the first failure is an increase
 	}
 	if r == nil {
@@ -92,8 +92,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 // key that was revoked while the write waited for its turn.
 const failureOther = "other"
 
-// writeCodes are the codes with which a write can fail, without failureOther.
-func writeCodes() []string {
+// WriteCodes are the codes of an UnavailableError with which a write can fail.
+func WriteCodes() []string {
 	return []string{
 		CodeNoQuorum, CodeOverloadedDisk, CodeOverloadedWrites, CodeOverloadedPeers, CodeOverloadedSignatures,
 		CodeReadOnly, CodeStorageFailed, CodeUnconfirmed, CodeControlFailed, CodeNotMember, CodeClocksApart, CodeClosed,
