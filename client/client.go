@@ -1,10 +1,11 @@
 // Package client is a client of StemeDB servers: it signs and sends assertions
-// and votes, and runs queries.
+// and votes, runs queries, administers API keys and shows the cluster.
 //
-// All its writes are idempotent, since records are identified by their content.
-// So it retries after 2, 4 and 8 seconds (jittered, and never before a
+// Writes of records are idempotent, since records are identified by their content.
+// So the client retries after 2, 4 and 8 seconds (jittered, and never before a
 // Retry-After has passed) when the connection fails or the answer is 429, 502
-// or 503. A refusal by the server is an *Error; a refusal by this package,
+// or 503; WithRetries replaces the waits. Calls that must not be repeated, such as
+// MintKey, are sent once, and say so. A refusal by the server is an *Error; a refusal by this package,
 // before anything is sent, is a *record.FieldError. IsTemporary reports whether
 // a retry later may succeed.
 //
