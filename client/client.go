@@ -5,9 +5,11 @@
 // So the client retries after 2, 4 and 8 seconds (jittered, and never before a
 // Retry-After has passed) when the connection fails or the answer is 429, 502
 // or 503; WithRetries replaces the waits. Calls that must not be repeated, such as
-// MintKey, are sent once, and say so. A refusal by the server is an *Error; a refusal by this package,
-// before anything is sent, is a *record.FieldError. IsTemporary reports whether
-// a retry later may succeed.
+// MintKey, are sent once, and say so.
+//
+// A refusal by the server is an *Error; a refusal by this package, before anything
+// is sent, is a *record.FieldError. IsTemporary reports whether a retry later may
+// succeed.
 //
 // A Client is safe for concurrent use and keeps its connections open.
 package client
