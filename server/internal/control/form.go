@@ -21,9 +21,9 @@ import (
 // each step is idempotent, so a node may crash at any of them:
 //
 //	has Raft state            → wait for Raft: it is, or will be, in a cluster
-//	someone has a cluster     → ask it to be let in
-//	someone has Raft state    → wait: a cluster is forming there
-//	founder, all are empty    → write the first configuration; from here on the
+//	another has a cluster     → request to join it
+//	another has Raft state    → wait: a cluster is forming there
+//	founder, all are empty    → write the first configuration; from then on the
 //	                            node has Raft state
 //	otherwise                 → wait
 //

@@ -97,7 +97,7 @@ func (u universe) violation(reader, other quorums) error {
 		return fmt.Errorf("a read %s hears %0*b, a write %s is on %0*b", reader.name, len(u.ids), x, other.name, len(u.ids), y)
 	}
 	if x, y, found := apart(reads, u.least(other.read)); found {
-		return fmt.Errorf("a read %s hears %0*b, one %s has shown what is on %0*b", reader.name, len(u.ids), x, other.name, len(u.ids), y)
+		return fmt.Errorf("a read %s hears %0*b, one %s has shown a record that is on %0*b", reader.name, len(u.ids), x, other.name, len(u.ids), y)
 	}
 	return nil
 }

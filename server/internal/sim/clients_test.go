@@ -149,7 +149,7 @@ func (a *actor) assert(d door, project string) {
 	}
 }
 
-// anew returns a new record; some have a parent.
+// anew returns a record that has not been written yet; some have a parent.
 func (a *actor) anew(project string) *record.Assertion {
 	one := &record.Assertion{Content: record.Content{
 		Subject: fmt.Sprintf("code://sim/%d", a.r.IntN(20)), Predicate: "version",

@@ -224,7 +224,7 @@ func (w *world) watchWholeness(whole map[string]bool) {
 			case member.Whole:
 				whole[member.ID()] = true
 			case whole[member.ID()] && !w.lossExpected(subject):
-				w.history.fail("%s says that %s lost records, and nothing happened to its volumes", m.name, member.Name)
+				w.history.fail("on %s, %s is reported to have lost records, and no fault affected its volumes", m.name, member.Name)
 				w.expectLoss(subject) // reported once
 			}
 		}
