@@ -13,20 +13,21 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// How scrubbing narrows down: buckets of ids by prefix, one byte at a time.
+// Scrubbing narrows down differences by buckets of id prefixes, one byte at a
+// time.
 const (
 	// maxPrefix bounds the depth; 2^32 buckets hold one record each.
 	maxPrefix = 4
-	// bucketLimit is how many keys of a bucket are listed instead of
-	// narrowing it down further.
+	// bucketLimit is the largest bucket that is listed instead of being narrowed
+	// down further.
 	bucketLimit = 4096
-	// suspectLimit bounds what one round looks into; the next one goes on.
+	// suspectLimit bounds the keys of one round; the next round continues.
 	suspectLimit = 10_000
 )
 
-// scrub compares everything with one member after the other, slowly, for ever.
-// It finds what replication and catch-up should have brought and did not: a
-// defect of the program, or of a disk that nobody has read from.
+// scrub continuously compares all records with one member after the other. It
+// finds records that replication and catch-up should have delivered and did not,
+// because of a bug or of undetected damage on a disk.
 func (c *Cluster) scrub(ctx context.Context) {
 	if c.timings.ScrubEvery < 0 {
 		return
@@ -40,14 +41,14 @@ func (c *Cluster) scrub(ctx context.Context) {
 				continue
 			}
 			if err := c.scrubWith(ctx, m); err != nil && ctx.Err() == nil {
-				c.log.Info("comparing records with a member was broken off", "peer", m.Name, "error", err)
+				c.log.Info("comparing records with a member was interrupted", "peer", m.Name, "error", err)
 			}
 		}
 	}
 }
 
-// scrubWith compares with one member and fetches what this node lacks; the
-// other direction is the other member's scrub.
+// scrubWith compares with one member and fetches the records that this node
+// lacks; the other member's scrub covers the other direction.
 func (c *Cluster) scrubWith(ctx context.Context, m control.Member) error {
 	if err := c.followsTail(m); err != nil {
 		return err
@@ -62,7 +63,7 @@ func (c *Cluster) scrubWith(ctx context.Context, m control.Member) error {
 		return err
 	}
 	if len(s.suspects) > 0 {
-		// What is only on its way has arrived after a while.
+		// Records in transit arrive in the meantime.
 		if !sleep.For(ctx, c.timings.ScrubSettle) {
 			return ctx.Err()
 		}
@@ -77,11 +78,11 @@ func (c *Cluster) scrubWith(ctx context.Context, m control.Member) error {
 	return nil
 }
 
-// followsTail refuses to compare while catch-up is still at work.
+// followsTail returns an error while catch-up is still running.
 func (c *Cluster) followsTail(m control.Member) error {
 	l, ok := c.linkTo(m.ID())
 	if !ok {
-		return fmt.Errorf("%s is no member any more", m.Name)
+		return fmt.Errorf("%s is no longer a member", m.Name)
 	}
 	l.puller.mu.Lock()
 	defer l.puller.mu.Unlock()
@@ -101,7 +102,7 @@ func (c *Cluster) fetchDifferences(ctx context.Context, m control.Member, client
 		keys[i] = suspects[k]
 	}
 	c.metrics.scrubFound.WithLabelValues(m.Name).Add(float64(len(keys)))
-	c.log.Error("this node lacked records although it had caught up; it fetches them now", "peer", m.Name, "records", len(keys), "first", keys[0].String())
+	c.log.Error("this node lacked records although it had caught up; fetching them now", "peer", m.Name, "records", len(keys), "first", keys[0].String())
 	items, _, err := c.fetch(ctx, client, keys, nil)
 	if err != nil || len(items) == 0 {
 		return err
@@ -109,14 +110,14 @@ func (c *Cluster) fetchDifferences(ctx context.Context, m control.Member, client
 	return c.putAndWait(ctx, items)
 }
 
-// comparison is one walk over the buckets of this node and another one.
+// comparison is one comparison of the buckets of this node and another one.
 type comparison struct {
 	c        *Cluster
 	client   peerpb.PeerClient
-	suspects []store.Key // the member holds them, this node did not
+	suspects []store.Key // held by the member and not by this node
 }
 
-// narrow compares the 256 buckets below a prefix and looks into those that
+// narrow compares the 256 buckets below a prefix and descends into those that
 // differ.
 func (s *comparison) narrow(ctx context.Context, prefix []byte) error {
 	own, err := s.c.store.BucketDigests(ctx, prefix)
@@ -147,7 +148,7 @@ func (s *comparison) narrow(ctx context.Context, prefix []byte) error {
 	return nil
 }
 
-// receiveKeys reads the keys of a bucket, of which there are few.
+// receiveKeys reads the keys of a small bucket.
 func receiveKeys(recv func() (*peerpb.SetKeysResponse, error)) ([]store.Key, error) {
 	var all []store.Key
 	for {

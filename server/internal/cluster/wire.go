@@ -8,7 +8,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// What travels in the bytes fields of package peerpb:
+// Encoding of the bytes fields of package peerpb:
 //
 //	items:  { kind u8 | uvarint length | payload }*
 //	keys:   { store.Key.AppendBinary }*
@@ -26,7 +26,7 @@ func appendItem(dst []byte, it *store.Item) []byte {
 // wireSize is about how many bytes appendItem appends; never less.
 func wireSize(it *store.Item) int { return 1 + binary.MaxVarintLen32 + len(it.Payload) }
 
-// cutItem takes one item off b without looking into it.
+// cutItem removes one item from b without parsing its payload.
 func cutItem(b []byte) (kind store.Kind, payload, rest []byte, err error) {
 	if len(b) == 0 {
 		return 0, nil, nil, errCutShort
@@ -40,9 +40,9 @@ func cutItem(b []byte) (kind store.Kind, payload, rest []byte, err error) {
 	return kind, b[:size], b[size:], nil
 }
 
-// parseItems reads items that a peer sent. Ids are computed from the payloads,
-// so a peer cannot pass one record off as another; kinds that never leave a
-// node are refused. The items alias b.
+// parseItems parses items from a peer. Ids are computed from the payloads, so a
+// peer cannot pass one record off as another; kinds that are local to a node are
+// refused. The items alias b.
 func parseItems(b []byte) ([]store.Item, error) {
 	items := make([]store.Item, 0, len(b)/256+2)
 	for len(b) > 0 {
@@ -62,12 +62,12 @@ func parseItems(b []byte) ([]store.Item, error) {
 
 func parseRecord(kind store.Kind, payload []byte) (store.Item, error) {
 	if !kind.Record() {
-		return store.Item{}, fmt.Errorf("%v items do not travel between nodes", kind)
+		return store.Item{}, fmt.Errorf("%v items are not exchanged between nodes", kind)
 	}
 	return store.ParseItem(kind, payload)
 }
 
-// appendKeys appends keys; all of them are of records.
+// appendKeys appends keys of records.
 func appendKeys(dst []byte, keys ...store.Key) ([]byte, error) {
 	var err error
 	for _, k := range keys {
@@ -78,7 +78,7 @@ func appendKeys(dst []byte, keys ...store.Key) ([]byte, error) {
 	return dst, nil
 }
 
-// parseKeys reads keys that a peer sent.
+// parseKeys parses keys from a peer.
 func parseKeys(b []byte) ([]store.Key, error) {
 	keys := make([]store.Key, 0, len(b)/64+1)
 	for len(b) > 0 {
@@ -87,7 +87,7 @@ func parseKeys(b []byte) ([]store.Key, error) {
 			return nil, err
 		}
 		if !k.Kind.Record() {
-			return nil, fmt.Errorf("key %v does not travel between nodes", k)
+			return nil, fmt.Errorf("key %v is not exchanged between nodes", k)
 		}
 		keys = append(keys, k)
 		b = rest
@@ -99,7 +99,7 @@ func appendPlace(dst, place []byte) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(place))), place...)
 }
 
-// cutPlace takes one place off b.
+// cutPlace removes one place from b.
 func cutPlace(b []byte) (place, rest []byte, err error) {
 	size, n := binary.Uvarint(b)
 	if n <= 0 || size > uint64(len(b)-n) {

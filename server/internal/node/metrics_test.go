@@ -31,7 +31,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-var update = flag.Bool("update", false, "write docs/metrics.md anew instead of comparing it")
+var update = flag.Bool("update", false, "write docs/metrics.md instead of comparing it")
 
 const metricsPage = "../../../docs/metrics.md"
 
