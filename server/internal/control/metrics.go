@@ -23,7 +23,7 @@ func (c *Control) registerMetrics() error {
 		c.metrics = append(c.metrics, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
 	gauge("stemedb_control_leader", "1 on the leader of the control table, otherwise 0.", func() float64 { return flag(c.leading()) })
-	gauge("stemedb_control_has_leader", "1 on the leader of the control table, otherwise 0.", func() float64 {
+	gauge("stemedb_control_has_leader", "1 when this node knows a leader of the control table, otherwise 0.", func() float64 {
 		_, ok := c.Leader()
 		return flag(ok)
 	})
