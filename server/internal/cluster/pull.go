@@ -48,6 +48,10 @@ type puller struct {
 	startEnd wal.Position
 	caughtUp bool
 	behind   int64
+	// asked is when the request of the latest processed answer was sent, end the end
+	// of the member's log in that answer, and read how far the log has been processed.
+	asked     time.Time
+	end, read wal.Position
 }
 
 func newPuller(c *Cluster, m control.Member) *puller {
@@ -140,7 +144,7 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 		moved = true
 		passed := p.hole.pass(cursor, next, res)
 		p.c.progress.setHole(p.member.Incarnation, p.hole, epoch)
-		if err := p.reached(ctx, passed, epoch, res); err != nil {
+		if err := p.reached(ctx, passed, epoch, began, res); err != nil {
 			return moved, err
 		}
 		wait = p.waitFor()
@@ -466,8 +470,8 @@ func (p *puller) saw(res *peerpb.PullResponse) {
 
 // reached publishes this puller's progress. A new opening is made durable at
 // once: the member's log is compared with it after its next start.
-func (p *puller) reached(ctx context.Context, next wal.Position, epoch int, res *peerpb.PullResponse) error {
-	p.advance(next, epoch, res)
+func (p *puller) reached(ctx context.Context, next wal.Position, epoch int, asked time.Time, res *peerpb.PullResponse) error {
+	p.advance(next, epoch, asked, res)
 	tooSoon := p.full && time.Since(p.notedAt) < p.c.timings.CursorEvery
 	if tooSoon || p.c.progress.witness(p.member.Incarnation).Opening == p.notedOpening {
 		return nil
@@ -476,7 +480,7 @@ func (p *puller) reached(ctx context.Context, next wal.Position, epoch int, res 
 	return p.note(ctx, at, epoch)
 }
 
-func (p *puller) advance(next wal.Position, epoch int, res *peerpb.PullResponse) {
+func (p *puller) advance(next wal.Position, epoch int, asked time.Time, res *peerpb.PullResponse) {
 	p.c.progress.set(p.member.Incarnation, next, epoch)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -485,6 +489,7 @@ func (p *puller) advance(next wal.Position, epoch int, res *peerpb.PullResponse)
 	}
 	p.behind = int64(res.BehindBytes) + logBytes(next, wal.Position(res.Next))
 	p.caughtUp = p.caughtUp || next >= p.startEnd
+	p.asked, p.end, p.read = asked, wal.Position(res.End), wal.Position(res.Next)
 	p.c.metrics.lagBytes.WithLabelValues(p.member.Name).Set(float64(p.behind))
 }
 

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
 // Scrubbing narrows down differences by buckets of id prefixes, one byte at a
@@ -63,11 +65,12 @@ func (c *Cluster) scrubWith(ctx context.Context, m control.Member) error {
 		return err
 	}
 	if len(s.suspects) > 0 {
+		listed := time.Now()
 		// Records in transit arrive in the meantime.
 		if !sleep.For(ctx, c.timings.ScrubSettle) {
 			return ctx.Err()
 		}
-		if err := c.followsTail(m); err != nil {
+		if err := c.awaitLogOf(ctx, m, listed); err != nil {
 			return err
 		}
 		if err := c.fetchDifferences(ctx, m, client, s.suspects); err != nil {
@@ -90,6 +93,38 @@ func (c *Cluster) followsTail(m control.Member) error {
 		return fmt.Errorf("this node has not caught up with %s", m.Name)
 	}
 	return nil
+}
+
+// awaitLogOf waits until this node has processed all that a member's log held at a
+// moment. It returns an error if that takes too long: the process may have been paused,
+// or the network slow, and then nothing can be said about records that are lacking.
+func (c *Cluster) awaitLogOf(ctx context.Context, m control.Member, moment time.Time) error {
+	var end wal.Position
+	for deadline := time.Now().Add(2 * c.timings.PullWait); ; {
+		l, ok := c.linkTo(m.ID())
+		if !ok {
+			return fmt.Errorf("%s is no longer a member", m.Name)
+		}
+		asked, latest, read := l.puller.processed()
+		if end == 0 && asked.After(moment) {
+			end = latest
+		}
+		if end > 0 && read >= end {
+			return c.followsTail(m)
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("this node has not caught up with %s", m.Name)
+		}
+		if !sleep.For(ctx, c.timings.Backoff) {
+			return ctx.Err()
+		}
+	}
+}
+
+func (p *puller) processed() (asked time.Time, end, read wal.Position) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.asked, p.end, p.read
 }
 
 func (c *Cluster) fetchDifferences(ctx context.Context, m control.Member, client peerpb.PeerClient, suspects []store.Key) error {
