@@ -208,7 +208,7 @@ func (a *API) cors(h http.Header, r *http.Request) {
 		return
 	}
 	h.Set("Access-Control-Allow-Origin", allowed)
-	h.Set("Access-Control-Expose-Headers", "X-Request-Id, Retry-After")
+	h.Set("Access-Control-Expose-Headers", "X-Request-Id, Retry-After, "+headerIncomplete)
 	if allowed != "*" {
 		h.Add("Vary", "Origin")
 	}

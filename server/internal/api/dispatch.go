@@ -165,15 +165,32 @@ func (c *call) execute() error {
 	}
 	c.started = true
 	c.liftReadDeadline()
-	if err := c.route.handle(c); err != nil {
+	if err := c.sayIncomplete(c.route.handle(c)); err != nil {
 		return err
 	}
-	if c.svc != nil && c.route.class == keys.Read {
-		if why := c.svc.backend.Incomplete(); why != "" {
-			c.header(headerIncomplete, why)
-		}
-	}
 	return c.authorizeAnswer()
+}
+
+// sayIncomplete marks the answer to a read, also a problem, when the node lost
+// records. err is the handler's error.
+func (c *call) sayIncomplete(err error) error {
+	if c.svc == nil || c.route.class != keys.Read {
+		return err
+	}
+	why := c.svc.backend.Incomplete()
+	if why == "" {
+		return err
+	}
+	c.header(headerIncomplete, why)
+	if err == nil {
+		return nil
+	}
+	p := asProblem(err)
+	if p.Code == codeNoRecord {
+		p.Detail += "; this node lost records and may have held it"
+		p.Remedy += "; if the record was acknowledged, send it again, which stores it anew, or restore a backup"
+	}
+	return p
 }
 
 // liftReadDeadline removes the read timeout once the request has been read: the

@@ -268,7 +268,7 @@ func (g *gateway) attempt(ctx context.Context, c *call, peer Peer, share time.Du
 
 // passedBack lists the header fields of a peer's answer that reach the caller.
 func passedBack() []string {
-	return []string{"Retry-After", "Location", "Allow", "Www-Authenticate", "Cache-Control"}
+	return []string{"Retry-After", "Location", "Allow", "Www-Authenticate", "Cache-Control", headerIncomplete}
 }
 
 // notSent reports whether the transport failed before anything was written,

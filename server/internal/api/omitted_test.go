@@ -2,11 +2,13 @@ package api
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/stemedb/stemedb/record"
+	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
 	"github.com/stemedb/stemedb/server/internal/store"
 )
@@ -62,4 +64,26 @@ func TestADamagedClaimIsShownFromAnotherProject(t *testing.T) {
 	require.Equal(t, "shared", joinClaims(own, other).Project)
 	other.Unreadable = true
 	require.True(t, joinClaims(own, other).Unreadable)
+}
+
+// A read without an answer is marked too: the record that is not found may be one
+// of those that the node lost. A peer's mark reaches the gateway's caller.
+func TestProblemsOfAnIncompleteNodeSaySo(t *testing.T) {
+	c := newTrio(t, nil)
+	for i, n := range c.nodes {
+		n.backend.incomplete = "records are lost"
+		if i == 0 {
+			n.backend.failWith(noQuorum())
+		}
+	}
+	asked := request{method: "GET", path: "/v1/assertions/" + unknownHash, key: c.nodes[0].raw[keys.ReadOnly]}
+	for by, got := range map[string]*httptest.ResponseRecorder{"the node": c.nodes[1].do(asked), "a peer": c.ask(asked)} {
+		require.Equal(t, http.StatusNotFound, got.Code, by)
+		require.Equal(t, "records are lost", got.Header().Get(headerIncomplete), by)
+		require.Contains(t, got.Body.String(), "this node lost records and may have held it", by)
+	}
+	c.nodes[1].backend.failWith(&cluster.LostError{Members: 1})
+	got := c.nodes[1].do(asked)
+	require.Equal(t, http.StatusGone, got.Code)
+	require.Equal(t, "records are lost", got.Header().Get(headerIncomplete))
 }
