@@ -59,7 +59,7 @@ type Member struct {
 // when the members are listed.
 func (c *Client) ClusterStatus(ctx context.Context) (*ClusterStatus, error) {
 	var raw jsontext.Value
-	if err := c.get(ctx, "/v1/cluster/status", nil, &raw); err != nil {
+	if err := c.get(ctx, "/v1/cluster/status", nil, &raw, nil); err != nil {
 		return nil, err
 	}
 	out := ClusterStatus{JSON: raw}
@@ -97,7 +97,7 @@ func (c *Client) Health(ctx context.Context, probe Probe) (status string, err er
 	var out struct {
 		Status string `json:"status"`
 	}
-	err = c.get(ctx, "/v1/health"+string(probe), nil, &out)
+	err = c.get(ctx, "/v1/health"+string(probe), nil, &out, nil)
 	return out.Status, err
 }
 

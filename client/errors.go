@@ -31,6 +31,8 @@ type Error struct {
 
 	// RetryAfter is how long the server asked to wait; 0 when it did not say.
 	RetryAfter time.Duration `json:"-"`
+	// Incomplete is as in Record: a record that was not found may be a lost one.
+	Incomplete string `json:"-"`
 }
 
 // Error returns one line with all details.
@@ -184,6 +186,7 @@ func (c *Client) answerError(resp *http.Response, body []byte) *Error {
 	if e.RequestID == "" {
 		e.RequestID = resp.Header.Get("X-Request-Id")
 	}
+	e.Incomplete = resp.Header.Get(headerIncomplete)
 	e.RetryAfter = c.retryAfter(resp.Header.Get("Retry-After"))
 	return e
 }

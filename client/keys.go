@@ -94,13 +94,13 @@ func (c *Client) Keys(ctx context.Context, project, cursor string, limit int) (*
 		query.Set("limit", strconv.Itoa(limit))
 	}
 	var out KeyPage
-	return &out, c.get(ctx, keysPath, query, &out)
+	return &out, c.get(ctx, keysPath, query, &out, nil)
 }
 
 // Key reads one key.
 func (c *Client) Key(ctx context.Context, hash record.Hash) (*Key, error) {
 	var out Key
-	return &out, c.get(ctx, keyPath(hash), nil, &out)
+	return &out, c.get(ctx, keyPath(hash), nil, &out, nil)
 }
 
 // ChangeKey changes a key. It is never retried: an attempt whose answer was lost has

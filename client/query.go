@@ -107,6 +107,8 @@ type ClaimPage struct {
 	// UnreadableClaims match the query and are left out, because their content is
 	// damaged and no member gave an intact copy. The server names at most 1,000.
 	UnreadableClaims []record.Hash `json:"unreadable_claims"`
+	// Incomplete is as in Record.
+	Incomplete string `json:"-"`
 }
 
 // AnswerPage is one page of a lens's answers, one for each predicate.
@@ -115,6 +117,8 @@ type AnswerPage struct {
 	Cursor  string   `json:"cursor"`
 	// UnreadableClaims is as in ClaimPage.
 	UnreadableClaims []record.Hash `json:"unreadable_claims"`
+	// Incomplete is as in Record.
+	Incomplete string `json:"-"`
 }
 
 // Answer is a lens's answer for one predicate.
@@ -142,7 +146,7 @@ type Why struct {
 // Claims lists claims.
 func (c *Client) Claims(ctx context.Context, q Query) (*ClaimPage, error) {
 	var out ClaimPage
-	if err := c.get(ctx, "/v1/query", q.values(), &out); err != nil {
+	if err := c.get(ctx, "/v1/query", q.values(), &out, &out.Incomplete); err != nil {
 		return nil, err
 	}
 	return &out, nil
@@ -154,7 +158,7 @@ func (c *Client) Query(ctx context.Context, q Query, lens Lens) (*AnswerPage, er
 	v := q.values()
 	v.Set("lens", string(lens))
 	var out AnswerPage
-	if err := c.get(ctx, "/v1/query", v, &out); err != nil {
+	if err := c.get(ctx, "/v1/query", v, &out, &out.Incomplete); err != nil {
 		return nil, err
 	}
 	return &out, nil
@@ -173,6 +177,8 @@ type Dispute struct {
 	PartialClaims []record.Hash `json:"partial_claims"`
 	// UnreadableClaims is as in ClaimPage.
 	UnreadableClaims []record.Hash `json:"unreadable_claims"`
+	// Incomplete is as in Record.
+	Incomplete string `json:"-"`
 }
 
 // Value is one of the values that claims support.
@@ -201,7 +207,7 @@ type Supporter struct {
 // must not have a cursor.
 func (c *Client) Skeptic(ctx context.Context, q Query) (*Dispute, error) {
 	var out Dispute
-	if err := c.get(ctx, "/v1/skeptic", q.values(), &out); err != nil {
+	if err := c.get(ctx, "/v1/skeptic", q.values(), &out, &out.Incomplete); err != nil {
 		return nil, err
 	}
 	return &out, nil

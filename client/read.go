@@ -22,6 +22,9 @@ type Record struct {
 	// Partial: there are more signatures or votes than the server shows.
 	Partial     bool        `json:"partial"`
 	Consistency Consistency `json:"consistency"`
+	// Incomplete says why records may be missing from the answer: the node lost
+	// records, or left damaged claims out. It is empty when nothing is missing.
+	Incomplete string `json:"-"`
 }
 
 // Consistency selects the members that a read asks.
@@ -55,7 +58,7 @@ func (c *Client) GetIn(ctx context.Context, id record.Hash, scope Scope, consist
 		query.Set("scope", string(scope))
 	}
 	var out Record
-	if err := c.get(ctx, "/v1/assertions/"+id.String(), query, &out); err != nil {
+	if err := c.get(ctx, "/v1/assertions/"+id.String(), query, &out, &out.Incomplete); err != nil {
 		return nil, err
 	}
 	return &out, nil
@@ -65,6 +68,8 @@ func (c *Client) GetIn(ctx context.Context, id record.Hash, scope Scope, consist
 type SubjectPage struct {
 	Subjects []string `json:"subjects"`
 	Cursor   string   `json:"cursor"` // of the next page; "" on the last one
+	// Incomplete is as in Record.
+	Incomplete string `json:"-"`
 }
 
 // Subjects lists the subjects below a prefix, at most limit per page (0 is the
@@ -78,7 +83,7 @@ func (c *Client) Subjects(ctx context.Context, prefix, cursor string, limit int)
 		query.Set("limit", strconv.Itoa(limit))
 	}
 	var out SubjectPage
-	if err := c.get(ctx, "/v1/subjects", query, &out); err != nil {
+	if err := c.get(ctx, "/v1/subjects", query, &out, &out.Incomplete); err != nil {
 		return nil, err
 	}
 	return &out, nil
@@ -98,13 +103,13 @@ type Identity struct {
 // WhoAmI returns the project and the role of the client's key.
 func (c *Client) WhoAmI(ctx context.Context) (*Identity, error) {
 	var out Identity
-	if err := c.get(ctx, "/v1/whoami", nil, &out); err != nil {
+	if err := c.get(ctx, "/v1/whoami", nil, &out, nil); err != nil {
 		return nil, err
 	}
 	return &out, nil
 }
 
-func (c *Client) get(ctx context.Context, path string, query url.Values, out any) error {
-	_, err := c.call(ctx, request{method: http.MethodGet, path: path, query: query}, out)
+func (c *Client) get(ctx context.Context, path string, query url.Values, out any, incomplete *string) error {
+	_, err := c.call(ctx, request{method: http.MethodGet, path: path, query: query, incomplete: incomplete}, out)
 	return err
 }

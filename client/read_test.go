@@ -118,3 +118,33 @@ func TestUnreadableAnswer(t *testing.T) {
 	_, err := c.WhoAmI(t.Context())
 	require.ErrorContains(t, err, "is this a StemeDB server?")
 }
+
+// A node that lost records says so in a header of each answer to a read, also of
+// a refusal.
+func TestResultsAndErrorsSayThatRecordsMayBeMissing(t *testing.T) {
+	status := http.StatusOK
+	c, _ := newClient(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Stemedb-Incomplete", "records are lost")
+		if status != http.StatusOK {
+			problem(w, status, "no_such_record")
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write([]byte("{}"))
+	})
+	for name, read := range map[string]func() (string, error){
+		"Claims":   func() (string, error) { r, err := c.Claims(t.Context(), Query{}); return r.Incomplete, err },
+		"Query":    func() (string, error) { r, err := c.Query(t.Context(), Query{}, Recency); return r.Incomplete, err },
+		"Skeptic":  func() (string, error) { r, err := c.Skeptic(t.Context(), Query{}); return r.Incomplete, err },
+		"Subjects": func() (string, error) { r, err := c.Subjects(t.Context(), "", "", 0); return r.Incomplete, err },
+	} {
+		got, err := read()
+		require.NoError(t, err, name)
+		require.Equal(t, "records are lost", got, name)
+	}
+	status = http.StatusNotFound
+	_, err := c.Get(t.Context(), record.Hash{1})
+	var e *Error
+	require.ErrorAs(t, err, &e)
+	require.Equal(t, "records are lost", e.Incomplete)
+}

@@ -23,7 +23,11 @@ type request struct {
 	query     url.Values
 	mediaType string
 	body      []byte
+	// incomplete, unless nil, receives the header X-Stemedb-Incomplete.
+	incomplete *string
 }
+
+const headerIncomplete = "X-Stemedb-Incomplete"
 
 // call sends r until it succeeds, is refused or no attempts are left, and
 // decodes the answer into out, unless that is nil. It returns the status of the
@@ -135,6 +139,9 @@ func (c *Client) once(ctx context.Context, r request) (int, []byte, error) {
 	}
 	if resp.StatusCode/100 != 2 {
 		return 0, nil, c.answerError(resp, body)
+	}
+	if r.incomplete != nil {
+		*r.incomplete = resp.Header.Get(headerIncomplete)
 	}
 	return resp.StatusCode, body, nil
 }

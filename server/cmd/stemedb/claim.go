@@ -64,7 +64,19 @@ func (s *session) with(cmd *cobra.Command, do func(context.Context, *client.Clie
 	defer c.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(cmd.Context(), s.timeout)
 	defer cancel()
-	return sorted(do(ctx, c))
+	err = do(ctx, c)
+	var refused *client.Error
+	if errors.As(err, &refused) {
+		warnIncomplete(cmd, refused.Incomplete)
+	}
+	return sorted(err)
+}
+
+// warnIncomplete reports on standard error that an answer may lack records.
+func warnIncomplete(cmd *cobra.Command, why string) {
+	if why != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: the answer may lack records: %s\n", plain(why))
+	}
 }
 
 // sorted sets the exit code of a client error.

@@ -49,6 +49,7 @@ func claimGetCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				warnIncomplete(cmd, got.Incomplete)
 				if output == "json" {
 					return printJSON(cmd, got)
 				}
@@ -133,12 +134,14 @@ predicate from them and explain why it won.`,
 					if err != nil {
 						return err
 					}
+					warnIncomplete(cmd, page.Incomplete)
 					return showPage(cmd, output, page, page.Cursor, func(out io.Writer) error { return printAnswers(out, page.Answers) })
 				}
 				page, err := c.Claims(ctx, q)
 				if err != nil {
 					return err
 				}
+				warnIncomplete(cmd, page.Incomplete)
 				return showPage(cmd, output, page, page.Cursor, func(out io.Writer) error { return printClaims(out, page.Claims) })
 			})
 		},

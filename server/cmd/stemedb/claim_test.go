@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -226,4 +227,28 @@ func TestClaimsAreShownWithoutControlCharacters(t *testing.T) {
 		require.NotContains(t, out, "\n::")
 		require.Contains(t, out, `\x1b[2J`)
 	}
+}
+
+// A warning about lost records is not part of the result.
+func TestReadsWarnThatTheNodeLostRecords(t *testing.T) {
+	atHome(t)
+	status := http.StatusOK
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Stemedb-Incomplete", "records are lost")
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		_, _ = w.Write([]byte("{}"))
+	}))
+	t.Cleanup(server.Close)
+	t.Setenv("STEMEDB_URL", server.URL)
+	for _, args := range [][]string{{"query", claimSubject}, {"query", claimSubject, "--lens", "recency"}, {"query", claimSubject, "-o", "json"}} {
+		code, out, errOut := command("", append([]string{"claim"}, args...)...)
+		require.Equal(t, exitOK, code, errOut)
+		require.NotContains(t, out, "records are lost")
+		require.Contains(t, errOut, "warning: the answer may lack records: records are lost")
+	}
+	status = http.StatusNotFound
+	code, _, errOut := command("", "claim", "get", strings.Repeat("ab", 32))
+	require.Equal(t, exitNo, code, errOut)
+	require.Contains(t, errOut, "warning: the answer may lack records: records are lost")
 }
