@@ -17,6 +17,17 @@ func sameFolder(a, b string) bool {
 	return realFolder(a, maxLinks) == realFolder(b, maxLinks)
 }
 
+// inside reports whether a folder is below another one, or will be once both
+// exist.
+func inside(folder, other string) bool {
+	for at := realFolder(folder, maxLinks); at != filepath.Dir(at); at = filepath.Dir(at) {
+		if sameFolder(filepath.Dir(at), other) {
+			return true
+		}
+	}
+	return false
+}
+
 // maxLinks bounds the links that are followed, as in the kernel.
 const maxLinks = 40
 

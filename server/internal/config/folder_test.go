@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The two volumes are refused when they are the same folder, in any spelling
-// and whether or not it exists.
+// The two volumes are refused when they are the same folder or one is inside the
+// other, in any spelling and whether or not they exist.
 func TestOneFolderForBothVolumes(t *testing.T) {
 	for _, exists := range []bool{false, true} {
 		for _, row := range []struct {
@@ -19,7 +19,10 @@ func TestOneFolderForBothVolumes(t *testing.T) {
 			same     bool
 		}{
 			{name: "two folders", wal: "wal", db: "db"},
-			{name: "one in the other", wal: "data", db: "data/db"},
+			{name: "one in the other", wal: "data", db: "data/db", same: true},
+			{name: "the other way round, deeper", wal: "data/db/sub/wal", db: "data", same: true},
+			{name: "in the other through a link", wal: "a/wal", db: "b/wal/db", link: "b", to: "a", same: true},
+			{name: "names that begin alike", wal: "data", db: "data2"},
 			{name: "a slash at the end", wal: "data", db: "data/", same: true},
 			{name: "through the parent", wal: "data", db: "data/../data/.", same: true},
 			{name: "a link to the other", wal: "wal", db: "db", link: "db", to: "wal", same: true},

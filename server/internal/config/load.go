@@ -227,8 +227,8 @@ func (c *Config) complete(source Source) (problems []error) {
 			wrong(dir.name, "not set; name a folder on a durable volume, or use --%s", strings.ToLower(strings.ReplaceAll(dir.name, "_", "-")))
 		}
 	}
-	if c.WALDir != "" && c.DBDir != "" && sameFolder(c.WALDir, c.DBDir) {
-		wrong("DB_DIR", "%s is the folder of STEMEDB_WAL_DIR, %s; give each its own", c.DBDir, c.WALDir)
+	if err := c.checkFolders(); err != nil {
+		wrong("DB_DIR", "%w", err)
 	}
 	if !c.Single() && len(c.ClusterSecrets) == 0 {
 		wrong("CLUSTER_SECRET", "not set, but STEMEDB_CLUSTER_JOIN is; members need a common secret, for example from \"openssl rand -hex 32\"")
@@ -247,6 +247,21 @@ func (c *Config) complete(source Source) (problems []error) {
 }
 
 // checkPorts refuses two listeners on one address. Port 0 is any free one.
+// checkFolders refuses folders that are emptied, moved or restored together.
+func (c *Config) checkFolders() error {
+	const apart = "emptying or restoring one would change the other too; give each its own, neither inside the other"
+	switch wal, db := c.WALDir, c.DBDir; {
+	case wal == "" || db == "":
+	case sameFolder(wal, db):
+		return fmt.Errorf("%s is the folder of STEMEDB_WAL_DIR, %s; give each its own", db, wal)
+	case inside(db, wal):
+		return fmt.Errorf("%s is inside the folder of STEMEDB_WAL_DIR, %s: %s", db, wal, apart)
+	case inside(wal, db):
+		return fmt.Errorf("%s contains the folder of STEMEDB_WAL_DIR, %s: %s", db, wal, apart)
+	}
+	return nil
+}
+
 func (c *Config) checkPorts() (problems []error) {
 	seen := map[string]string{}
 	for _, l := range []struct{ name, addr string }{
