@@ -31,7 +31,8 @@ func (c *Cluster) Status() Status {
 	s.WriteQuorum = state.WriteQuorum(func(id string) bool { return alive[id] })
 	candidates, need := state.ReadSet()
 	for _, m := range candidates {
-		if alive[m.ID()] {
+		// A node that does not serve yet counts in no read, not even in its own.
+		if alive[m.ID()] && (m.ID() != c.id || s.Ready) {
 			need--
 		}
 	}

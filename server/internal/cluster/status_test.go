@@ -81,3 +81,23 @@ func TestRecentKeys(t *testing.T) {
 	r.forget()
 	require.Len(t, r.missing(keys), 26)
 }
+
+// Until a restarted node serves, it does not make up a majority for reads.
+func TestANodeThatDoesNotServeYetIsNoPartOfTheReadQuorum(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dead := deadNodes{}
+		w := threeNodes(t, func(w *world) { w.tune = func(c *Config) { c.Liveness = dead } })
+		b := w.nodes["b"]
+		b.shutdown()
+		w.nodes["c"].crash(memfs.LoseAll)
+		dead["c"] = true
+		b.start()
+		b.control.follow()
+		time.Sleep(5 * time.Second)
+		s := b.cluster.Status()
+		require.False(t, s.Ready)
+		require.False(t, s.ReadQuorum, "a alone is no majority: %s", s.Reason)
+		w.await("readiness", func() bool { return b.cluster.Ready() == nil })
+		require.True(t, b.cluster.Status().ReadQuorum)
+	})
+}

@@ -52,7 +52,8 @@ type Status struct {
 	Change   string   `json:"change,omitempty"`
 	ChangeID uint64   `json:"change_id,omitempty"`
 	WaitsFor []string `json:"waits_for,omitempty"`
-	// WriteQuorum and ReadQuorum report whether enough members are alive.
+	// WriteQuorum and ReadQuorum report whether enough members are alive. This node
+	// counts in reads only when it is ready.
 	WriteQuorum bool `json:"write_quorum"`
 	ReadQuorum  bool `json:"read_quorum"`
 	// TimeSure: a majority of the members' clocks agree on the time, and this
