@@ -7,6 +7,7 @@ import (
 
 	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster"
+	"github.com/stemedb/stemedb/server/internal/remedy"
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
@@ -41,7 +42,7 @@ func backendProblem(err error) *Problem {
 			p.Code, p.Status = codeUnavailable, http.StatusServiceUnavailable
 		}
 		if u.Code == cluster.CodeReadOnly {
-			p.Remedy = "free or add disk space on the node's volumes; until then write through another node"
+			p.Remedy = remedy.Space(u.Members)
 		}
 		return p
 	}

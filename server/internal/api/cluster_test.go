@@ -294,6 +294,7 @@ func TestFullDisk(t *testing.T) {
 		}
 		require.Equal(t, 507, status, "%v", answer)
 		require.Equal(t, "read_only", answer["code"])
+		require.NotContains(t, answer["remedy"], "another", "there is no other member")
 		status, _ = c.call("n0:18180", "GET", "/v1/assertions/"+numbered(1).ID().String(), "", nil)
 		require.Equal(t, 200, status, "existing records can be read")
 		disk.SetCapacity("/wal", 1<<40)

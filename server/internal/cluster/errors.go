@@ -71,6 +71,8 @@ type UnavailableError struct {
 	Message string
 	// RetryAfter is when a retry may help; at least one second.
 	RetryAfter time.Duration
+	// Members is the number of members when the code is CodeReadOnly; 0: unknown.
+	Members int
 	// Err is the underlying error; may be nil.
 	Err error
 }

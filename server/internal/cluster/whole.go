@@ -178,7 +178,7 @@ func lossOf(s Store) loss {
 
 // forgetHeld resets every cursor, in memory and durably.
 func (c *Cluster) forgetHeld(ctx context.Context) {
-	c.log.Error("this node lost records and pulls the other members' logs again from the beginning", "remedy", remedy.Lost(len(c.control.State().Everyone()), c.name))
+	c.log.Error("this node lost records; "+remedy.Refill(len(c.control.State().Everyone())), "remedy", remedy.Lost(len(c.control.State().Everyone()), c.name))
 	c.refilling.Store(true)
 	c.recent.forget()
 	var items []store.Item
@@ -293,6 +293,9 @@ func (c *Cluster) lost() string {
 		return "this node lost records"
 	}
 	text := fmt.Sprintf("this node lost %d parts of its log, the first of which is %v", len(outstanding), outstanding[0])
+	if len(outstanding) == 1 {
+		text = fmt.Sprintf("this node lost 1 part of its log, %v", outstanding[0])
+	}
 	if keys := c.lostKeys.Load(); keys != nil && len(*keys) > 0 {
 		text += fmt.Sprintf(", with %d records of which no member has a readable copy, the first of which belongs to assertion %v", len(*keys), (*keys)[0].ID)
 	}

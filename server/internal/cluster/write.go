@@ -173,7 +173,7 @@ func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, 
 	peers := c.currentPeers()
 
 	if err := putPatiently(ctx, c.store, w.items, func(res store.PutResult) { c.putDone(w, generation, res) }); err != nil {
-		return nil, storageError(err)
+		return nil, c.storageError(err)
 	}
 	if refused := c.offer(w, peers); len(refused) > 0 {
 		reachable := func(id string) bool { return !slices.Contains(refused, id) }
@@ -252,7 +252,7 @@ func (c *Cluster) noQuorum(waitErr, localErr error, acks map[string]uint64, item
 	case errors.Is(waitErr, errClosing):
 		return unavailable(CodeClosed, "the node is shutting down; the records may have been stored, send them again", nil)
 	case localErr != nil:
-		return storageError(localErr)
+		return c.storageError(localErr)
 	}
 	state := c.control.State()
 	return unavailable(CodeNoQuorum, fmt.Sprintf(
@@ -260,8 +260,16 @@ func (c *Cluster) noQuorum(waitErr, localErr error, acks map[string]uint64, item
 		state.Durable(acks), len(state.Current()), items), waitErr)
 }
 
+// storageError is storageError with the number of members, on which the remedy
+// depends.
+func (c *Cluster) storageError(err error) error {
+	u := storageError(err)
+	u.Members = len(c.control.State().Members)
+	return u
+}
+
 // storageError translates an error of the local store for a caller.
-func storageError(err error) error {
+func storageError(err error) *UnavailableError {
 	switch {
 	case errors.Is(err, wal.ErrReadOnly):
 		return unavailable(CodeReadOnly, "this node is read-only because a volume is nearly full", err)

@@ -45,3 +45,24 @@ func Lost(members int, name string) string {
 	}
 	return "the other members refill it"
 }
+
+// Space is the advice for a node that refuses writes because a volume is nearly
+// full.
+func Space(members int) string {
+	free := "free or add disk space on the node's volumes; writes then resume automatically"
+	switch {
+	case members <= Unknown:
+		return free + "; until then write through another member, if there is one"
+	case members == 1:
+		return free
+	}
+	return free + "; until then write through another member"
+}
+
+// Refill describes how a node that lost records gets them back.
+func Refill(members int) string {
+	if members == 1 {
+		return "it is the only member, so nothing is pulled"
+	}
+	return "it pulls the other members' logs again from the beginning"
+}

@@ -35,3 +35,10 @@ func TestLostRecordsAreRefilledOnlyWhereThereAreOthers(t *testing.T) {
 	require.Contains(t, unknown, three)
 	require.Contains(t, unknown, "when it is the only member, restore a backup, or accept the loss: stemedb cluster accept-loss n0 --yes; do not empty the volumes")
 }
+
+func TestAnotherMemberIsNamedOnlyWhereThereIsOne(t *testing.T) {
+	require.NotContains(t, Space(1), "another")
+	require.NotContains(t, Refill(1), "the other members")
+	require.Contains(t, Space(2), "write through another member")
+	require.Contains(t, Space(Unknown), "if there is one")
+}

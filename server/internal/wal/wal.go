@@ -58,7 +58,13 @@ type Range struct {
 	Unread bool `json:"unread,omitempty"`
 }
 
-func (r Range) String() string { return fmt.Sprintf("[%v, %v) %s", r.From, r.To, r.Reason) }
+func (r Range) String() string {
+	text := fmt.Sprintf("[%v, %v)", r.From, r.To)
+	if r.Reason != "" {
+		text += " (" + r.Reason + ")"
+	}
+	return text
+}
 
 // Limits of one entry.
 const (
