@@ -127,11 +127,20 @@ func git(t *testing.T, dir string, args ...string) {
 	require.NoError(t, err, "%s", out)
 }
 
-func TestABrokenPatternIsAnErrorThatNamesItsLine(t *testing.T) {
-	for _, bad := range []string{"[ab", "[", "x[!", `x\`, "/", "[a-", "!/"} {
-		ig := ignoring(t, nil, map[string]string{"d": "fine\n" + bad + "\n"})
-		_, err := ig.Ignored("d/x", false)
-		require.ErrorContains(t, err, "d/.aphoriaignore line 2", bad)
+func TestAnInvalidPatternIsIgnoredAsInGitWithAWarningThatNamesItsLine(t *testing.T) {
+	for _, bad := range []string{"[ab", "lit[.py", "[", "x[!", `x\`, "/", "[a-", "!/"} {
+		dir := t.TempDir()
+		git(t, dir, "init", "-q")
+		names := []string{"d/fine", "d/last", "d/x", "d/[ab", "d/lit[.py", "d/ab", "d/[", "d/x[!", `d/x\`, "d/[a-"}
+		text := "fine\n" + bad + "\nlast\n"
+		write(t, dir, "d/.gitignore", text)
+		want := checkIgnore(t, dir, names)
+		ig := ignoring(t, nil, map[string]string{"d": text})
+		for _, name := range names {
+			require.Equal(t, want[name], ignored(t, ig, name, false), "%q of %q", name, bad)
+		}
+		require.Len(t, ig.invalid, 1, bad)
+		require.Contains(t, ig.invalid[0], "d/.aphoriaignore line 2", bad)
 	}
 }
 
