@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/aphoria/internal/revision"
 )
 
 // The reference is git itself.
@@ -184,6 +186,30 @@ func TestSubmodulesAreCountedAndNamed(t *testing.T) {
 	tree := open(t, dir, Options{})
 	require.Equal(t, []string{".gitmodules", "a.py"}, tree.Names())
 	require.Equal(t, map[string][]string{Submodule: {"mod", "loose"}}, tree.Passed)
+}
+
+func TestASubmoduleWithoutItsGitFolderIsCountedAndNamed(t *testing.T) {
+	inner, dir := t.TempDir(), t.TempDir()
+	for _, d := range []string{inner, dir} {
+		git(t, d, "init", "-q")
+		write(t, d, "a.py", "x")
+		git(t, d, "add", ".")
+		git(t, d, "commit", "-q", "-m", "first")
+	}
+	git(t, dir, "submodule", "--quiet", "add", inner, "mod")
+	git(t, dir, "commit", "-q", "-m", "second")
+	require.NoError(t, os.RemoveAll(filepath.Join(dir, ".git", "modules", "mod")))
+	tree := open(t, dir, Options{})
+	require.Equal(t, []string{".gitmodules", "a.py"}, tree.Names())
+	require.Equal(t, map[string][]string{Submodule: {"mod"}}, tree.Passed)
+	r, err := revision.Detect(t.Context(), dir, "")
+	require.NoError(t, err)
+	require.True(t, r.Fixed())
+	require.Contains(t, r.Problem, "mod")
+	write(t, dir, "a.py", "y")
+	r, err = revision.Detect(t.Context(), dir, "")
+	require.NoError(t, err)
+	require.True(t, r.Dirty)
 }
 
 func TestNamesThatAreNotUTF8AreListedAndRead(t *testing.T) {
