@@ -72,7 +72,7 @@ func TestGeneratedSecret(t *testing.T) {
 	require.Equal(t, []string{"/usr/local/bin/stemedb-k8s", "ensure-secret"}, pod.Containers[0].Command)
 	require.Equal(t, []string{
 		"--source=generated", "--namespace=ns", "--statefulset=r-stemedb", "--name=r-stemedb-secrets",
-		"--root-key-field=root-api-key", "--cluster-secret-field=cluster-secret",
+		"--root-key-field=root-api-key", "--cluster-secret-field=cluster-secret", "--hook",
 	}, pod.Containers[0].Args)
 	require.True(t, *pod.AutomountServiceAccountToken)
 	require.Equal(t, "r-stemedb-ensure-secret", pod.ServiceAccountName)

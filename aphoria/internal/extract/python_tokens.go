@@ -14,6 +14,9 @@ type pyToken struct {
 	kind pyKind
 	text string // of a string: its beginning, without the quotes
 	at   int    // offset
+	// empty: it is a string without content. The text alone does not tell, since
+	// more than the outer quotes is cut off.
+	empty bool
 }
 
 type pyKind uint8
@@ -62,9 +65,11 @@ func pyNext(text []byte, kinds []source.Kind, at int) (t pyToken, end int, ok bo
 			end++
 		}
 		quoted := string(text[at:min(end, at+maxPyString)])
-		return pyToken{pyString, strings.Trim(quoted, `"'`), at}, end, true
+		empty := strings.Trim(quoted, `"`) == "" || strings.Trim(quoted, `'`) == ""
+		empty = empty && (len(quoted) == 2 || len(quoted) == 6)
+		return pyToken{pyString, strings.Trim(quoted, `"'`), at, empty}, end, true
 	case c == '\n':
-		return pyToken{pyLineEnd, "\n", at}, end, true
+		return pyToken{pyLineEnd, "\n", at, false}, end, true
 	case c == '\\':
 		for end < len(text) && text[end] == '\r' {
 			end++
@@ -79,10 +84,10 @@ func pyNext(text []byte, kinds []source.Kind, at int) (t pyToken, end int, ok bo
 		for end < len(text) && kinds[end] == source.Code && (isIdentifier(text[end]) || text[end] >= 0x80) {
 			end++
 		}
-		return pyToken{pyName, string(text[at:end]), at}, end, true
+		return pyToken{pyName, string(text[at:end]), at, false}, end, true
 	case c == '=' && end < len(text) && text[end] == '=':
-		return pyToken{pyOperator, "==", at}, end + 1, true
+		return pyToken{pyOperator, "==", at, false}, end + 1, true
 	default:
-		return pyToken{pyOperator, string(c), at}, end, true
+		return pyToken{pyOperator, string(c), at, false}, end, true
 	}
 }

@@ -197,3 +197,36 @@ func TestParenthesesAndAliasesHideNoJavaScript(t *testing.T) {
 		require.Equal(t, want, verdicts(t, "a.js", text), text)
 	}
 }
+
+func TestConstantsAndConversionsHideNoGo(t *testing.T) {
+	block, flag := []Verdict{Block}, []Verdict{Flag}
+	const set, config = "var c = tls.Config{InsecureSkipVerify: t}\n", "var c = tls.Config{InsecureSkipVerify: true, VerifyConnection: "
+	for text, want := range map[string][]Verdict{
+		"func f() {\nconst t = true\nc := tls.Config{InsecureSkipVerify: t}\n}": block,
+		"func f() {\nconst t = true\nc.InsecureSkipVerify = t\n}":               block,
+		set + "const t = true":                                                 block,
+		set + "const t bool = !false":                                          block,
+		set + "const (\na = true\nt\n)":                                        block,
+		set + "const a, t = false, !a":                                         block,
+		set + "const t = bool(true)":                                           block,
+		set + "type b bool\nconst t = b(true)":                                 block,
+		set + "const t = false":                                                nil,
+		set + "const t = t":                                                    nil,
+		set + "var t = true":                                                   nil, // it may change
+		set + "func f() { const t = true }":                                    nil,
+		"const t = true\nfunc f(t bool) { c.InsecureSkipVerify = t }":          nil,
+		"const t = true\nfunc f() { t := g(); c.InsecureSkipVerify = t }":      nil,
+		"func f() { c.InsecureSkipVerify = bool(true) }":                       block,
+		config + "(func(tls.ConnectionState) error)(nil)}":                     block,
+		config + "((func(tls.ConnectionState) error)((nil)))}":                 block,
+		config + "v(nil)}\ntype v func(tls.ConnectionState) error":             block,
+		config + "v(nil)}":                                                     flag, // a call
+		config + "v(w)}\ntype v func(tls.ConnectionState) error":               flag,
+		config + "func(tls.ConnectionState) error { return error(nil) }}":      block,
+		config + "v}\nfunc v(tls.ConnectionState) error { return nil }":        block,
+		config + "v}\nfunc v(s tls.ConnectionState) error { return check(s) }": flag,
+		"func f() { c.InsecureSkipVerify = true; c.VerifyPeerCertificate = (func([][]byte, [][]*x509.Certificate) error)(nil) }": block,
+	} {
+		require.Equal(t, want, verdicts(t, "a.go", "package a\n"+text), text)
+	}
+}

@@ -24,12 +24,12 @@ func goTLS(ctx context.Context, f *source.File, m *Modules) ([]Observation, erro
 		return nil, nil
 	}
 	files := token.NewFileSet()
-	parsed, err := parser.ParseFile(files, "", f.Text, parser.SkipObjectResolution)
+	parsed, err := parser.ParseFile(files, "", f.Text, 0)
 	if err != nil {
 		// This compiler accepts no such file, but a later one may.
 		return goTokens(ctx, f, m), fmt.Errorf("cannot be parsed, so every %s = true in it counts: %w", skipVerify, err)
 	}
-	g := goFinder{ctx: ctx, file: f, modules: m, files: files, verifies: make(map[*ast.AssignStmt]map[string]bool)}
+	g := goFinder{ctx: ctx, file: f, modules: m, files: files, constants: constantsOf(parsed), verifies: make(map[*ast.AssignStmt]map[string]bool)}
 	ast.Inspect(parsed, g.visit)
 	return g.found, ctx.Err()
 }
@@ -44,6 +44,8 @@ type goFinder struct {
 	modules *Modules
 	files   *token.FileSet
 	found   []Observation
+	// constants are the values of each constant declaration of the file.
+	constants map[*ast.ValueSpec][]ast.Expr
 	// verifies are the variables that get a verifier in the block of a statement.
 	verifies map[*ast.AssignStmt]map[string]bool
 }
@@ -81,7 +83,7 @@ func (g *goFinder) literal(lit *ast.CompositeLit) {
 		}
 	}
 	for _, e := range lit.Elts {
-		if kv, ok := e.(*ast.KeyValueExpr); ok && fieldName(kv.Key) == skipVerify && isTrue(kv.Value) {
+		if kv, ok := e.(*ast.KeyValueExpr); ok && fieldName(kv.Key) == skipVerify && g.isTrue(kv.Value) {
 			g.add(kv.Pos(), verifies)
 		}
 	}
@@ -113,7 +115,7 @@ func (g *goFinder) assignment(s *ast.AssignStmt) {
 		return
 	}
 	for i, to := range s.Lhs {
-		if field, ok := ast.Unparen(to).(*ast.SelectorExpr); ok && field.Sel.Name == skipVerify && isTrue(s.Rhs[i]) {
+		if field, ok := ast.Unparen(to).(*ast.SelectorExpr); ok && field.Sel.Name == skipVerify && g.isTrue(s.Rhs[i]) {
 			g.add(field.Sel.Pos(), g.verifies[s][variable(field.X)])
 		}
 	}
@@ -147,29 +149,57 @@ func isVerifier(field string) bool {
 func setsVerifier(value ast.Expr) bool {
 	switch v := ast.Unparen(value).(type) {
 	case *ast.Ident:
+		if declared, ok := declaration(v).(*ast.FuncDecl); ok && declared.Body != nil {
+			return mayRefuse(declared.Body)
+		}
 		return v.Name != "nil"
 	case *ast.FuncLit:
-		if len(v.Body.List) != 1 {
-			return len(v.Body.List) > 0
-		}
-		ret, ok := v.Body.List[0].(*ast.ReturnStmt)
-		return !ok || len(ret.Results) != 1 || setsVerifier(ret.Results[0])
+		return mayRefuse(v.Body)
+	case *ast.CallExpr:
+		return !isConversion(v) || setsVerifier(v.Args[0])
 	default:
 		return true
 	}
 }
 
-// isTrue recognises true, !false, and both in parentheses.
-func isTrue(value ast.Expr) bool { return boolean(value, "true") }
+// mayRefuse reports whether a function's body does more than return nil.
+func mayRefuse(body *ast.BlockStmt) bool {
+	if len(body.List) != 1 {
+		return len(body.List) > 0
+	}
+	ret, ok := body.List[0].(*ast.ReturnStmt)
+	return !ok || len(ret.Results) != 1 || !isNil(ret.Results[0])
+}
+
+// isNil recognises nil, also in conversions and parentheses.
+func isNil(value ast.Expr) bool {
+	switch v := ast.Unparen(value).(type) {
+	case *ast.Ident:
+		return v.Name == "nil"
+	case *ast.CallExpr:
+		return isConversion(v) && isNil(v.Args[0])
+	default:
+		return false
+	}
+}
+
+// isTrue recognises true, !false, constants of the file with such a value, and
+// all of them in conversions and parentheses.
+func (g *goFinder) isTrue(value ast.Expr) bool { return g.boolean(value, "true", maxConstants) }
 
 var negation = map[string]string{"true": "false", "false": "true"}
 
-func boolean(value ast.Expr, want string) bool {
+func (g *goFinder) boolean(value ast.Expr, want string, left int) bool {
 	switch v := ast.Unparen(value).(type) {
 	case *ast.Ident:
+		if declared := g.constant(v); declared != nil {
+			return left > 0 && g.boolean(declared, want, left-1)
+		}
 		return v.Name == want
 	case *ast.UnaryExpr:
-		return v.Op == token.NOT && boolean(v.X, negation[want])
+		return v.Op == token.NOT && g.boolean(v.X, negation[want], left)
+	case *ast.CallExpr:
+		return isConversion(v) && g.boolean(v.Args[0], want, left)
 	default:
 		return false
 	}

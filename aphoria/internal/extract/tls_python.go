@@ -16,7 +16,7 @@ const unverifiedContext = "_create_unverified_context"
 // the code token by token. Only the call that contains a token and the full names
 // of the file's imports decide.
 func pythonTLS(ctx context.Context, f *source.File, m *Modules) []Observation {
-	if !slices.ContainsFunc([]string{"verify", "CERT_NONE", unverifiedContext}, func(word string) bool {
+	if !slices.ContainsFunc([]string{"verify", "cert_reqs", "CERT_NONE", unverifiedContext}, func(word string) bool {
 		return bytes.Contains(f.Text, []byte(word))
 	}) {
 		return nil
@@ -198,7 +198,7 @@ func (p *pythonFinder) add(r finding, offset int) {
 // judge handles a setting with its value.
 func (p *pythonFinder) judge(s *setting) {
 	switch name := s.target.name(); {
-	case name == "verify" && !s.quoted && s.value == map[bool]string{false: "False", true: "True"}[s.negated]:
+	case name == "verify" && (s.off() || s.isNone()):
 		p.verify(s)
 	case (name == "verify_mode" || name == "cert_reqs") && !s.negated && p.isCertNone(s):
 		r := verificationOff(0.9, "CERT_NONE asks for no certificate")
@@ -210,6 +210,9 @@ func (p *pythonFinder) judge(s *setting) {
 }
 
 func (p *pythonFinder) isCertNone(s *setting) bool {
+	if s.isZero() {
+		return true // the number of CERT_NONE
+	}
 	values := []string{s.value}
 	if !s.quoted {
 		values = p.imports.resolve(s.value)
@@ -217,7 +220,9 @@ func (p *pythonFinder) isCertNone(s *setting) bool {
 	return !slices.ContainsFunc(values, func(v string) bool { return pyPath{text: v}.name() != "CERT_NONE" })
 }
 
-// verify judges verify=False, which is also an ordinary name.
+// verify judges verify=False, which is also an ordinary name. To a call, None
+// means the default, which verifies; a session with None does not verify. An
+// ordinary name is often empty.
 func (p *pythonFinder) verify(s *setting) {
 	r := verificationOff(0.85, "verify=False accepts any certificate")
 	b := &s.in
@@ -227,8 +232,13 @@ func (p *pythonFinder) verify(s *setting) {
 	case s.top || b.call == "" && s.target.text != "verify": // an assignment
 		owner := strings.TrimSuffix(strings.TrimSuffix(s.target.text, "verify"), ".")
 		if s.target.text == "verify" || owner == "self" || owner == "cls" {
+			if s.isNone() || s.value == pyEmpty {
+				return
+			}
 			r = r.softer()
 		}
+	case s.isNone():
+		return
 	default:
 		calls := p.imports.resolve(b.call)
 		if slices.ContainsFunc(calls, func(call string) bool { return strings.HasSuffix("."+call, ".partial") }) {

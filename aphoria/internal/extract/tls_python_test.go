@@ -110,3 +110,50 @@ func TestNoTextAroundHidesJavaScript(t *testing.T) {
 		require.Equal(t, tc.want, verdicts(t, tc.name, tc.text), "%s %s", tc.name, tc.text)
 	}
 }
+
+func TestValuesThatAreFalseInPythonSwitchVerificationOff(t *testing.T) {
+	block, flag := []Verdict{Block}, []Verdict{Flag}
+	for text, want := range map[string][]Verdict{
+		`requests.get(u, verify=0)`:                         block,
+		`requests.get(u, verify=0.0)`:                       block,
+		`requests.get(u, verify=0x00)`:                      block,
+		`requests.get(u, verify=0_0)`:                       block,
+		`requests.get(u, verify=(0))`:                       block,
+		`requests.get(u, verify="")`:                        block,
+		`requests.get(u, verify='', timeout=3)`:             block,
+		"requests.get(u, verify='''''')":                    block,
+		`requests.get(u, verify=[])`:                        block,
+		"requests.get(u, verify=[\n])":                      block,
+		`requests.get(u, verify=())`:                        block,
+		`requests.get(u, verify={})`:                        block,
+		`requests.get(u, verify=not 1)`:                     block,
+		`requests.get(u, verify=not "x")`:                   block,
+		`requests.get(u, **{"verify": 0})`:                  block,
+		`session.verify = 0`:                                block,
+		`session.verify = ""`:                               block,
+		`session.verify = None`:                             block,
+		`urllib3.PoolManager(cert_reqs=0)`:                  block,
+		`context.verify_mode = 0`:                           block,
+		`verify = 0`:                                        flag,
+		`self.merge(verify=0)`:                              flag,
+		`requests.get(u, verify=0 or x)`:                    flag,
+		`requests.get(u, verify=None)`:                      nil,
+		`requests.get(u, verify=1)`:                         nil,
+		`requests.get(u, verify=10)`:                        nil,
+		`requests.get(u, verify=0.5)`:                       nil,
+		`requests.get(u, verify=not 0)`:                     nil,
+		`requests.get(u, verify=not "")`:                    nil,
+		`requests.get(u, verify="0")`:                       nil,
+		`requests.get(u, verify="False")`:                   nil,
+		`requests.get(u, verify="()")`:                      nil,
+		`requests.get(u, verify="'")`:                       nil,
+		`requests.get(u, verify=[x])`:                       nil,
+		`requests.get(u, verify={"a": 0})`:                  nil,
+		`requests.get(u, verify="ca.pem")`:                  nil,
+		`jwt.decode(t, verify=0)`:                           nil,
+		`self.verify = None; verify = ""; self.verify = []`: nil,
+		`def f(verify=0): pass`:                             nil,
+	} {
+		require.Equal(t, want, verdicts(t, "a.py", text), text)
+	}
+}

@@ -25,7 +25,8 @@ type Revision struct {
 	Kind string    `json:"kind"`          // git, module or none
 	ID   string    `json:"id,omitempty"`  // commit hash, or the module's version
 	Time time.Time `json:"time,omitzero"` // of the commit or version; zero when unknown
-	// Problem says why the revision is unknown although there is a repository.
+	// Problem says why the revision, or a part of its state, is unknown although
+	// there is a repository.
 	Problem string `json:"problem,omitempty"`
 	Dirty   bool   `json:"dirty,omitempty"` // the work tree has uncommitted changes
 }
@@ -81,7 +82,14 @@ func gitRevision(ctx context.Context, root, stateDir string) (Revision, error) {
 	}
 	changes, err := Git(ctx, root, status...)
 	if err != nil {
-		return none, err
+		// Git ends at a submodule whose git folder is missing. A scan does not read
+		// submodules, so the other files decide.
+		problem := fmt.Sprintf("a submodule cannot be read and is left out; git submodule update --init restores it: %v", err)
+		status = slices.Insert(status, 1, "--ignore-submodules=all")
+		if changes, err = Git(ctx, root, status...); err != nil {
+			return none, err
+		}
+		r.Problem = problem
 	}
 	r.Dirty = len(changes) > 0
 	return r, nil

@@ -104,6 +104,7 @@ func Run(ctx context.Context, at Place, stateDir string, cfg config.Config, regi
 			return nil, err
 		}
 	}
+	res.Warnings = append(res.Warnings, tree.Warnings()...)
 	return res, res.claim(ctx, found, now)
 }
 

@@ -17,6 +17,7 @@ type Ignore struct {
 	read    func(dir string) ([]byte, error)
 	files   map[string][]pattern
 	dirs    map[string]bool // whether the directory is skipped
+	invalid []string        // lines of the files that are no pattern
 }
 
 // pattern is one line.
@@ -171,7 +172,8 @@ func lastMatch(patterns []pattern, name string, dir bool) (ignored, ok bool) {
 	return false, false
 }
 
-// file returns the patterns of a directory's ignore file.
+// file returns the patterns of a directory's ignore file. As in git, an invalid
+// pattern matches nothing.
 func (ig *Ignore) file(dir string) ([]pattern, error) {
 	if known, ok := ig.files[dir]; ok {
 		return known, nil
@@ -184,7 +186,7 @@ func (ig *Ignore) file(dir string) ([]pattern, error) {
 	for i, line := range strings.Split(string(decodeText(raw)), "\n") {
 		p, ok, err := parsePattern(line)
 		if err != nil {
-			return nil, fmt.Errorf("%s line %d: %w", path.Join(dir, IgnoreFile), i+1, err)
+			ig.invalid = append(ig.invalid, fmt.Sprintf("%s line %d is ignored: %v", path.Join(dir, IgnoreFile), i+1, err))
 		}
 		if ok {
 			patterns = append(patterns, p)

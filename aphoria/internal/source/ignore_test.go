@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/aphoria/internal/revision"
 )
 
 // The reference is git itself.
@@ -127,11 +129,20 @@ func git(t *testing.T, dir string, args ...string) {
 	require.NoError(t, err, "%s", out)
 }
 
-func TestABrokenPatternIsAnErrorThatNamesItsLine(t *testing.T) {
-	for _, bad := range []string{"[ab", "[", "x[!", `x\`, "/", "[a-", "!/"} {
-		ig := ignoring(t, nil, map[string]string{"d": "fine\n" + bad + "\n"})
-		_, err := ig.Ignored("d/x", false)
-		require.ErrorContains(t, err, "d/.aphoriaignore line 2", bad)
+func TestAnInvalidPatternIsIgnoredAsInGitWithAWarningThatNamesItsLine(t *testing.T) {
+	for _, bad := range []string{"[ab", "lit[.py", "[", "x[!", `x\`, "/", "[a-", "!/"} {
+		dir := t.TempDir()
+		git(t, dir, "init", "-q")
+		names := []string{"d/fine", "d/last", "d/x", "d/[ab", "d/lit[.py", "d/ab", "d/[", "d/x[!", `d/x\`, "d/[a-"}
+		text := "fine\n" + bad + "\nlast\n"
+		write(t, dir, "d/.gitignore", text)
+		want := checkIgnore(t, dir, names)
+		ig := ignoring(t, nil, map[string]string{"d": text})
+		for _, name := range names {
+			require.Equal(t, want[name], ignored(t, ig, name, false), "%q of %q", name, bad)
+		}
+		require.Len(t, ig.invalid, 1, bad)
+		require.Contains(t, ig.invalid[0], "d/.aphoriaignore line 2", bad)
 	}
 }
 
@@ -175,6 +186,30 @@ func TestSubmodulesAreCountedAndNamed(t *testing.T) {
 	tree := open(t, dir, Options{})
 	require.Equal(t, []string{".gitmodules", "a.py"}, tree.Names())
 	require.Equal(t, map[string][]string{Submodule: {"mod", "loose"}}, tree.Passed)
+}
+
+func TestASubmoduleWithoutItsGitFolderIsCountedAndNamed(t *testing.T) {
+	inner, dir := t.TempDir(), t.TempDir()
+	for _, d := range []string{inner, dir} {
+		git(t, d, "init", "-q")
+		write(t, d, "a.py", "x")
+		git(t, d, "add", ".")
+		git(t, d, "commit", "-q", "-m", "first")
+	}
+	git(t, dir, "submodule", "--quiet", "add", inner, "mod")
+	git(t, dir, "commit", "-q", "-m", "second")
+	require.NoError(t, os.RemoveAll(filepath.Join(dir, ".git", "modules", "mod")))
+	tree := open(t, dir, Options{})
+	require.Equal(t, []string{".gitmodules", "a.py"}, tree.Names())
+	require.Equal(t, map[string][]string{Submodule: {"mod"}}, tree.Passed)
+	r, err := revision.Detect(t.Context(), dir, "")
+	require.NoError(t, err)
+	require.True(t, r.Fixed())
+	require.Contains(t, r.Problem, "mod")
+	write(t, dir, "a.py", "y")
+	r, err = revision.Detect(t.Context(), dir, "")
+	require.NoError(t, err)
+	require.True(t, r.Dirty)
 }
 
 func TestNamesThatAreNotUTF8AreListedAndRead(t *testing.T) {

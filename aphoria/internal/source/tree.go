@@ -91,6 +91,9 @@ func (t *Tree) Close() error { return t.root.Close() }
 // Names are the files, relative to the root, with slashes, sorted.
 func (t *Tree) Names() []string { return t.names }
 
+// Warnings names the invalid lines of the ignore files that were read.
+func (t *Tree) Warnings() []string { return t.ignore.invalid }
+
 func (t *Tree) exclude(name string) {
 	if !slices.ContainsFunc(strings.Split(name, "/"), func(part string) bool { return slices.Contains(notCode(), part+"/") }) {
 		t.Excluded++

@@ -20,7 +20,9 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: localserver FOLDER [FLAG...]; FOLDER holds the program stemedb and is removed at the end")
 		os.Exit(2)
 	}
-	code, err := run(os.Args[1], os.Args[2:])
+	// Before anything else, so that a signal at any moment removes the data.
+	signals := catchSignals()
+	code, err := run(os.Args[1], os.Args[2:], signals)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "localserver:", err)
 	}
@@ -28,7 +30,7 @@ func main() {
 }
 
 // run returns the exit code.
-func run(folder string, flags []string) (code int, err error) {
+func run(folder string, flags []string, signals <-chan os.Signal) (code int, err error) {
 	defer func() {
 		if rmErr := os.RemoveAll(folder); err == nil && rmErr != nil {
 			code, err = 1, fmt.Errorf("remove the data: %w", rmErr)
@@ -40,9 +42,11 @@ func run(folder string, flags []string) (code int, err error) {
 	}
 	port := func(n int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(first+n)) }
 	program := filepath.Join(folder, "stemedb")
-	fmt.Printf("StemeDB listens on http://%s (API) and :%d (gateway); data in %s; Ctrl-C stops it and removes the data.\n", port(0), first+1, folder)
-	fmt.Printf("  curl -s http://%s/v1/health\n", port(1))
-	fmt.Printf("  %s smoke --url http://%s\n", program, port(1))
+	ready := func() {
+		fmt.Printf("StemeDB listens on http://%s (API) and :%d (gateway); data in %s; Ctrl-C stops it and removes the data.\n", port(0), first+1, folder)
+		fmt.Printf("  curl -s http://%s/v1/health\n", port(1))
+		fmt.Printf("  %s smoke --url http://%s\n", program, port(1))
+	}
 
 	server := exec.Command(program, append([]string{ //nolint:noctx // it ends by the signals below
 		"serve", "--node-name", "local", "--advertise-addr", "127.0.0.1",
@@ -52,7 +56,7 @@ func run(folder string, flags []string) (code int, err error) {
 	}, flags...)...)
 	server.Env = environment(os.Environ())
 	server.Stdout, server.Stderr = os.Stdout, os.Stderr
-	byTerminal, err := supervise(server)
+	byTerminal, err := supervise(server, signals, "http://"+port(1)+"/v1/health", ready)
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit):

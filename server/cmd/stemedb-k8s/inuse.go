@@ -30,7 +30,7 @@ type inUse struct {
 	fields   map[string]string // file in the pod to field of the Secret
 	secret   *corev1.Secret    // nil when it no longer exists
 	selector string            // of the members' pods
-	serving  bool              // at least one member is ready, with the values in its memory
+	running  bool              // members may run, with the values in their memory
 }
 
 // readInUse returns nil when there is no StatefulSet: before an install.
@@ -42,7 +42,7 @@ func readInUse(ctx context.Context, k cluster, spec secretSpec) (*inUse, error) 
 	if err != nil {
 		return nil, fmt.Errorf("read StatefulSet %s/%s: %w", spec.namespace, spec.statefulSet, err)
 	}
-	used := &inUse{source: source(set.Annotations[sourceAnnotation]), serving: set.Status.ReadyReplicas > 0, selector: metav1.FormatLabelSelector(set.Spec.Selector)}
+	used := &inUse{source: source(set.Annotations[sourceAnnotation]), running: mayRun(set, spec.hook), selector: metav1.FormatLabelSelector(set.Spec.Selector)}
 	if used.name, used.fields = mountedSecret(set); used.name == "" {
 		return nil, fmt.Errorf("%w: StatefulSet %s/%s has no volume %q of a Secret, so the values that its members use are unknown; give the volume its name back (merge.pod, patch.pod)",
 			errUnusable, spec.namespace, spec.statefulSet, secretsVolume)
@@ -54,6 +54,20 @@ func readInUse(ctx context.Context, k cluster, spec secretSpec) (*inUse, error) 
 		used.source = guessSource(used, spec)
 	}
 	return used, nil
+}
+
+// mayRun reports whether a member may hold the values in its memory. A member
+// that is not ready holds them too. Pods that wait for their first Secret do
+// not, but the status looks the same: that is possible only where the Job is no
+// hook, so that an install creates the StatefulSet beside it, in its first
+// generation.
+func mayRun(set *appsv1.StatefulSet, hook bool) bool {
+	status := &set.Status
+	if status.ReadyReplicas > 0 {
+		return true
+	}
+	pods := max(status.Replicas, status.CurrentReplicas, status.UpdatedReplicas)
+	return pods > 0 && (hook || set.Generation > 1)
 }
 
 func mountedSecret(set *appsv1.StatefulSet) (string, map[string]string) {

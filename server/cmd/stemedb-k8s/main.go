@@ -159,6 +159,7 @@ Values are never printed.`,
 	flags.StringVar(&spec.name, "name", "", "name of the Secret that the members will mount (required)")
 	flags.StringVar(&spec.statefulSet, "statefulset", "", "name of the members' StatefulSet (required)")
 	flags.StringVar(&spec.staged, "staged-name", "", "name of the Secret that External Secrets fills before a switch to externalSecret")
+	flags.BoolVar(&spec.hook, "hook", false, "this Job runs before an install creates the StatefulSet: pods of a StatefulSet may hold values even if none is ready")
 	flags.BoolVar(&spec.acceptNew, "accept-new-values", false, "accept values that differ from those in use; all members must then be restarted together")
 	flags.StringVar(&spec.namespace, "namespace", "", "namespace of the Secret (default: the pod's)")
 	flags.StringVar(&spec.rootKeyField, "root-key-field", "root-api-key", "field for the root API key")

@@ -37,6 +37,7 @@ type secretSpec struct {
 	statefulSet        string
 	staged             string // filled by External Secrets before a switch to it
 	acceptNew          bool
+	hook               bool // the Job ran before the StatefulSet's first pod, so that pod had a Secret
 }
 
 // result is the outcome of ensureSecret.

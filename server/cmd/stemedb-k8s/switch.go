@@ -62,7 +62,7 @@ func (s step) wanted(f field) ([]byte, error) {
 	if value := s.used.value(f.file); value != "" {
 		return []byte(value), nil
 	}
-	if s.used != nil && s.used.serving {
+	if s.used != nil && s.used.running {
 		if !s.spec.acceptNew {
 			return nil, s.lost(f)
 		}
@@ -158,7 +158,7 @@ func (s step) compare(next *corev1.Secret, remedy string) error {
 			continue // no members yet, nothing to compare, or it is the field in use
 		}
 		inUse := s.used.value(f.file)
-		if inUse == value || (inUse == "" && !s.used.serving) {
+		if inUse == value || (inUse == "" && !s.used.running) {
 			continue
 		}
 		if s.spec.acceptNew {
@@ -185,7 +185,7 @@ func (s step) refuseOwned() error {
 }
 
 func (s step) lost(f field) error {
-	return fmt.Errorf("%w: the members run with a value of field %q that Secret %s/%s no longer holds. Put the Secret back from your copy, or accept new values: "+
+	return fmt.Errorf("%w: the members have pods, ready or not, that may run with a value of field %q that Secret %s/%s does not hold. Put the Secret back from your copy, or accept new values: "+
 		"set secrets.acceptNewValues=true for one upgrade and then restart all members together, which is an outage of seconds: %s",
 		errUnusable, s.used.fields[f.file], s.spec.namespace, s.used.name, s.restartAll())
 }

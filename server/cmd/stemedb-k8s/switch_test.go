@@ -174,6 +174,7 @@ func TestALostSecretIsNotReplacedUnderRunningMembers(t *testing.T) {
 			require.Contains(t, log, "restart all members together")
 			require.NotEmpty(t, stored.Data["cluster"])
 
+			c.spec.acceptNew = false
 			_, _, _, err = ensureAs(t, fake.NewClientset(append(c.held, members(generated, ownName, 0))...), c.spec)
 			require.NoError(t, err, "no member runs with the old values")
 		})
@@ -184,6 +185,48 @@ func TestALostSecretIsNotReplacedUnderRunningMembers(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, completed, done)
 	require.Equal(t, goodSecret, string(stored.Data["renamed"]))
+}
+
+// A member that is not ready holds the old values too. Only beside an ordinary
+// Job may the pods of a new StatefulSet wait for their first Secret.
+func TestMembersThatAreNotReadyKeepTheirValues(t *testing.T) {
+	for name, c := range map[string]struct {
+		hook       bool
+		generation int64
+		status     appsv1.StatefulSetStatus
+		refused    bool
+	}{
+		"pods, hook":                 {true, 1, appsv1.StatefulSetStatus{Replicas: 3}, true},
+		"current pods, hook":         {true, 1, appsv1.StatefulSetStatus{CurrentReplicas: 1}, true},
+		"updated pods, hook":         {true, 1, appsv1.StatefulSetStatus{UpdatedReplicas: 1}, true},
+		"pods, no hook, changed":     {false, 2, appsv1.StatefulSetStatus{Replicas: 3}, true},
+		"pods, no hook, new":         {false, 1, appsv1.StatefulSetStatus{Replicas: 3}, false},
+		"a ready pod, no hook, new":  {false, 1, appsv1.StatefulSetStatus{ReadyReplicas: 1}, true},
+		"no pods, hook, scaled to 0": {true, 2, appsv1.StatefulSetStatus{}, false},
+		"no pods, no hook":           {false, 2, appsv1.StatefulSetStatus{}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			set := members(generated, ownName, 0)
+			set.Generation, set.Status = c.generation, c.status
+			s := specFor(generated)
+			s.hook = c.hook
+			client := fake.NewClientset(set)
+			done, stored, _, err := ensureAs(t, client, s)
+			if !c.refused {
+				require.NoError(t, err)
+				require.Equal(t, created, done)
+				return
+			}
+			require.ErrorContains(t, err, "Put the Secret back from your copy")
+			require.Equal(t, exitRefused, exitCode(err))
+			require.Nil(t, stored)
+			s.acceptNew = true
+			done, _, log, err := ensureAs(t, client, s)
+			require.NoError(t, err)
+			require.Equal(t, created, done)
+			require.Contains(t, log, "restart all members together")
+		})
+	}
 }
 
 // A Secret that the Job may not read is named, with the chart value that grants

@@ -44,6 +44,7 @@ the name contains a hash of the Job's content.
       (printf "--root-key-field=%s" $secrets.keys.rootApiKey)
       (printf "--cluster-secret-field=%s" $secrets.keys.clusterSecret) -}}
 {{- if eq $secrets.source "externalSecret" }}{{ $args = append $args (printf "--staged-name=%s" (include "stemedb.stagedName" .)) }}{{ end -}}
+{{- if $secrets.job.hook }}{{ $args = append $args "--hook" }}{{ end -}}
 {{- if $secrets.acceptNewValues }}{{ $args = append $args "--accept-new-values" }}{{ end -}}
 {{- toYaml $args -}}
 {{- end -}}
