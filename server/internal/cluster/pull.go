@@ -382,12 +382,12 @@ const fetchKeys = 4096
 // have: it must not keep the others from coming.
 func (c *Cluster) appendFetched(items []store.Item, b []byte, asked []store.Key) ([]store.Item, error) {
 	for len(b) > 0 {
-		kind, payload, rest, err := cutItem(b)
+		kind, payload, rest, err := store.CutRecord(b)
 		if err != nil {
 			return nil, err
 		}
 		b = rest
-		it, err := parseRecord(kind, payload)
+		it, err := store.ParseRecord(kind, payload)
 		if err != nil {
 			c.metrics.malformed.Inc()
 			c.log.Error("a member sent a record that is none; it is passed over", "error", err)
