@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -111,26 +112,41 @@ func readManifest(ctx context.Context, r Remote, name string) (*Manifest, error)
 	return m, nil
 }
 
+// newestFirst yields the backups, the newest first. A manifest that cannot be read is
+// yielded as a *DamageError; any other error is the last.
+func newestFirst(ctx context.Context, r Remote) iter.Seq2[*Manifest, error] {
+	return func(yield func(*Manifest, error) bool) {
+		objects, err := r.List(ctx, manifests)
+		if err != nil {
+			yield(nil, fmt.Errorf("list the backups: %w", err))
+			return
+		}
+		slices.SortFunc(objects, func(a, b Object) int { return cmp.Compare(b.Name, a.Name) })
+		for _, o := range objects {
+			m, err := readManifest(ctx, r, o.Name)
+			var d *DamageError
+			if !yield(m, err) || err != nil && !errors.As(err, &d) {
+				return
+			}
+		}
+	}
+}
+
 // List returns all backups, oldest first. damaged are the manifests that cannot be
 // read; they do not end the list.
 func List(ctx context.Context, r Remote) (all []*Manifest, damaged []*DamageError, err error) {
-	objects, err := r.List(ctx, manifests)
-	if err != nil {
-		return nil, nil, fmt.Errorf("list the backups: %w", err)
-	}
-	slices.SortFunc(objects, func(a, b Object) int { return cmp.Compare(a.Name, b.Name) })
-	for _, o := range objects {
-		m, err := readManifest(ctx, r, o.Name)
+	for m, err := range newestFirst(ctx, r) {
 		var d *DamageError
-		if errors.As(err, &d) {
+		switch {
+		case errors.As(err, &d):
 			damaged = append(damaged, d)
-			continue
-		}
-		if err != nil {
+		case err != nil:
 			return nil, nil, err
+		default:
+			all = append(all, m)
 		}
-		all = append(all, m)
 	}
+	slices.Reverse(all)
 	return all, damaged, nil
 }
 
