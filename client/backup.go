@@ -26,23 +26,6 @@ type BackupPoint struct {
 	Keys []Key `json:"keys"`
 }
 
-// Key is an API key as the server shows it.
-type Key struct {
-	Hash       string `json:"hash"`
-	Project    string `json:"project"`
-	Role       string `json:"role"`
-	Label      string `json:"label"`
-	Status     string `json:"status"` // active, disabled, expired, revoked, rotated
-	Root       bool   `json:"root,omitempty"`
-	Enabled    bool   `json:"enabled"`
-	CreatedAt  int64  `json:"created_at"`
-	ExpiresAt  int64  `json:"expires_at,omitempty"`
-	RevokedAt  int64  `json:"revoked_at,omitempty"`
-	RotatedTo  string `json:"rotated_to,omitempty"`
-	GraceUntil int64  `json:"grace_until,omitempty"`
-	Version    uint64 `json:"version"`
-}
-
 // BackupPoint asks a node for a backup point; an empty name means any node.
 func (c *Client) BackupPoint(ctx context.Context, node string) (*BackupPoint, error) {
 	query := url.Values{}

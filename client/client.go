@@ -1,12 +1,15 @@
 // Package client is a client of StemeDB servers: it signs and sends assertions
-// and votes, and runs queries.
+// and votes, runs queries, administers API keys and shows the cluster.
 //
-// All its writes are idempotent, since records are identified by their content.
-// So it retries after 2, 4 and 8 seconds (jittered, and never before a
+// Writes of records are idempotent, since records are identified by their content.
+// So the client retries after 2, 4 and 8 seconds (jittered, and never before a
 // Retry-After has passed) when the connection fails or the answer is 429, 502
-// or 503. A refusal by the server is an *Error; a refusal by this package,
-// before anything is sent, is a *record.FieldError. IsTemporary reports whether
-// a retry later may succeed.
+// or 503; WithRetries replaces the waits. Calls that must not be repeated, such as
+// MintKey, are sent once, and say so.
+//
+// A refusal by the server is an *Error; a refusal by this package, before anything
+// is sent, is a *record.FieldError. IsTemporary reports whether a retry later may
+// succeed.
 //
 // A Client is safe for concurrent use and keeps its connections open.
 package client
@@ -23,6 +26,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/stemedb/stemedb/internal/sleep"
 )
 
 // Client is one connection to one server or gateway.
@@ -113,7 +118,7 @@ func New(baseURL, apiKey string, opts ...Option) (*Client, error) {
 		timeout:   30 * time.Second,
 		delays:    []time.Duration{2 * time.Second, 4 * time.Second, 8 * time.Second},
 		maxWait:   maxRetryAfter,
-		sleep:     sleep,
+		sleep:     wait,
 		now:       time.Now,
 		jitter:    rand.Float64,
 		onRetry:   func(Retry) {},
@@ -164,13 +169,8 @@ func defaultHTTPClient() *http.Client {
 	}
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
+// wait is the default of WithSleep.
+func wait(ctx context.Context, d time.Duration) error {
+	sleep.For(ctx, d)
+	return ctx.Err()
 }

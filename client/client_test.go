@@ -279,7 +279,7 @@ func TestContextEndsWaiting(t *testing.T) {
 	c, _ := newClient(t, func(w http.ResponseWriter, _ *http.Request) {
 		cancel()
 		problem(w, 503, "unavailable")
-	}, WithSleep(sleep))
+	}, WithSleep(wait))
 	_, err := c.WhoAmI(ctx)
 	require.Error(t, err)
 }

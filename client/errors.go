@@ -27,6 +27,7 @@ type Error struct {
 	Field     string `json:"field"` // the offending field, if there is one
 	Remedy    string `json:"remedy"`
 	RequestID string `json:"request_id"`
+	Node      string `json:"node"` // the node that made the problem
 
 	// RetryAfter is how long the server asked to wait; 0 when it did not say.
 	RetryAfter time.Duration `json:"-"`
@@ -52,7 +53,11 @@ func (e *Error) Error() string {
 		b.WriteString("; " + e.Remedy)
 	}
 	if e.RequestID != "" {
-		b.WriteString(" [request " + e.RequestID + "]")
+		b.WriteString(" [request " + e.RequestID)
+		if e.Node != "" {
+			b.WriteString(" on " + e.Node)
+		}
+		b.WriteString("]")
 	}
 	return b.String()
 }

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"time"
 
 	"github.com/stemedb/stemedb/record"
 )
@@ -101,69 +100,6 @@ func (c *Client) WhoAmI(ctx context.Context) (*Identity, error) {
 	var out Identity
 	if err := c.get(ctx, "/v1/whoami", nil, &out); err != nil {
 		return nil, err
-	}
-	return &out, nil
-}
-
-// ClusterStatus is the cluster as the answering node sees it. Without a key
-// that may see more, Detail is "reduced" and only the counts are set.
-type ClusterStatus struct {
-	Detail      string   `json:"detail"` // full or reduced
-	Because     string   `json:"because"`
-	Generation  uint64   `json:"generation"`
-	Ready       bool     `json:"ready"`
-	Change      string   `json:"change"` // of members, while one is open
-	WriteQuorum bool     `json:"write_quorum"`
-	ReadQuorum  bool     `json:"read_quorum"`
-	TimeSure    bool     `json:"time_sure"` // a majority of the members' clocks agree
-	ClusterID   string   `json:"cluster_id"`
-	Node        string   `json:"node"`
-	Leader      string   `json:"leader"`
-	Reason      string   `json:"reason"` // why it is not ready
-	Members     []Member `json:"members"`
-	WaitsFor    []string `json:"waits_for"`
-
-	MemberCount int  `json:"member_count"`
-	AliveCount  int  `json:"alive_count"`
-	WholeCount  int  `json:"whole_count"`
-	LeaderKnown bool `json:"leader_known"`
-}
-
-// Member is one member of the cluster.
-type Member struct {
-	Name        string    `json:"name"`
-	Incarnation string    `json:"incarnation"`
-	Self        bool      `json:"self"`
-	Alive       bool      `json:"alive"`
-	Whole       bool      `json:"whole"`
-	Connected   bool      `json:"connected"`
-	LagBytes    int64     `json:"lag_bytes"` // -1: unknown
-	LastHeard   time.Time `json:"last_heard"`
-	// ClockSkew is the member's clock minus the cluster's time, in seconds; nil:
-	// unknown.
-	ClockSkew *float64 `json:"clock_skew_seconds"`
-	PeerAddr  string   `json:"peer_addr"`
-	APIAddr   string   `json:"api_addr"`
-}
-
-// ClusterStatus returns a node's view of the cluster. The counts are also set
-// when the members are listed.
-func (c *Client) ClusterStatus(ctx context.Context) (*ClusterStatus, error) {
-	var out ClusterStatus
-	if err := c.get(ctx, "/v1/cluster/status", nil, &out); err != nil {
-		return nil, err
-	}
-	if len(out.Members) > 0 {
-		out.MemberCount, out.AliveCount, out.WholeCount = len(out.Members), 0, 0
-		out.LeaderKnown = out.Leader != ""
-		for _, m := range out.Members {
-			if m.Alive {
-				out.AliveCount++
-			}
-			if m.Whole {
-				out.WholeCount++
-			}
-		}
 	}
 	return &out, nil
 }

@@ -19,14 +19,15 @@ const maxAnswer = 64 << 20
 // request is sent once per attempt.
 type request struct {
 	method    string
-	path      string
+	path      string // escaped
 	query     url.Values
 	mediaType string
 	body      []byte
 }
 
 // call sends r until it succeeds, is refused or no attempts are left, and
-// decodes the answer into out. It returns the status of the success.
+// decodes the answer into out, unless that is nil. It returns the status of the
+// success.
 func (c *Client) call(ctx context.Context, r request, out any) (int, error) {
 	var status int
 	err := c.retry(ctx, r.method, r.path, func(ctx context.Context) (err error) {
@@ -34,6 +35,9 @@ func (c *Client) call(ctx context.Context, r request, out any) (int, error) {
 		status, body, err = c.once(ctx, r)
 		if err != nil {
 			return err
+		}
+		if out == nil {
+			return nil
 		}
 		return decode(body, out)
 	})
@@ -103,8 +107,12 @@ func (c *Client) once(ctx context.Context, r request) (int, []byte, error) {
 func (c *Client) exchange(ctx context.Context, r request) (int, http.Header, []byte, error) {
 	attempt, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
+	path, err := url.PathUnescape(r.path)
+	if err != nil {
+		return 0, nil, nil, fmt.Errorf("build the request: %w", err)
+	}
 	target := *c.base
-	target.Path += r.path
+	target.Path, target.RawPath = c.base.Path+path, c.base.EscapedPath()+r.path
 	target.RawQuery = r.query.Encode()
 	req, err := http.NewRequestWithContext(attempt, r.method, target.String(), bytes.NewReader(r.body))
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"github.com/stemedb/stemedb/client"
 	"github.com/stemedb/stemedb/record"
 )
 
@@ -83,41 +84,23 @@ func (s *stemedb) stop() { s.proc.stop(syscall.SIGTERM) }
 
 // mint mints the key of the project for the runs.
 func (s *stemedb) mint(ctx context.Context) error {
-	body := []byte(`{"project":"bench","role":"write_agent","label":"bench"}`)
+	root, err := client.New(s.url, rootKey, client.WithRetries())
+	if err != nil {
+		return err
+	}
+	defer root.CloseIdleConnections()
 	deadline := time.Now().Add(20 * time.Second)
-	for {
-		status, answer, err := s.send(ctx, http.MethodPost, "/v1/admin/api-keys", "application/json", rootKey, body)
-		if err == nil && status == http.StatusCreated {
-			var out struct{ Key string }
-			if err := json.Unmarshal(answer, &out); err != nil {
-				return fmt.Errorf("read the minted key: %w", err)
-			}
-			s.key = out.Key
+	for { // the root key is registered some time after the start
+		minted, err := root.MintKey(ctx, client.NewKey{Project: "bench", Role: "write_agent", Label: "bench"})
+		if err == nil {
+			s.key = minted.Secret
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("mint a key: status %d, %s, %w", status, answer, err)
+			return fmt.Errorf("mint a key: %w", err)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-}
-
-func (s *stemedb) send(ctx context.Context, method, path, mediaType, key string, body []byte) (int, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, s.url+path, bytes.NewReader(body))
-	if err != nil {
-		return 0, nil, err
-	}
-	req.Header.Set("X-API-Key", key)
-	if mediaType != "" {
-		req.Header.Set("Content-Type", mediaType)
-	}
-	resp, err := s.clients.Do(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, answer, err
 }
 
 // request sends one request of a measured run and passes the answer to check.

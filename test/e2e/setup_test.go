@@ -16,6 +16,8 @@ import (
 	"github.com/gruntwork-io/terratest/modules/k8s"
 	"github.com/gruntwork-io/terratest/modules/logger"
 	"github.com/stretchr/testify/require"
+
+	"github.com/stemedb/stemedb/client"
 )
 
 const (
@@ -176,30 +178,23 @@ func (r *release) mint(t *testing.T) string {
 	t.Helper()
 	url, done := r.tunnel(t, k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
 	defer done()
-	status, body := call(t, http.MethodPost, url+"/v1/admin/api-keys", r.root, map[string]any{"project": project, "role": "write_agent", "label": "e2e"})
-	require.Equal(t, http.StatusCreated, status, "mint a key: %s", body)
-	var answer struct{ Key string }
-	require.NoError(t, json.Unmarshal(body, &answer))
-	require.NotEmpty(t, answer.Key)
-	return answer.Key
+	root, err := client.New(url, r.root)
+	require.NoError(t, err)
+	minted, err := root.MintKey(t.Context(), client.NewKey{Project: project, Role: "write_agent", Label: "e2e"})
+	require.NoError(t, err)
+	require.NotEmpty(t, minted.Secret)
+	return minted.Secret
 }
 
-// member is one line of /v1/cluster/status, as an authenticated caller sees it.
-type member struct {
-	Name  string `json:"name"`
-	Alive bool   `json:"alive"`
-	Whole bool   `json:"whole"`
-}
-
-func (r *release) members(t *testing.T) []member {
+func (r *release) members(t *testing.T) []client.Member {
 	t.Helper()
 	url, done := r.tunnel(t, k8s.ResourceTypeService, r.name+"-stemedb", gatewayPort)
 	defer done()
-	status, body := call(t, http.MethodGet, url+"/v1/cluster/status", r.root, nil)
-	require.Equal(t, http.StatusOK, status, "%s", body)
-	var answer struct{ Members []member }
-	require.NoError(t, json.Unmarshal(body, &answer), "%s", body)
-	return answer.Members
+	root, err := client.New(url, r.root, client.WithRetries())
+	require.NoError(t, err)
+	status, err := root.ClusterStatus(t.Context())
+	require.NoError(t, err)
+	return status.Members
 }
 
 // allWhole waits until all pods are ready and the cluster reports every member

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/stemedb/stemedb/internal/spelling"
 )
 
 // Locations below a project's root.
@@ -112,7 +114,7 @@ func Parse(text string) (Config, error) {
 	switch {
 	case errors.As(err, &unknown):
 		key := strings.Join(unknown.Errors[0].Key(), ".")
-		return Config{}, fmt.Errorf("%s is not a setting; did you mean %s?", key, nearest(key, settings()))
+		return Config{}, fmt.Errorf("%s is not a setting; did you mean %s?", key, nearestSetting(key))
 	case errors.As(err, &wrong):
 		line, _ := wrong.Position()
 		name := ""
@@ -169,45 +171,18 @@ func oneOf(name, value string, allowed []string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s is %q; use one of %s (nearest: %s)", name, value, strings.Join(allowed, ", "), nearest(value, allowed))
+	return fmt.Errorf("%s is %q; use one of %s (nearest: %s)", name, value, strings.Join(allowed, ", "), spelling.Nearest(value, allowed))
 }
 
-// nearest is the candidate with the fewest changed letters.
-func nearest(name string, candidates []string) string {
-	best, least := "", 0
-	for _, c := range candidates {
-		// The same name in the wrong table is nearer than a similar one in the right
-		// table.
-		d := min(distance(name, c), distance(last(name), last(c))+1)
-		if best == "" || d < least {
-			best, least = c, d
-		}
-	}
-	return best
+// nearestSetting is the setting with the fewest changed letters. The same name in the
+// wrong table is nearer than a similar one in the right table.
+func nearestSetting(key string) string {
+	return spelling.NearestBy(settings(), func(candidate string) int {
+		return min(spelling.Distance(key, candidate), spelling.Distance(last(key), last(candidate))+1)
+	})
 }
 
 func last(key string) string { return key[strings.LastIndexByte(key, '.')+1:] }
-
-// distance is the Levenshtein distance.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
-}
 
 // Find looks for a configuration in dir and the directories above it, and
 // returns "" when there is none. If the path leads through a link, it also looks

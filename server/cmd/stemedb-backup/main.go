@@ -278,14 +278,16 @@ func (t *tool) verifyCommand() *cobra.Command {
 }
 
 func (t *tool) restoreCommand() *cobra.Command {
+	withKeys := false
 	cmd := &cobra.Command{
 		Use:   "restore [ID]",
 		Short: "Restore the records of a backup, the latest by default, into an empty or a living cluster",
 		Long: `Restore the records of a backup, the latest by default, into an empty or a living cluster.
 
 A restore adds records and removes none. Records that the cluster holds already stay as
-they are, so that an interrupted restore is continued by running it again. API keys and
-members are not restored.`,
+they are, so that an interrupted restore is continued by running it again. Members are not
+restored, and API keys only with --keys: they work again with the same text, except those
+that are revoked in the backup or in the cluster. Root keys are never restored.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			began := time.Now()
@@ -304,12 +306,24 @@ members are not restored.`,
 			if done.Invalid > 0 {
 				t.log.Warn("records without a valid signature were left out", "records", done.Invalid)
 			}
-			_, err = fmt.Fprintf(t.out, "restored %s: %d records created, %d held already, %d invalid, in %s\n",
-				m.ID(), done.Created, done.Existing, done.Invalid, time.Since(began).Round(time.Millisecond))
+			if _, err = fmt.Fprintf(t.out, "restored %s: %d records created, %d held already, %d invalid, in %s\n",
+				m.ID(), done.Created, done.Existing, done.Invalid, time.Since(began).Round(time.Millisecond)); err != nil || !withKeys {
+				return err
+			}
+			keys, err := backup.RestoreKeys(cmd.Context(), server, m, began)
+			if err != nil {
+				return err
+			}
+			for _, hash := range keys.Conflicts {
+				t.log.Warn("a key is registered here with another project or role and was left as it is", "hash", hash.String())
+			}
+			_, err = fmt.Fprintf(t.out, "restored keys: %d registered, %d revoked, %d skipped, %d in conflict\n",
+				keys.Registered, keys.Revoked, keys.Skipped, len(keys.Conflicts))
 			return err
 		},
 	}
 	t.serverFlags(cmd)
+	cmd.Flags().BoolVar(&withKeys, "keys", false, "restore the API keys too; needs a key with the role admin")
 	return cmd
 }
 

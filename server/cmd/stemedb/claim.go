@@ -15,7 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	stemedb "github.com/stemedb/stemedb/client"
+	"github.com/stemedb/stemedb/client"
 	"github.com/stemedb/stemedb/client/agentkey"
 	"github.com/stemedb/stemedb/record"
 )
@@ -54,21 +54,12 @@ func (s *session) flags(fs *pflag.FlagSet) {
 }
 
 // with runs do with a client and reports retries on standard error.
-func (s *session) with(cmd *cobra.Command, do func(context.Context, *stemedb.Client) error) error {
-	apiKey, err := s.target.apiKey()
+func (s *session) with(cmd *cobra.Command, do func(context.Context, *client.Client) error) error {
+	c, err := s.target.client(client.WithOnRetry(func(r client.Retry) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "attempt %d failed; next attempt in %s: %v\n", r.Attempt, r.Wait.Round(time.Second/10), r.Err)
+	}))
 	if err != nil {
 		return err
-	}
-	tls, err := s.target.tlsConfig()
-	if err != nil {
-		return err
-	}
-	c, err := stemedb.New(s.target.url, apiKey, stemedb.WithTLS(tls), stemedb.WithUserAgent("stemedb/"+versionString()),
-		stemedb.WithOnRetry(func(r stemedb.Retry) {
-			fmt.Fprintf(cmd.ErrOrStderr(), "attempt %d failed; next attempt in %s: %v\n", r.Attempt, r.Wait.Round(time.Second/10), r.Err)
-		}))
-	if err != nil {
-		return fail(exitUsage, "%w", err)
 	}
 	defer c.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(cmd.Context(), s.timeout)
@@ -79,7 +70,7 @@ func (s *session) with(cmd *cobra.Command, do func(context.Context, *stemedb.Cli
 // sorted sets the exit code of a client error.
 func sorted(err error) error {
 	var wrong *record.FieldError
-	var refused *stemedb.Error
+	var refused *client.Error
 	var exit *exitError
 	switch {
 	case err == nil || errors.As(err, &exit):

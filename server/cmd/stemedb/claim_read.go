@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	stemedb "github.com/stemedb/stemedb/client"
+	"github.com/stemedb/stemedb/client"
 	"github.com/stemedb/stemedb/record"
 )
 
@@ -22,8 +22,8 @@ import (
 type reach struct{ scope, consistency string }
 
 func (r *reach) flags(fs *pflag.FlagSet) {
-	fs.StringVar(&r.scope, "scope", string(stemedb.Own), "whose claims: own, shared, or own,shared")
-	fs.StringVar(&r.consistency, "consistency", string(stemedb.Quorum), "quorum (sees everything acknowledged) or local (only one node's records)")
+	fs.StringVar(&r.scope, "scope", string(client.Own), "whose claims: own, shared, or own,shared")
+	fs.StringVar(&r.consistency, "consistency", string(client.Quorum), "quorum (sees everything acknowledged) or local (only one node's records)")
 }
 
 func claimGetCommand() *cobra.Command {
@@ -44,8 +44,8 @@ func claimGetCommand() *cobra.Command {
 			if err != nil {
 				return fail(exitUsage, "HASH: %q %w", args[0], err)
 			}
-			return on.with(cmd, func(ctx context.Context, c *stemedb.Client) error {
-				got, err := c.GetIn(ctx, hash, stemedb.Scope(r.scope), stemedb.Consistency(r.consistency))
+			return on.with(cmd, func(ctx context.Context, c *client.Client) error {
+				got, err := c.GetIn(ctx, hash, client.Scope(r.scope), client.Consistency(r.consistency))
 				if err != nil {
 					return err
 				}
@@ -62,7 +62,7 @@ func claimGetCommand() *cobra.Command {
 	return cmd
 }
 
-func printRecord(out io.Writer, r *stemedb.Record) error {
+func printRecord(out io.Writer, r *client.Record) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
@@ -105,7 +105,7 @@ func claimQueryCommand() *cobra.Command {
 	var on session
 	var r reach
 	var output outputFlag
-	var q stemedb.Query
+	var q client.Query
 	var lens string
 	var lifecycles, classes []string
 	cmd := &cobra.Command{
@@ -120,16 +120,16 @@ predicate from them and explain why it won.`,
 			if err := output.check(); err != nil {
 				return err
 			}
-			q.Subject, q.Scope, q.Consistency = args[0], stemedb.Scope(r.scope), stemedb.Consistency(r.consistency)
+			q.Subject, q.Scope, q.Consistency = args[0], client.Scope(r.scope), client.Consistency(r.consistency)
 			if q.Lifecycles, err = parsed("--lifecycle", lifecycles, record.ParseLifecycle); err != nil {
 				return err
 			}
 			if q.SourceClasses, err = parsed("--source-class", classes, record.ParseSourceClass); err != nil {
 				return err
 			}
-			return on.with(cmd, func(ctx context.Context, c *stemedb.Client) error {
+			return on.with(cmd, func(ctx context.Context, c *client.Client) error {
 				if lens != "" {
-					page, err := c.Query(ctx, q, stemedb.Lens(lens))
+					page, err := c.Query(ctx, q, client.Lens(lens))
 					if err != nil {
 						return err
 					}
@@ -183,7 +183,7 @@ func showPage(cmd *cobra.Command, output outputFlag, page any, cursor string, te
 	return nil
 }
 
-func printClaims(out io.Writer, claims []stemedb.Claim) error {
+func printClaims(out io.Writer, claims []client.Claim) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "PREDICATE\tVALUE\tCONFIDENCE\tSOURCE\tLIFECYCLE\tTIME\tAGENTS\tVOTES\tHASH")
 	for i := range claims {
@@ -194,7 +194,7 @@ func printClaims(out io.Writer, claims []stemedb.Claim) error {
 	return flushed(w)
 }
 
-func printAnswers(out io.Writer, answers []stemedb.Answer) error {
+func printAnswers(out io.Writer, answers []client.Answer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "PREDICATE\tANSWER\tSCORE\tWHY\tHASH")
 	for i := range answers {

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	stemedb "github.com/stemedb/stemedb/client"
+	"github.com/stemedb/stemedb/client"
 	"github.com/stemedb/stemedb/record"
 )
 
@@ -230,7 +230,7 @@ of the members has it on disk. A claim from --file that is signed already is sen
 				}
 				a.Sign(key)
 			}
-			return on.with(cmd, func(ctx context.Context, c *stemedb.Client) error {
+			return on.with(cmd, func(ctx context.Context, c *client.Client) error {
 				result, err := c.Assert(ctx, a)
 				if err != nil {
 					return err
@@ -284,7 +284,7 @@ counts.`,
 			if show {
 				return printJSON(cmd, &v)
 			}
-			return on.with(cmd, func(ctx context.Context, c *stemedb.Client) error {
+			return on.with(cmd, func(ctx context.Context, c *client.Client) error {
 				result, err := c.Vote(ctx, &v)
 				if err != nil {
 					return err
@@ -303,7 +303,7 @@ counts.`,
 }
 
 // printResult prints the result of a write.
-func printResult(cmd *cobra.Command, output outputFlag, r stemedb.Result) error {
+func printResult(cmd *cobra.Command, output outputFlag, r client.Result) error {
 	status := "exists"
 	if r.Created {
 		status = "created"

@@ -1,24 +1,20 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
-)
 
-const maxAnswer = 32 << 20
+	"github.com/stemedb/stemedb/client"
+	"github.com/stemedb/stemedb/internal/sleep"
+)
 
 // target is the server that a client command talks to.
 type target struct {
@@ -40,28 +36,29 @@ func (t *target) flags(fs *pflag.FlagSet, preset string, withKey bool) {
 	}
 }
 
-// client calls one server.
-type client struct {
-	base string
-	key  string
-	http *http.Client
-}
-
-func (t *target) client() (*client, error) {
-	u, err := url.Parse(t.url)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return nil, fail(exitUsage, "--url: %q is not a URL such as http://localhost:18181", t.url)
-	}
+// client makes a client for the server with the API key that is configured. Commands
+// that need retries of their own turn those of the client off.
+func (t *target) client(opts ...client.Option) (*client.Client, error) {
 	key, err := t.apiKey()
 	if err != nil {
 		return nil, err
 	}
+	return t.clientWith(key, opts...)
+}
+
+// clientWith makes a client with the given API key.
+func (t *target) clientWith(key string, opts ...client.Option) (*client.Client, error) {
 	config, err := t.tlsConfig()
 	if err != nil {
 		return nil, err
 	}
-	transport := &http.Transport{TLSClientConfig: config, Proxy: http.ProxyFromEnvironment}
-	return &client{base: strings.TrimSuffix(t.url, "/"), key: key, http: &http.Client{Transport: transport}}, nil
+	c, err := client.New(t.url, key, append([]client.Option{
+		client.WithTLS(config), client.WithUserAgent("stemedb/" + versionString()),
+	}, opts...)...)
+	if err != nil {
+		return nil, fail(exitUsage, "--url: %w", err)
+	}
+	return c, nil
 }
 
 // tlsConfig determines the accepted certificates of the server.
@@ -101,88 +98,6 @@ func (t *target) apiKey() (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-// answer is the server's answer.
-type answer struct {
-	status int
-	body   []byte
-}
-
-// refusal is an unexpected answer.
-type refusal struct {
-	status               int
-	Code, Detail, Remedy string
-	RequestID            string `json:"request_id"`
-}
-
-func (r *refusal) Error() string {
-	text := fmt.Sprintf("the server answered %d", r.status)
-	if r.Code != "" {
-		text += fmt.Sprintf(" %s: %s", r.Code, r.Detail)
-	}
-	if r.Remedy != "" {
-		text += "; " + r.Remedy
-	}
-	if r.RequestID != "" {
-		text += " (request " + r.RequestID + ")"
-	}
-	return text
-}
-
-// do sends a request once. An error means that there was no answer.
-func (c *client) do(ctx context.Context, method, path string, body any) (*answer, error) {
-	var reader io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			return nil, fmt.Errorf("encode the request: %w", err)
-		}
-		reader = bytes.NewReader(text)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, reader)
-	if err != nil {
-		return nil, fmt.Errorf("make the request: %w", err)
-	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	if c.key != "" {
-		req.Header.Set("X-API-Key", c.key)
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
-		return nil, fmt.Errorf("read the answer to %s %s: %w", method, path, err)
-	}
-	return &answer{resp.StatusCode, text}, nil
-}
-
-// refused turns an answer into an error that shows the server's problem.
-func (a *answer) refused() error {
-	r := &refusal{}
-	_ = json.Unmarshal(a.body, r) // an answer by another server is shown by its status
-	r.status = a.status
-	return r
-}
-
-// get reads JSON from a path.
-func (c *client) get(ctx context.Context, path string, into any) error {
-	a, err := c.do(ctx, http.MethodGet, path, nil)
-	if err != nil {
-		return err
-	}
-	if a.status != http.StatusOK {
-		return a.refused()
-	}
-	if err := json.Unmarshal(a.body, into); err != nil {
-		return fmt.Errorf("decode the answer to GET %s: %w", path, err)
-	}
-	return nil
-}
-
 // until repeats a step until it succeeds or ctx ends. Invalid keys and invalid
 // requests are not retried.
 func until(ctx context.Context, step func(context.Context) error) error {
@@ -191,14 +106,12 @@ func until(ctx context.Context, step func(context.Context) error) error {
 		if err == nil {
 			return nil
 		}
-		var r *refusal
-		if errors.As(err, &r) && r.status >= 400 && r.status < 500 && r.status != http.StatusTooManyRequests {
+		var refused *client.Error
+		if errors.As(err, &refused) && refused.Status/100 == 4 && refused.Status != http.StatusTooManyRequests {
 			return err
 		}
-		select {
-		case <-ctx.Done():
+		if !sleep.For(ctx, time.Second) {
 			return err
-		case <-time.After(time.Second):
 		}
 	}
 }

@@ -2,68 +2,22 @@ package main
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/stemedb/stemedb/client"
 )
 
-// clusterStatus is the answer of GET /v1/cluster/status: with a key the
-// members, without one their number.
-type clusterStatus struct {
-	Detail      string   `json:"detail"`
-	Because     string   `json:"because"`
-	ClusterID   string   `json:"cluster_id"`
-	Generation  uint64   `json:"generation"`
-	Node        string   `json:"node"`
-	Leader      string   `json:"leader"`
-	Ready       bool     `json:"ready"`
-	Reason      string   `json:"reason"`
-	Change      string   `json:"change"`
-	WaitsFor    []string `json:"waits_for"`
-	WriteQuorum bool     `json:"write_quorum"`
-	ReadQuorum  bool     `json:"read_quorum"`
-	TimeSure    bool     `json:"time_sure"`
-	Members     []struct {
-		Name        string   `json:"name"`
-		Incarnation string   `json:"incarnation"`
-		Alive       bool     `json:"alive"`
-		Whole       bool     `json:"whole"`
-		LagBytes    int64    `json:"lag_bytes"`
-		ClockSkew   *float64 `json:"clock_skew_seconds"`
-	} `json:"members"`
-	MemberCount int `json:"member_count"`
-	AliveCount  int `json:"alive_count"`
-	WholeCount  int `json:"whole_count"`
-}
-
-// counts returns the numbers of members, alive and whole, from either form of
-// status.
-func (s *clusterStatus) counts() (members, alive, whole int) {
-	if s.Detail != "full" {
-		return s.MemberCount, s.AliveCount, s.WholeCount
-	}
-	for _, m := range s.Members {
-		if m.Alive {
-			alive++
-		}
-		if m.Whole {
-			whole++
-		}
-	}
-	return len(s.Members), alive, whole
-}
-
 // trouble lists why the cluster is not healthy, or returns nothing.
-func (s *clusterStatus) trouble() string {
-	members, alive, whole := s.counts()
+func trouble(s *client.ClusterStatus) string {
+	members, alive, whole := s.MemberCount, s.AliveCount, s.WholeCount
 	var parts []string
 	if members == 0 {
 		parts = append(parts, "the cluster has not formed")
@@ -105,9 +59,7 @@ while they can. A member whose index names damaged records starts again by itsel
 builds its index anew without them; a record that is sent again is stored anew. It has
 no effect on a whole member. Needs an API key with the role admin, and --yes.`,
 		"the records that the member lost are given up permanently",
-		func(args []string) (method, path string) {
-			return http.MethodPost, "/v1/admin/members/" + url.PathEscape(args[0]) + "/accept-loss"
-		})
+		func(ctx context.Context, c *client.Client, args []string) error { return c.AcceptLoss(ctx, args[0]) })
 }
 
 func cancelChangeCommand() *cobra.Command {
@@ -118,17 +70,20 @@ to join again after 5 minutes, or when it is restarted. With ID (change_id of th
 status) no other change is cancelled. Needs an API key with the role admin, and
 --yes.`,
 		"the open change of members is cancelled",
-		func(args []string) (method, path string) {
-			path = "/v1/admin/change"
-			if len(args) > 0 {
-				path += "?id=" + url.QueryEscape(args[0])
+		func(ctx context.Context, c *client.Client, args []string) error {
+			if len(args) == 0 {
+				return c.CancelChange(ctx, 0)
 			}
-			return http.MethodDelete, path
+			id, err := strconv.ParseUint(args[0], 10, 64)
+			if err != nil || id == 0 {
+				return fail(exitUsage, "%q is not the number of a change; take change_id from the status", args[0])
+			}
+			return c.CancelChange(ctx, id)
 		})
 }
 
 // decision is a command that --yes must confirm.
-func decision(use string, args cobra.PositionalArgs, short, long, effect string, request func(args []string) (method, path string)) *cobra.Command {
+func decision(use string, args cobra.PositionalArgs, short, long, effect string, send func(context.Context, *client.Client, []string) error) *cobra.Command {
 	var t target
 	var yes bool
 	var timeout time.Duration
@@ -138,19 +93,17 @@ func decision(use string, args cobra.PositionalArgs, short, long, effect string,
 			if !yes {
 				return fail(exitUsage, "--yes is missing: %s", effect)
 			}
-			c, err := t.client()
+			c, err := t.client(client.WithRetries(), client.WithTimeout(timeout))
 			if err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
-			method, path := request(args)
-			a, err := c.do(ctx, method, path, nil)
-			if err != nil {
-				return fail(exitFailed, "ask %s: %w", t.url, err)
-			}
-			if a.status != http.StatusNoContent {
-				return fail(exitFailed, "ask %s: %w", t.url, a.refused())
+			var exit *exitError
+			if err := send(ctx, c, args); errors.As(err, &exit) {
+				return err
+			} else if err != nil {
+				return fail(exitFailed, "%w", err)
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), "done")
 			return nil
@@ -177,36 +130,29 @@ Exits with 3 unless every member is alive and whole, a majority of the members'
 clocks agree and no change is open.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := t.client()
+			c, err := t.client(client.WithRetries(), client.WithTimeout(timeout))
 			if err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
-			a, err := c.do(ctx, http.MethodGet, "/v1/cluster/status", nil)
+			s, err := c.ClusterStatus(ctx)
 			if err != nil {
-				return fail(exitFailed, "ask %s: %w", t.url, err)
-			}
-			if a.status != http.StatusOK {
-				return fail(exitFailed, "ask %s: %w", t.url, a.refused())
-			}
-			var s clusterStatus
-			if err := json.Unmarshal(a.body, &s); err != nil {
-				return fail(exitFailed, "decode the status: %w", err)
+				return fail(exitFailed, "%w", err)
 			}
 			switch output {
 			case "json":
-				_, err = cmd.OutOrStdout().Write(a.body)
+				_, err = cmd.OutOrStdout().Write(s.JSON)
 			case "text":
-				err = printStatus(cmd.OutOrStdout(), &s)
+				err = printStatus(cmd.OutOrStdout(), s)
 			default:
 				return fail(exitUsage, "--output: %q is not an output format; use text or json", output)
 			}
 			if err != nil {
 				return fail(exitFailed, "print: %w", err)
 			}
-			if trouble := s.trouble(); trouble != "" {
-				return fail(exitNo, "%s", trouble)
+			if problem := trouble(s); problem != "" {
+				return fail(exitNo, "%s", problem)
 			}
 			return nil
 		},
@@ -217,15 +163,14 @@ clocks agree and no change is open.`,
 	return cmd
 }
 
-func printStatus(out io.Writer, s *clusterStatus) error {
+func printStatus(out io.Writer, s *client.ClusterStatus) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	if s.Detail != "full" {
-		members, alive, whole := s.counts()
 		why := "no API key was given"
 		if s.Because != "" && s.Because != "key_missing" {
 			why = s.Because
 		}
-		fmt.Fprintf(w, "members\t%d (%d alive, %d whole)\ngeneration\t%d\nnames\tnot shown: %s\n", members, alive, whole, s.Generation, why)
+		fmt.Fprintf(w, "members\t%d (%d alive, %d whole)\ngeneration\t%d\nnames\tnot shown: %s\n", s.MemberCount, s.AliveCount, s.WholeCount, s.Generation, why)
 	} else {
 		fmt.Fprintf(w, "cluster\t%s\nanswered by\t%s\nleader\t%s\ngeneration\t%d\n", s.ClusterID, s.Node, s.Leader, s.Generation)
 	}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/stemedb/stemedb/client"
 )
 
 func healthcheckCommand() *cobra.Command {
@@ -25,22 +27,22 @@ func healthcheckCommand() *cobra.Command {
 			if !slices.Contains(checks, check) {
 				return fail(exitUsage, "--check: %q is not one of live, ready and startup", check)
 			}
-			c, err := t.client()
+			c, err := t.client(client.WithRetries(), client.WithTimeout(timeout))
 			if err != nil {
 				return err
 			}
+			defer c.CloseIdleConnections()
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
-			var s struct{ Status string }
-			err = c.get(ctx, "/v1/health/"+check, &s)
-			var r *refusal
+			status, err := c.Health(ctx, client.Probe("/"+check))
+			var refused *client.Error
 			switch {
-			case errors.As(err, &r) && r.status == http.StatusServiceUnavailable:
+			case errors.As(err, &refused) && refused.Status == http.StatusServiceUnavailable:
 				return fail(exitNo, "%w", err)
 			case err != nil:
-				return fail(exitFailed, "ask %s: %w", t.url, err)
+				return fail(exitFailed, "%w", err)
 			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), s.Status)
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), status)
 			return err
 		},
 	}

@@ -145,7 +145,7 @@ func TestProcessThatLostAByteServesTheRest(t *testing.T) {
 			})
 			lost := p.requireReasons("not_whole")["not_whole"]
 			require.Contains(t, lost.Detail, "this node lost 2 parts of its log")
-			require.Contains(t, lost.Detail, "2 records that no member holds readably")
+			require.Contains(t, lost.Detail, "2 records of which no member has a readable copy")
 			require.Contains(t, lost.Remedy, "stemedb cluster accept-loss n0 --yes")
 			require.Contains(t, lost.Remedy, "do not empty the volumes")
 			for _, id := range slices.Delete(slices.Clone(ids), 7, 8) {
@@ -164,7 +164,7 @@ func TestProcessThatLostAByteServesTheRest(t *testing.T) {
 			require.Contains(t, errOut, "--yes")
 			code, _, errOut = command("", "cluster", "accept-loss", "n0", "--yes", "--url", "http://"+p.api)
 			require.Equal(t, exitOK, code, errOut)
-			given := func() bool { // the same process starts again without the record
+			given := func() bool { // the same process restarts without the record
 				status, _, _ := p.read(bad, "quorum")
 				return status == http.StatusNotFound
 			}
@@ -191,7 +191,7 @@ func TestProcessThatLostAByteServesTheRest(t *testing.T) {
 	}
 }
 
-// requireRest reads a subject in every way: each answer leaves out the damaged claims
+// requireRest reads a subject in every way: each answer omits the damaged claims
 // and names them.
 func (p *process) requireRest(subject string, damaged ...string) {
 	p.t.Helper()

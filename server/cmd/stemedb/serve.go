@@ -46,13 +46,13 @@ shutdown grace, finishes requests in progress and stops. A second signal ends it
 	return cmd
 }
 
-// startsAgain is how often in an hour a node is started again in one process. A node
-// that fails more often ends the process, so that its supervisor decides when to try
-// again.
+// startsAgain is the maximum number of restarts of a node per hour within one
+// process. A node that fails more often ends the process, so that its supervisor
+// decides when to retry.
 const startsAgain = 3
 
-// allowed reports whether a node may be started again now, after the given earlier
-// starts, which it returns with this one.
+// allowed reports whether a node may be restarted now, after the given earlier
+// starts, and returns those including this one.
 func allowed(earlier []time.Time, now time.Time) (starts []time.Time, ok bool) {
 	starts = slices.DeleteFunc(earlier, func(t time.Time) bool { return now.Sub(t) >= time.Hour })
 	if len(starts) >= startsAgain {
@@ -61,8 +61,8 @@ func allowed(earlier []time.Time, now time.Time) (starts []time.Time, ok bool) {
 	return append(starts, now), true
 }
 
-// serve runs a node until a signal stops it or it fails. A failure that a start
-// mends does not end the process.
+// serve runs a node until a signal stops it or it fails. A failure that a restart
+// resolves does not end the process.
 func serve(ctx context.Context, cfg *config.Config, logs io.Writer) error {
 	log := logger(cfg, logs)
 	slog.SetDefault(log)
@@ -89,7 +89,7 @@ func serve(ctx context.Context, cfg *config.Config, logs io.Writer) error {
 		if !again {
 			return err
 		}
-		log.Warn("the node is started again", "reason", err)
+		log.Warn("restarting the node", "reason", err)
 	}
 }
 
@@ -100,8 +100,9 @@ type runner interface {
 	Shutdown(ctx context.Context) error
 }
 
-// runNode waits for the end of a node: by a signal, which is asked, or by itself. The
-// first signal that comes while the node shuts down by itself is not a second one.
+// runNode waits for the end of a node: because of a signal (asked), or by itself.
+// The first signal during a shutdown that the node began by itself does not count
+// as a second one.
 func runNode(ctx context.Context, n runner, log *slog.Logger, signals <-chan os.Signal) (asked bool, err error) {
 	stop := func(s os.Signal) {
 		log.Info("asked to stop; another signal stops immediately", "signal", s.String())

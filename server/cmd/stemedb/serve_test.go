@@ -34,8 +34,8 @@ func (n *dyingNode) Shutdown(context.Context) error {
 	return nil
 }
 
-// A node ends by itself, to be started again. A signal that comes meanwhile stops the
-// process, and lets the shutdown finish; only another one ends it immediately.
+// A node ends by itself, to be restarted. A signal that arrives meanwhile stops
+// the process and lets the shutdown finish; only another one ends it immediately.
 func TestTheFirstSignalDuringAShutdownLetsItFinish(t *testing.T) {
 	for _, second := range []bool{false, true} {
 		t.Run(fmt.Sprint("second signal ", second), func(t *testing.T) {
@@ -68,7 +68,7 @@ func TestTheFirstSignalDuringAShutdownLetsItFinish(t *testing.T) {
 	}
 }
 
-// A node that fails again and again within an hour ends its process.
+// A node that fails repeatedly within an hour ends its process.
 func TestANodeThatKeepsFailingEndsItsProcess(t *testing.T) {
 	now := time.Now()
 	var starts []time.Time

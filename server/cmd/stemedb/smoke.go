@@ -8,13 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/stemedb/stemedb/client"
 	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
@@ -32,14 +31,14 @@ const (
 
 // smoke writes through a gateway, reads back and checks the cluster.
 type smoke struct {
-	client  *client
+	target  target
+	client  *client.Client
 	out     io.Writer
 	members int
 	timeout time.Duration
 }
 
 func smokeCommand() *cobra.Command {
-	var t target
 	var s smoke
 	cmd := &cobra.Command{
 		Use:   "smoke",
@@ -56,14 +55,14 @@ check fails.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
-			if s.client, err = t.client(); err != nil {
+			if s.client, err = s.target.client(client.WithRetries()); err != nil {
 				return err
 			}
 			s.out = cmd.OutOrStdout()
 			return s.run(cmd.Context())
 		},
 	}
-	t.flags(cmd.Flags(), "http://localhost:18181", true)
+	s.target.flags(cmd.Flags(), "http://localhost:18181", true)
 	cmd.Flags().IntVar(&s.members, "members", 0, "required number of members (0: any number)")
 	cmd.Flags().DurationVar(&s.timeout, "timeout", time.Minute, "time limit of the test")
 	return cmd
@@ -121,7 +120,7 @@ func (s *smoke) step(ctx context.Context, name string, do func(context.Context) 
 // key.
 type loan struct {
 	smoke   *smoke
-	admin   *client
+	admin   *client.Client
 	raw     string
 	hash    keys.Hash
 	expires int64 // in case it is not revoked
@@ -142,41 +141,25 @@ func (s *smoke) newLoan() (*loan, error) {
 // take registers the key by its hash, which is idempotent unlike minting, and
 // makes the test use it. It does nothing without auth and for other roles.
 func (l *loan) take(ctx context.Context) error {
-	var who struct {
-		Auth bool
-		Role string
-	}
-	if err := l.admin.get(ctx, "/v1/whoami", &who); err != nil {
+	who, err := l.admin.WhoAmI(ctx)
+	if err != nil {
 		return err
 	}
 	if !who.Auth || who.Role != string(keys.Admin) {
 		return nil
 	}
 	l.taken = true
-	got, err := l.admin.do(ctx, http.MethodPost, "/v1/admin/api-keys", map[string]any{
-		"project": smokeProject, "role": keys.WriteAgent, "label": "smoke test", "key_hash": l.hash, "expires_at": l.expires,
-	})
-	if err != nil {
+	if _, err = l.admin.RegisterKey(ctx, record.Hash(l.hash), client.NewKey{
+		Project: smokeProject, Role: string(keys.WriteAgent), Label: "smoke test", ExpiresAt: l.expires,
+	}); err != nil {
 		return err
 	}
-	if got.status != http.StatusCreated && got.status != http.StatusOK {
-		return got.refused()
-	}
-	writer := *l.admin
-	writer.key = l.raw
-	l.smoke.client = &writer
-	return nil
+	l.smoke.client, err = l.smoke.target.clientWith(l.raw, client.WithRetries())
+	return err
 }
 
 func (l *loan) giveBack(ctx context.Context) error {
-	got, err := l.admin.do(ctx, http.MethodDelete, "/v1/admin/api-keys/"+l.hash.String(), nil)
-	if err != nil {
-		return err
-	}
-	if got.status != http.StatusNoContent {
-		return got.refused()
-	}
-	return nil
+	return l.admin.RevokeKey(ctx, record.Hash(l.hash))
 }
 
 // smokeClaim is a new, unique, signed claim.
@@ -198,28 +181,18 @@ func smokeClaim() (*record.Assertion, error) {
 }
 
 func (s *smoke) health(ctx context.Context) error {
-	var into struct{}
-	return s.client.get(ctx, "/v1/health", &into)
+	_, err := s.client.Health(ctx, client.Summary)
+	return err
 }
 
 func (s *smoke) write(ctx context.Context, a *record.Assertion) error {
-	got, err := s.client.do(ctx, http.MethodPost, "/v1/assert", a)
-	if err != nil {
-		return err
-	}
-	if got.status != http.StatusCreated && got.status != http.StatusOK {
-		return got.refused()
-	}
-	return nil
+	_, err := s.client.Assert(ctx, a)
+	return err
 }
 
 func (s *smoke) read(ctx context.Context, a *record.Assertion) error {
-	var got struct {
-		Subject    string
-		Object     record.Object
-		Signatures []record.Signature
-	}
-	if err := s.client.get(ctx, "/v1/assertions/"+a.ID().String(), &got); err != nil {
+	got, err := s.client.Get(ctx, a.ID())
+	if err != nil {
 		return err
 	}
 	if got.Subject != a.Subject || got.Object != a.Object || !slices.Contains(got.Signatures, a.Signatures[0]) {
@@ -229,29 +202,27 @@ func (s *smoke) read(ctx context.Context, a *record.Assertion) error {
 }
 
 func (s *smoke) query(ctx context.Context, a *record.Assertion) error {
-	var got struct{ Claims []struct{ Hash string } }
-	path := "/v1/query?limit=1000&subject=" + url.QueryEscape(a.Subject) + "&predicate=" + a.Predicate
-	if err := s.client.get(ctx, path, &got); err != nil {
+	got, err := s.client.Claims(ctx, client.Query{Subject: a.Subject, Predicate: a.Predicate, Limit: 1000})
+	if err != nil {
 		return err
 	}
-	for _, claim := range got.Claims {
-		if claim.Hash == a.ID().String() {
-			return nil
-		}
+	id := a.ID()
+	if !slices.ContainsFunc(got.Claims, func(c client.Claim) bool { return c.Hash == id }) {
+		return errors.New("the claim is not among the newest ones of its subject")
 	}
-	return errors.New("the claim is not among the newest ones of its subject")
+	return nil
 }
 
 func (s *smoke) cluster(ctx context.Context) error {
-	var status clusterStatus
-	if err := s.client.get(ctx, "/v1/cluster/status", &status); err != nil {
+	status, err := s.client.ClusterStatus(ctx)
+	if err != nil {
 		return err
 	}
-	if members, _, _ := status.counts(); s.members > 0 && members != s.members {
-		return fmt.Errorf("the cluster has %d members, not %d", members, s.members)
+	if s.members > 0 && status.MemberCount != s.members {
+		return fmt.Errorf("the cluster has %d members, not %d", status.MemberCount, s.members)
 	}
-	if trouble := status.trouble(); trouble != "" {
-		return errors.New(trouble)
+	if problem := trouble(status); problem != "" {
+		return errors.New(problem)
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,16 +9,18 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/client"
+	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/config"
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
 // smokeClaims are the claims of smoke tests that a caller sees in its own
 // project.
-func smokeClaims(t *testing.T, c *client) int {
+func smokeClaims(t *testing.T, c *client.Client) int {
 	t.Helper()
-	var got struct{ Claims []struct{ Hash string } }
-	require.NoError(t, c.get(t.Context(), "/v1/query?subject=stemedb://smoke", &got))
+	got, err := c.Claims(t.Context(), client.Query{Subject: "stemedb://smoke"})
+	require.NoError(t, err)
 	return len(got.Claims)
 }
 
@@ -28,23 +29,22 @@ func smokeClaims(t *testing.T, c *client) int {
 func TestSmokeWritesIntoAProjectOfItsOwn(t *testing.T) {
 	raw, err := keys.Generate(keys.Test, nil)
 	require.NoError(t, err)
-	admin := &client{base: running(t, func(c *config.Config) { c.AuthEnabled, c.RootAPIKey = true, config.Secret(raw) }), key: raw, http: http.DefaultClient}
+	url := running(t, func(c *config.Config) { c.AuthEnabled, c.RootAPIKey = true, config.Secret(raw) })
+	admin, err := client.New(url, raw, client.WithRetries())
+	require.NoError(t, err)
 	require.Eventually(t, func() bool { // until the root key is registered
-		return admin.get(t.Context(), "/v1/whoami", &struct{}{}) == nil
+		_, err := admin.WhoAmI(t.Context())
+		return err == nil
 	}, time.Minute, 10*time.Millisecond)
 	smokeWith := func(key string, args ...string) (int, string) {
 		file := filepath.Join(t.TempDir(), "key")
 		require.NoError(t, os.WriteFile(file, []byte(key), 0o600))
-		code, out, errOut := command("", append([]string{"smoke", "--url", admin.base, "--api-key-file", file}, args...)...)
+		code, out, errOut := command("", append([]string{"smoke", "--url", url, "--api-key-file", file}, args...)...)
 		return code, out + errOut
 	}
-	type key struct {
-		Project, Role, Label, Status string
-		ExpiresAt                    int64 `json:"expires_at"`
-	}
-	keysOf := func(project string) []key {
-		var list struct{ Keys []key }
-		require.NoError(t, admin.get(t.Context(), "/v1/admin/api-keys?project="+project, &list))
+	keysOf := func(project string) []client.Key {
+		list, err := admin.Keys(t.Context(), project, "", 0)
+		require.NoError(t, err)
 		return list.Keys
 	}
 
@@ -70,20 +70,21 @@ func TestSmokeWritesIntoAProjectOfItsOwn(t *testing.T) {
 	// A key that is not an administrator's is used directly.
 	agent, err := keys.Generate(keys.Test, nil)
 	require.NoError(t, err)
-	made, err := admin.do(t.Context(), http.MethodPost, "/v1/admin/api-keys", map[string]string{
-		"project": "payments", "role": "write_agent", "key_hash": keys.HashOf(agent).String(),
-	})
+	_, err = admin.RegisterKey(t.Context(), record.Hash(keys.HashOf(agent)), client.NewKey{Project: "payments", Role: "write_agent"})
 	require.NoError(t, err)
-	require.Equal(t, http.StatusCreated, made.status)
 	code, said = smokeWith(agent)
 	require.Equal(t, exitOK, code, said)
 	require.Len(t, keysOf("smoke"), 2)
-	require.Equal(t, 1, smokeClaims(t, &client{base: admin.base, key: agent, http: http.DefaultClient}))
+	payments, err := client.New(url, agent)
+	require.NoError(t, err)
+	require.Equal(t, 1, smokeClaims(t, payments))
 }
 
 func TestSmokeWithoutAuth(t *testing.T) {
 	url := running(t, nil)
 	code, out, errOut := command("", "smoke", "--url", url)
 	require.Equal(t, exitOK, code, out+errOut)
-	require.Equal(t, 1, smokeClaims(t, &client{base: url, http: http.DefaultClient}))
+	anyone, err := client.New(url, "")
+	require.NoError(t, err)
+	require.Equal(t, 1, smokeClaims(t, anyone))
 }

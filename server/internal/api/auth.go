@@ -143,7 +143,7 @@ func (u *unknownKeys) ask(ctx context.Context, table Keys, h keys.Hash) (keys.Ke
 	case u.slots <- struct{}{}:
 		defer func() { <-u.slots }()
 	default:
-		return keys.Key{}, false, problem(cluster.CodeOverloaded, headerName, "too many unknown keys are being looked up", remedyRetry).retry(retrySoon)
+		return keys.Key{}, false, problem(codeOverloadedKeys, headerName, "too many unknown keys are being looked up", remedyRetry).retry(retrySoon)
 	}
 	ctx, cancel := context.WithTimeout(ctx, leaderPatience)
 	defer cancel()

@@ -67,7 +67,7 @@ func backendProblem(err error) *Problem {
 	case errors.As(err, &damage):
 		return problem(cluster.CodeDamaged, "", "the record is held, but its bytes on this node are damaged", remedyRetry).retry(retrySoon).because(err)
 	case errors.Is(err, store.ErrBusy):
-		return problem(cluster.CodeOverloaded, "", err.Error(), remedyRetry).retry(retrySoon)
+		return problem(cluster.CodeOverloadedDisk, "", err.Error(), remedyRetry).retry(retrySoon)
 	case errors.Is(err, store.ErrIndexFailed):
 		return problem(cluster.CodeStorageFailed, "", err.Error(), remedyRetry).retry(retryAfter(0)).because(err)
 	case errors.Is(err, store.ErrClosed):

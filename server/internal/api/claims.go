@@ -129,8 +129,8 @@ type source struct {
 }
 
 // feed gives a lens the claims that pass the filter.
-func (s *source) feed(claims iter.Seq2[*store.Claim, error]) lens.Claims {
-	return func(yield func(*lens.Claim) bool) {
+func (s *source) feed(claims iter.Seq2[*store.Claim, error]) lens.Claims[*store.Claim] {
+	return func(yield func(*store.Claim) bool) {
 		for claim, err := range claims {
 			if err != nil {
 				s.err = err
@@ -139,21 +139,12 @@ func (s *source) feed(claims iter.Seq2[*store.Claim, error]) lens.Claims {
 			if !s.query.shows(claim) {
 				continue
 			}
-			s.passed, claim.Origin = true, claim
-			if !yield(&claim.Claim) {
+			s.passed = true
+			if !yield(claim) {
 				return
 			}
 		}
 	}
-}
-
-// origin is the stored claim behind a lens's claim.
-func origin(claim *lens.Claim) (*store.Claim, error) {
-	stored, ok := claim.Origin.(*store.Claim)
-	if !ok {
-		return nil, fmt.Errorf("claim %v does not come from a source", claim.ID)
-	}
-	return stored, nil
 }
 
 // showClaim converts a claim to its form for callers.
@@ -165,11 +156,11 @@ func (c *call) showClaim(claim *store.Claim) (*claimBody, error) {
 	return newClaimBody(&claim.Claim, claim.Project, content), nil
 }
 
-// room accounts for the bytes that one request holds of the claims that it
+// memory accounts for the bytes that one request holds of the claims that it
 // reads and of those that its answer shows. A small amount is free. For more,
 // the request needs a turn, so that only Options.HeavyReads requests at a time
 // hold more: up to Options.ReadLimit each for weighing, and a page.
-type room struct {
+type memory struct {
 	call  *call
 	held  int64 // for weighing
 	shown int64 // of the page
@@ -177,47 +168,47 @@ type room struct {
 }
 
 const (
-	freeRoom    = 256 << 10
-	roomPatient = 2 * time.Second
+	freeBytes    = 256 << 10
+	turnPatience = 2 * time.Second
 	// agentText is the size of an agent in JSON.
 	agentText = 2*len(record.AgentID{}) + len(`"",`)
 )
 
 // hold is a lens.Params.Hold.
-func (r *room) hold(bytes int) error {
-	r.held += int64(bytes)
-	if limit := r.call.api.opts.ReadLimit; r.held > limit {
+func (m *memory) hold(bytes int) error {
+	m.held += int64(bytes)
+	if limit := m.call.api.opts.ReadLimit; m.held > limit {
 		return problem(codeSubjectTooLarge, "subject",
 			fmt.Sprintf("the subject has so many different values, agents or votes that weighing them takes more than %d bytes", limit),
 			"narrow the question with predicate, source_class, min_confidence or as_of, or ask /v1/query with lens=recency, confidence or authority")
 	}
-	return r.need(0)
+	return m.need(0)
 }
 
 // show counts bytes that the answer shows.
-func (r *room) show(bytes int) error {
-	r.shown += int64(bytes)
-	return r.need(0)
+func (m *memory) show(bytes int) error {
+	m.shown += int64(bytes)
+	return m.need(0)
 }
 
 // need waits for the turn when that many more bytes are not free.
-func (r *room) need(bytes int) error {
-	if r.held+r.shown+int64(bytes) <= freeRoom {
+func (m *memory) need(bytes int) error {
+	if m.held+m.shown+int64(bytes) <= freeBytes {
 		return nil
 	}
-	return r.turn()
+	return m.turn()
 }
 
 // full reports whether the page has enough bytes.
-func (r *room) full() bool { return r.shown >= pageBytes }
+func (m *memory) full() bool { return m.shown >= pageBytes }
 
 // text is a claim in its form for callers, counted as shown.
-func (r *room) text(claim *store.Claim) (json.RawMessage, error) {
+func (m *memory) text(claim *store.Claim) (json.RawMessage, error) {
 	// A single claim may have so many agents that it needs the turn.
-	if err := r.need(agentText * len(claim.Agents)); err != nil {
+	if err := m.need(agentText * len(claim.Agents)); err != nil {
 		return nil, err
 	}
-	shown, err := r.call.showClaim(claim)
+	shown, err := m.call.showClaim(claim)
 	if err != nil {
 		return nil, err
 	}
@@ -225,43 +216,39 @@ func (r *room) text(claim *store.Claim) (json.RawMessage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode claim %s: %w", claim.ID, err)
 	}
-	return text, r.show(len(text))
+	return text, m.show(len(text))
 }
 
 // winner is the text of a lens's winner, nil without one.
-func (r *room) winner(claim *lens.Claim) (json.RawMessage, error) {
+func (m *memory) winner(claim *store.Claim) (json.RawMessage, error) {
 	if claim == nil {
 		return nil, nil
 	}
-	stored, err := origin(claim)
-	if err != nil {
-		return nil, err
-	}
-	return r.text(stored)
+	return m.text(claim)
 }
 
 // turn waits for the turn of a request that holds more than the free amount.
-func (r *room) turn() error {
-	if r.heavy {
+func (m *memory) turn() error {
+	if m.heavy {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(r.call.ctx, roomPatient)
+	ctx, cancel := context.WithTimeout(m.call.ctx, turnPatience)
 	defer cancel()
-	if err := r.call.api.heavy.Acquire(ctx, 1); err != nil {
-		return problem(cluster.CodeOverloaded, "", "too many large subjects are being read", remedyRetry).retry(retrySoon)
+	if err := m.call.api.heavy.Acquire(ctx, 1); err != nil {
+		return problem(codeOverloadedReads, "", "too many large subjects are being read", remedyRetry).retry(retrySoon)
 	}
-	r.heavy = true
+	m.heavy = true
 	return nil
 }
 
 // empty releases the bytes held for weighing. Shown bytes stay counted with the
 // page, and the turn is kept.
-func (r *room) empty() { r.held = 0 }
+func (m *memory) empty() { m.held = 0 }
 
 // leave gives the turn back.
-func (r *room) leave() {
-	if r.heavy {
-		r.call.api.heavy.Release(1)
+func (m *memory) leave() {
+	if m.heavy {
+		m.call.api.heavy.Release(1)
 	}
 }
 

@@ -19,7 +19,6 @@ import (
 	"github.com/julienschmidt/httprouter"
 
 	"github.com/stemedb/stemedb/record"
-	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
@@ -325,7 +324,7 @@ func (c *call) reserve(n int) error {
 	ctx, cancel := context.WithTimeout(c.ctx, bodyPatient)
 	defer cancel()
 	if err := c.api.bodies.Acquire(ctx, int64(n)); err != nil {
-		return problem(cluster.CodeOverloaded, "", "too many large bodies are being received", remedyRetry).retry(retrySoon)
+		return problem(codeOverloadedBodies, "", "too many large bodies are being received", remedyRetry).retry(retrySoon)
 	}
 	c.reserved += int64(n)
 	return nil

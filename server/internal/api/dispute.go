@@ -8,6 +8,7 @@ import (
 
 	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/lens"
+	"github.com/stemedb/stemedb/server/internal/store"
 )
 
 const (
@@ -70,7 +71,7 @@ func (c *call) skeptic() error {
 	if err != nil {
 		return err
 	}
-	space := room{call: c}
+	space := memory{call: c}
 	defer space.leave()
 	q.params.Hold = space.hold
 	src := source{query: &q}
@@ -93,18 +94,14 @@ func (c *call) skeptic() error {
 
 // showValues shows values, strongest first, with up to limit claims in all and
 // as many bytes of values as fit a page.
-func (r *room) showValues(body *skepticBody, values []lens.ValueSupport, limit int) error {
+func (m *memory) showValues(body *skepticBody, values []lens.ValueSupport[*store.Claim], limit int) error {
 	for i := range values {
 		v := &values[i]
-		if limit == 0 || r.full() {
+		if limit == 0 || m.full() {
 			body.Truncated = true
 			return nil
 		}
-		newest, err := origin(v.Newest)
-		if err != nil {
-			return err
-		}
-		content, err := r.call.content(newest)
+		content, err := m.call.content(v.Newest)
 		if err != nil {
 			return err
 		}
@@ -127,7 +124,7 @@ func (r *room) showValues(body *skepticBody, values []lens.ValueSupport, limit i
 			return err
 		}
 		// The claims were counted when the lens took them.
-		if err := r.show(len(text)); err != nil {
+		if err := m.show(len(text)); err != nil {
 			return err
 		}
 		body.Values = append(body.Values, shown)
@@ -162,7 +159,7 @@ func (c *call) layered() error {
 	if err != nil {
 		return err
 	}
-	space := room{call: c}
+	space := memory{call: c}
 	defer space.leave()
 	q.params.Hold = space.hold
 	src := source{query: &q}

@@ -63,3 +63,29 @@ func TestTheHealthTableKnowsEveryReason(t *testing.T) {
 	}
 	require.ElementsMatch(t, cluster.Reasons(), documented)
 }
+
+// docs/failed-writes.md leads from a code to a metric and a file: all of them exist, and
+// no code with which a write can fail is left out.
+func TestThePageOfFailedWritesNamesWhatExists(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/failed-writes.md")
+	require.NoError(t, err)
+	metrics, err := os.ReadFile("../../../docs/metrics.md")
+	require.NoError(t, err)
+	for _, name := range regexp.MustCompile(`\bstemedb_\w+`).FindAllString(string(page), -1) {
+		require.Contains(t, string(metrics), "| `"+name+"` |")
+	}
+	var named []string
+	rows := regexp.MustCompile("(?m)^\\| [^|]+ \\| ([^|]+) \\| [^|]+ \\| (`[^|]+\\.go`) \\|$").FindAllStringSubmatch(string(page), -1)
+	require.Greater(t, len(rows), 10)
+	quoted := regexp.MustCompile("`([^`]+)`")
+	for _, row := range rows {
+		for _, code := range quoted.FindAllStringSubmatch(row[1], -1) {
+			require.Contains(t, codeTable, code[1])
+			named = append(named, code[1])
+		}
+		for _, file := range quoted.FindAllStringSubmatch(row[2], -1) {
+			require.FileExists(t, "../"+file[1])
+		}
+	}
+	require.Subset(t, named, cluster.WriteCodes())
+}

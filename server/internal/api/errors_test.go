@@ -298,7 +298,7 @@ func requestErrors(t testing.TB) []errorCase {
 		{name: "a bug", method: "POST", path: "/v1/assert", role: keys.WriteAgent, media: js, body: good, arrange: func(w *world) { w.backend.panics.Store(true) }, status: 500, code: codeInternal},
 		{name: "an unknown error", method: "GET", path: "/v1/query?subject=s", role: keys.ReadOnly, arrange: func(w *world) { w.backend.failWith(errors.New("odd")) }, status: 500, code: codeInternal},
 		{name: "damaged", method: "GET", path: "/v1/assertions/" + unknownHash, role: keys.ReadOnly, arrange: func(w *world) { w.backend.failWith(&store.DamageError{Err: errors.New("crc")}) }, status: 503, code: cluster.CodeDamaged},
-		{name: "busy", method: "POST", path: "/v1/assert", role: keys.WriteAgent, media: js, body: good, arrange: func(w *world) { w.backend.failWith(store.ErrBusy) }, status: 503, code: cluster.CodeOverloaded},
+		{name: "busy", method: "POST", path: "/v1/assert", role: keys.WriteAgent, media: js, body: good, arrange: func(w *world) { w.backend.failWith(store.ErrBusy) }, status: 503, code: cluster.CodeOverloadedDisk},
 		{name: "index failed", method: "GET", path: "/v1/subjects", role: keys.ReadOnly, arrange: func(w *world) { w.backend.failWith(store.ErrIndexFailed) }, status: 503, code: cluster.CodeStorageFailed},
 		{name: "closed", method: "GET", path: "/v1/subjects", role: keys.ReadOnly, arrange: func(w *world) { w.backend.failWith(store.ErrClosed) }, status: 503, code: cluster.CodeClosed},
 		{name: "a code that is not known here", method: "GET", path: "/v1/subjects", role: keys.ReadOnly, arrange: unavailable("new_code"), status: 503, code: codeUnavailable},
@@ -401,8 +401,9 @@ func guardErrors(t testing.TB) (rows []errorCase) {
 // backendCodes are the codes of cluster.UnavailableError with their status.
 func backendCodes() map[string]int {
 	return map[string]int{
-		cluster.CodeNoQuorum: 503, cluster.CodeOverloaded: 503, cluster.CodeReadOnly: 507, cluster.CodeStorageFailed: 503,
-		cluster.CodeUnconfirmed: 503, cluster.CodeNotMember: 503, cluster.CodeNotWhole: 503, cluster.CodeTooFewWhole: 503, cluster.CodePeersUnreachable: 503,
+		cluster.CodeNoQuorum: 503, cluster.CodeOverloadedDisk: 503, cluster.CodeOverloadedWrites: 503,
+		cluster.CodeOverloadedPeers: 503, cluster.CodeOverloadedSignatures: 503, cluster.CodeOverloadedComparison: 503, cluster.CodeReadOnly: 507, cluster.CodeStorageFailed: 503,
+		cluster.CodeUnconfirmed: 503, cluster.CodeControlFailed: 503, cluster.CodeNotMember: 503, cluster.CodeNotWhole: 503, cluster.CodeTooFewWhole: 503, cluster.CodePeersUnreachable: 503,
 		cluster.CodeCatchingUp: 503, cluster.CodeDamaged: 503, cluster.CodeClosed: 503,
 	}
 }

@@ -204,7 +204,7 @@ func TestHeavyReadsTakeTurns(t *testing.T) {
 	for _, path := range weighing {
 		r := request{method: "GET", path: path, key: w.raw[keys.ReadOnly], header: http.Header{headerTimeout: {"0.3"}}}
 		got := w.do(r)
-		require.Equal(t, cluster.CodeOverloaded, problemOf(t, got).Code, path)
+		require.Equal(t, codeOverloadedReads, problemOf(t, got).Code, path)
 		require.NotEmpty(t, got.Header().Get("Retry-After"))
 		require.Equal(t, http.StatusOK, w.as(keys.ReadOnly, "GET", path+"&source_class=regulatory", "").Code, path)
 	}
@@ -263,7 +263,7 @@ func TestLargeAnswersTakeTurns(t *testing.T) {
 	w.large(8)
 	a := claim(func(c *record.Content) { c.Subject = "crowd" })
 	items := []store.Item{store.NewContent("alpha", a.ID(), &a.Content)}
-	for i := range freeRoom / agentText {
+	for i := range freeBytes / agentText {
 		var agent record.AgentID
 		binary.BigEndian.PutUint64(agent[:], uint64(i))
 		items = append(items, store.NewSignature("alpha", a.ID(), record.Signature{Agent: agent}))
@@ -282,7 +282,7 @@ func TestLargeAnswersTakeTurns(t *testing.T) {
 			answer := w.do(r)
 			w.api.heavy.Release(1)
 			require.Equal(t, http.StatusServiceUnavailable, answer.Code)
-			require.Equal(t, cluster.CodeOverloaded, problemOf(t, answer).Code)
+			require.Equal(t, codeOverloadedReads, problemOf(t, answer).Code)
 			require.Equal(t, http.StatusOK, w.as(keys.ReadOnly, "GET", path, "").Code)
 			require.True(t, w.api.heavy.TryAcquire(1), "it has kept its turn")
 			w.api.heavy.Release(1)

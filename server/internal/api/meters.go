@@ -15,6 +15,7 @@ type meters struct {
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
 	inFlight prometheus.Gauge
+	problems *prometheus.CounterVec
 
 	queries      *prometheus.CounterVec
 	queryLatency *prometheus.HistogramVec
@@ -42,6 +43,10 @@ func newMeters(a *API, registerer prometheus.Registerer) (*meters, error) {
 		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "stemedb_http_requests_in_flight", Help: "HTTP requests in progress.",
 		}),
+		problems: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "stemedb_http_problems_total",
+			Help: "Problems that this node answered with, by code, even if the gateway then sent the request to another node. The body of a problem names the node that counts it.",
+		}, []string{"code"}),
 		queries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "stemedb_queries_total", Help: "Queries answered, by endpoint.",
 		}, []string{"endpoint"}),
@@ -79,12 +84,15 @@ func newMeters(a *API, registerer prometheus.Registerer) (*meters, error) {
 		return 0
 	})
 	for _, c := range []prometheus.Collector{
-		m.requests, m.duration, m.inFlight, m.queries, m.queryLatency, m.ingested,
+		m.requests, m.duration, m.inFlight, m.problems, m.queries, m.queryLatency, m.ingested,
 		m.gatewayRequests, m.gatewayRetries, ready, expiry, a.errors.count,
 	} {
 		if err := registerer.Register(c); err != nil {
 			return nil, fmt.Errorf("register the metrics of the HTTP API: %w", err)
 		}
+	}
+	for code := range codeTable {
+		m.problems.WithLabelValues(code) // from the start, so that the first one is an increase
 	}
 	for _, endpoint := range endpoints() {
 		m.queries.WithLabelValues(endpoint)
@@ -100,6 +108,19 @@ func endpoints() []string { return []string{"query", "skeptic", "layered", "subj
 func (m *meters) observe(c *call, took time.Duration) {
 	m.requests.WithLabelValues(c.route.pattern, methodLabel(c.r.Method), strconv.Itoa(c.status)).Inc()
 	m.duration.WithLabelValues(c.route.pattern).Observe(took.Seconds())
+}
+
+// problem counts an answer that is a problem. A caller that has disconnected gets
+// none.
+func (m *meters) problem(p *Problem) {
+	if p.Status == statusClientWentAway {
+		return
+	}
+	code := p.Code
+	if _, known := codeTable[code]; !known {
+		code = codeInternal
+	}
+	m.problems.WithLabelValues(code).Inc()
 }
 
 // queried counts a query that was answered.

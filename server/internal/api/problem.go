@@ -54,6 +54,9 @@ const (
 	codeKeysUnconfirmed    = "keys_unconfirmed"
 	codeKeysUnavailable    = "keys_unavailable"
 	codeNoNode             = "no_node"
+	codeOverloadedBodies   = "overloaded_bodies"
+	codeOverloadedReads    = "overloaded_reads"
+	codeOverloadedKeys     = "overloaded_keys"
 	mediaProblem           = "application/problem+json"
 	problemType            = "urn:stemedb:problem:"
 	retrySoon              = time.Second
@@ -128,12 +131,18 @@ var codeTable = map[string]codeInfo{
 	codeKeysUnconfirmed:  {503, "API keys cannot be checked now"},
 	codeKeysUnavailable:  {503, "API keys cannot be changed now"},
 	codeNoNode:           {503, "No node can serve now"},
+	codeOverloadedBodies: {503, "Too many large bodies are being received"},
+	codeOverloadedReads:  {503, "Too many large reads are in progress"},
+	codeOverloadedKeys:   {503, "Too many unknown keys are being looked up"},
 
 	cluster.CodeInvalidSignature: {400, "A signature does not verify"},
 	cluster.CodeNoQuorum:         {503, "Too few members made the record durable"},
-	cluster.CodeOverloaded:       {503, "The node has more work than it can take"},
+	cluster.CodeOverloadedDisk:   {503, "The node's disk does not keep up"},
+	cluster.CodeOverloadedWrites: {503, "Too many writes are in progress"},
+	cluster.CodeOverloadedPeers:  {503, "The queues to the other members are full"},
 	cluster.CodeStorageFailed:    {503, "The node's storage failed"},
 	cluster.CodeUnconfirmed:      {503, "The node does not know the members and keys yet"},
+	cluster.CodeControlFailed:    {503, "The node's copy of the control table failed"},
 	cluster.CodeNotMember:        {503, "The node is not a member of a cluster"},
 	cluster.CodeNotWhole:         {503, "The node does not hold everything"},
 	cluster.CodeTooFewWhole:      {503, "Too few members hold everything"},
@@ -143,6 +152,9 @@ var codeTable = map[string]codeInfo{
 	cluster.CodeClocksApart:      {503, "The members' clocks disagree"},
 	cluster.CodeClosed:           {503, "The node is shutting down"},
 	cluster.CodeReadOnly:         {507, "The node's disk is full"},
+
+	cluster.CodeOverloadedSignatures: {503, "Too many signatures wait to be verified"},
+	cluster.CodeOverloadedComparison: {503, "The records could not be compared in time"},
 }
 
 // Problem is an error in its form for callers.
@@ -178,37 +190,41 @@ func (p *Problem) because(err error) *Problem         { p.cause = err; return p 
 
 // problemBody is the wire form, RFC 9457 with extension members.
 type problemBody struct {
-	Type      string    `json:"type"`
-	Title     string    `json:"title"`
-	Status    int       `json:"status"`
-	Code      string    `json:"code"`
-	Detail    string    `json:"detail"`
-	Field     string    `json:"field,omitempty"`
-	Remedy    string    `json:"remedy,omitempty"`
-	RequestID string    `json:"request_id,omitempty"`
-	Progress  *Progress `json:"progress,omitempty"`
+	Type      string `json:"type"`
+	Title     string `json:"title"`
+	Status    int    `json:"status"`
+	Code      string `json:"code"`
+	Detail    string `json:"detail"`
+	Field     string `json:"field,omitempty"`
+	Remedy    string `json:"remedy,omitempty"`
+	RequestID string `json:"request_id,omitempty"`
+	// Node is the node that made the problem: its metrics count it, and its log has
+	// the cause.
+	Node     string    `json:"node,omitempty"`
+	Progress *Progress `json:"progress,omitempty"`
 	// Reasons are those of the health summary.
 	Reasons []cluster.Trouble `json:"reasons,omitempty"`
 }
 
-func (p *Problem) body(requestID string) problemBody {
+func (p *Problem) body(requestID, node string) problemBody {
 	detail := p.Detail
 	if len(detail) > maxDetail {
 		detail = detail[:maxDetail] + "…"
 	}
 	return problemBody{
 		Type: problemType + p.Code, Title: codeTable[p.Code].title, Status: p.Status,
-		Code: p.Code, Detail: detail, Field: p.Field, Remedy: p.Remedy, RequestID: requestID,
+		Code: p.Code, Detail: detail, Field: p.Field, Remedy: p.Remedy, RequestID: requestID, Node: node,
 		Progress: p.Progress, Reasons: p.Reasons,
 	}
 }
 
-// writeTo makes the problem the answer of the call.
+// writeTo makes the problem the answer of the call, and counts it.
 func (p *Problem) writeTo(c *call) {
+	c.api.meters.problem(p)
 	c.status = p.Status
 	c.contentType = mediaProblem
 	c.out = c.out[:0]
-	body, err := json.Marshal(p.body(c.requestID))
+	body, err := json.Marshal(p.body(c.requestID, c.api.opts.Node))
 	if err != nil { // cannot happen: strings and a number
 		body = []byte(`{"code":"internal","status":500}`)
 	}

@@ -79,7 +79,7 @@ func (c *call) getAssertion() error {
 		Hash: stored.ID.String(), Project: stored.Project, Content: stored.Content, EffectiveLifecycle: stored.Lifecycle,
 		Signatures: stored.Signatures, Votes: stored.Votes, Partial: stored.Partial, Consistency: consistency.String(),
 	}
-	space := room{call: c}
+	space := memory{call: c}
 	defer space.leave()
 	if err := space.show(signatureText*len(body.Signatures) + voteText*len(body.Votes)); err != nil {
 		return err
@@ -152,7 +152,7 @@ func (c *call) list(q *claimQuery, body *queryBody) error {
 		return err
 	}
 	body.Claims = []json.RawMessage{}
-	space := room{call: c}
+	space := memory{call: c}
 	defer space.leave()
 	var last *store.Claim
 	scanned := 0
@@ -183,7 +183,7 @@ func (c *call) list(q *claimQuery, body *queryBody) error {
 
 // answers runs the lens on each predicate in turn.
 func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
-	l, known := lens.Get(name)
+	l, known := lens.Get[*store.Claim](name)
 	if !known {
 		return problem(record.CodeInvalidValue, "lens", strconv.Quote(clip(name))+" is not a lens", "use one of "+strings.Join(lens.Names(), ", ")+"; skeptic and layered are separate routes")
 	}
@@ -199,7 +199,7 @@ func (c *call) answers(q *claimQuery, name string, body *queryBody) error {
 	if place != nil {
 		after = endOf(string(place))
 	}
-	space := room{call: c}
+	space := memory{call: c}
 	defer space.leave()
 	q.params.Hold = space.hold
 	body.Answers = []answerBody{}

@@ -29,7 +29,6 @@ import (
 
 	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/clock"
-	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
@@ -159,7 +158,7 @@ func TestBodiesShareABudget(t *testing.T) {
 		method: "POST", path: "/v1/assert", key: w.raw[keys.WriteAgent], media: js, body: bytes.Repeat([]byte(" "), 700<<10),
 		header: http.Header{headerTimeout: {"0.05"}},
 	}
-	require.Equal(t, cluster.CodeOverloaded, problemOf(t, w.do(big)).Code)
+	require.Equal(t, codeOverloadedBodies, problemOf(t, w.do(big)).Code)
 	big.body = bytes.Repeat([]byte(" "), 200<<10)
 	for range 5 { // the budget is given back
 		require.Equal(t, record.CodeMalformed, problemOf(t, w.do(big)).Code)

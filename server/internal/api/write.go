@@ -194,7 +194,7 @@ func (c *call) batchAnswer(total int, results []cluster.WriteResult, places []in
 		}
 	}
 	for i, p := range problems {
-		body := p.body("")
+		body := p.body("", "")
 		answer.Results[i].Status, answer.Results[i].Error = statusFailed, &body
 		answer.Failed++
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// What counts towards a majority: a record that is durable at that member, and
-// nothing else. In these tests c is down, so a write through a needs both a and b.
+// A member counts towards a majority only if the record is durable there. In
+// these tests c is down, so a write through a needs both a and b.
 
 func withoutC(t *testing.T) (w *world, a, b *node) {
 	t.Helper()
@@ -24,12 +24,12 @@ func withoutC(t *testing.T) (w *world, a, b *node) {
 	return w, w.nodes["a"], w.nodes["b"]
 }
 
-// try writes one claim and returns what became of it.
+// try writes one claim and returns the outcome.
 func (n *node) try(i int) error {
 	return n.cluster.Assert(context.Background(), "p", claims("s", i, 1))[0].Err
 }
 
-// requireUnavailable holds an outcome to "not acknowledged", for this reason.
+// requireUnavailable requires that the write failed with this code.
 func requireUnavailable(t *testing.T, err error, code string) {
 	t.Helper()
 	var u *UnavailableError
@@ -37,7 +37,7 @@ func requireUnavailable(t *testing.T, err error, code string) {
 	require.Equal(t, code, u.Code)
 }
 
-// hangSyncs makes each sync of the node's WAL volume take so long.
+// hangSyncs makes each sync of the node's WAL volume take that long.
 func (n *node) hangSyncs(d time.Duration) {
 	n.disk.SetLatency(func(op memfs.Op) time.Duration {
 		if op.Kind == memfs.OpSync && strings.HasPrefix(op.Name, "wal/") {
@@ -55,7 +55,7 @@ func TestPeerAcknowledgesNothingBeforeItsOwnSync(t *testing.T) {
 		requireUnavailable(t, a.try(1), CodeNoQuorum)
 		b.crash(memfs.LoseAll)
 		b.start()
-		require.False(t, b.holds(claim("s", 1).ID()), "an acknowledgement would have been a lie")
+		require.False(t, b.holds(claim("s", 1).ID()), "an acknowledgement would have been false")
 	})
 }
 
@@ -68,7 +68,7 @@ func TestPeerAcknowledgesNoPutThatItsLogRefused(t *testing.T) {
 		},
 		"its volume is full": func(b *node) {
 			b.disk.SetCapacity("wal", 1)
-			time.Sleep(5 * time.Second) // free space is looked at every 2 s
+			time.Sleep(5 * time.Second) // free space is checked every 2 s
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -96,9 +96,9 @@ func TestCoordinatorDoesNotCountItselfAfterItsLogFailed(t *testing.T) {
 	})
 }
 
-// TestPeerThatMovedOnWhileItsSyncHungDoesNotAcknowledge: b may have told the end
-// of its log for a change of members before the record was in it. The coordinator
-// has not heard of the change and would count b by the old rule.
+// TestPeerThatMovedOnWhileItsSyncHungDoesNotAcknowledge: b may have reported the
+// end of its log for a change of members before the record was in it. The
+// coordinator does not know of the change yet and would count b by the old rule.
 func TestPeerThatMovedOnWhileItsSyncHungDoesNotAcknowledge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, a, b := withoutC(t)
@@ -119,7 +119,7 @@ func TestPeerThatMovedOnWhileItsSyncHungDoesNotAcknowledge(t *testing.T) {
 }
 
 // TestAcknowledgementCoversNoEarlierMessageThatIsNotDurable: messages of a stream
-// become durable in any order, and one acknowledgement stands for all up to it.
+// become durable in any order, and acknowledgements are cumulative.
 func TestAcknowledgementCoversNoEarlierMessageThatIsNotDurable(t *testing.T) {
 	taken := &taken{wake: make(chan struct{}, 1), room: make(chan struct{}, 1), pending: make([]message, 3)}
 	for _, step := range []struct{ durable, acknowledged uint64 }{{2, 0}, {3, 0}, {1, 3}} {

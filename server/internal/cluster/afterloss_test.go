@@ -26,9 +26,9 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// refill does what the leader does for a member that reported a loss: it opens the
-// change, notes the ends of the others' logs at its generation, and closes the change
-// when the member holds both logs up to there.
+// refill acts as the leader for a member that reported a loss: it opens the
+// change, notes the ends of the others' logs at its generation, and closes the
+// change when the member holds both logs up to there.
 func (w *world) refill(name string) {
 	w.t.Helper()
 	w.await("the report of "+name, func() bool {
@@ -59,7 +59,7 @@ func (w *world) refill(name string) {
 	w.setMembers("a", "b", "c")
 	n := w.nodes[name]
 	w.await("the end of the refill", func() bool { return n.store.Whole() })
-	// A member that gave up records ends its process, and is started again.
+	// A member that gives up records ends its process and is restarted.
 	time.Sleep(50 * time.Millisecond)
 	select {
 	case <-n.done:
@@ -76,8 +76,9 @@ func (w *world) refill(name string) {
 // acknowledgement from before the loss. Afterwards one member is lost, a.
 func TestAnAcknowledgementFromBeforeALossCountsNoMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		// With the usual PullWait b asks a again up to 20 s after its cursors were set
-		// back: then the schedule needs an earlier question of b to end just in time.
+		// With the default PullWait, b asks a again up to 20 s after the reset of its
+		// cursors: the schedule would depend on an earlier pull of b ending just in
+		// time.
 		w := threeNodes(t, func(w *world) {
 			w.tune = func(c *Config) { c.Timings.MendWait, c.Timings.PullWait = -1, 500*time.Millisecond }
 		})
@@ -108,7 +109,7 @@ func TestAnAcknowledgementFromBeforeALossCountsNoMore(t *testing.T) {
 		time.Sleep(time.Minute)
 		_, atB := b.store.Assertion("p", x)
 		_, atC := c.store.Assertion("p", x)
-		require.True(t, atB == nil || atC == nil, "the loss of one member takes an acknowledged record away: b: %v; c: %v", atB, atC)
+		require.True(t, atB == nil || atC == nil, "the loss of one member loses an acknowledged record: b: %v; c: %v", atB, atC)
 	})
 }
 
@@ -133,7 +134,7 @@ func readAfterALoss(t *testing.T, restart bool) {
 		}
 		time.Sleep(time.Minute)
 		w.net.Isolate("b")
-		time.Sleep(time.Minute) // nothing is on its way any more
+		time.Sleep(time.Minute) // nothing is in flight any longer
 		require.Error(t, b.try(77), "it is durable on b only")
 		b.rot("value 77")
 		w.net.HealAll()
@@ -165,9 +166,9 @@ func readAfterALoss(t *testing.T, restart bool) {
 	})
 }
 
-// As above, and then the client sends the lost record again: a and c acknowledge it
-// while b is away. b takes in their logs afterwards, its cursors pass the record, and
-// vouch for it. So b can read it.
+// As above, and then the client sends the lost record again: a and c acknowledge
+// it while b is away. b pulls their logs afterwards, and its cursors pass the
+// record. So b must be able to read it.
 func TestACursorPassesNoRecordThatIsDamagedHere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -187,15 +188,15 @@ func TestACursorPassesNoRecordThatIsDamagedHere(t *testing.T) {
 		w.net.HealAll()
 		w.awaitConnected()
 		time.Sleep(time.Hour)
-		require.Equal(t, a.store.End(), wal.Position(b.cluster.progress.Cursors()[a.store.Identity().Incarnation]), "b vouches for a's log")
+		require.Equal(t, a.store.End(), wal.Position(b.cluster.progress.Cursors()[a.store.Identity().Incarnation]), "b's cursor covers a's log")
 		_, err := b.store.Assertion("p", claim("s", 77).ID())
 		require.NoError(t, err)
 	})
 }
 
-// spoil edits the entry that holds text and makes its checksum right again, as if
-// memory had rotted between the check of the record and the checksum of its entry. The
-// node is down.
+// spoil edits the entry that holds text and updates its checksum, as if memory
+// had been corrupted between the check of the record and the computation of the
+// checksum. The node is down.
 func (n *node) spoil(text string, edit func(payload []byte)) {
 	t := n.w.t
 	entries, err := n.disk.ReadDir("wal")
@@ -239,9 +240,9 @@ func (n *node) spoil(text string, edit func(payload []byte)) {
 	t.Fatalf("no entry holds %q", text)
 }
 
-// b and c acknowledge a record while a is away. In b's log its entry turns out to be
-// intact and no valid record, when b starts again. No quorum read of a and b misses the
-// record, which c holds.
+// b and c acknowledge a record while a is away. When b starts again, its entry in
+// b's log has a valid checksum and is an invalid record. No quorum read of a and
+// b misses the record, which c holds.
 func TestAnInvalidEntryHidesNoAcknowledgedRecord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -308,10 +309,10 @@ func (n *node) rotPack(text string) {
 	n.w.t.Fatalf("no pack holds %q", text)
 }
 
-// a and b acknowledge a record while c is away, and then b goes down. On a the index is
-// lost and the record rots. The start that makes the index anew is interrupted, as by a
-// restart of the pod, and the next one goes on. No quorum read of a and c misses the
-// record, which b holds.
+// a and b acknowledge a record while c is away, and then b goes down. On a the
+// index is lost and the record rots. The start that rebuilds the index is
+// interrupted, as by a restart of the pod, and the next one continues. No quorum
+// read of a and c misses the record, which b holds.
 func TestAnInterruptedRebuildHidesNoAcknowledgedRecord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t, func(w *world) {
@@ -365,7 +366,8 @@ func TestAnInterruptedRebuildHidesNoAcknowledgedRecord(t *testing.T) {
 	})
 }
 
-// On a single node nobody can be asked for a damaged record, and the error says so.
+// A single node has no other member to ask for a damaged record, and the error
+// says so.
 func TestARepairThatNobodyCanBeAskedForSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "a")
@@ -376,11 +378,11 @@ func TestARepairThatNobodyCanBeAskedForSaysSo(t *testing.T) {
 		a.rot("rotten subject")
 		_, err := a.cluster.Get(context.Background(), "p", ids[0], Local)
 		require.Error(t, err)
-		require.NotContains(t, err.Error(), "Kind(0) entry: cut short", "the repair has written an item that nobody gave")
+		require.NotContains(t, err.Error(), "Kind(0) entry: cut short", "the repair has written an item that no member supplied")
 	})
 }
 
-// slowRepair does something else before its first repair.
+// slowRepair runs a function before its first repair.
 type slowRepair struct {
 	Store
 	began atomic.Bool
@@ -394,10 +396,10 @@ func (s *slowRepair) Repair(items []store.Item, done func(store.PutResult)) erro
 	return s.Store.Repair(items, done)
 }
 
-// A member that is being refilled takes in an answer. While it rewrites a damaged record
-// of it, which waits for the disk, it finds another loss and sets its cursors back,
-// durably. The cursor that comes with the answer must not become durable after that: a
-// start would begin with it.
+// A member that is being refilled processes an answer. While it rewrites a
+// damaged record, which waits for the disk, it finds another loss and durably
+// resets its cursors. The cursor of the answer must not become durable after
+// that: the next start would use it.
 func TestNoCursorFromBeforeALossBecomesDurableAfterIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := &slowRepair{do: func() {}}
@@ -421,7 +423,7 @@ func TestNoCursorFromBeforeALossBecomesDurableAfterIt(t *testing.T) {
 			_, err := a.store.Read(content(1))
 			require.Error(t, err)
 			_, epoch := a.cluster.progress.at("")
-			w.await("the cursors being set back again", func() bool {
+			w.await("the second reset of the cursors", func() bool {
 				_, now := a.cluster.progress.at("")
 				return now > epoch && onlyZero(a.store.Cursors())
 			})
@@ -433,7 +435,7 @@ func TestNoCursorFromBeforeALossBecomesDurableAfterIt(t *testing.T) {
 		time.Sleep(time.Minute)
 		held := a.cluster.progress.Cursors()
 		for incarnation, durable := range a.store.Cursors() {
-			require.LessOrEqual(t, uint64(durable), held[incarnation], "a durable cursor is ahead of what was read since the loss")
+			require.LessOrEqual(t, uint64(durable), held[incarnation], "a durable cursor is ahead of the records read since the loss")
 		}
 	})
 }

@@ -8,17 +8,18 @@ import (
 	"slices"
 	"time"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
 )
 
-// plan says whom a quorum read has to hear.
+// plan lists the members that a quorum read has to hear.
 type plan struct {
 	self  string
 	state *control.State
 	// need is how many whole members have to be heard, this node included.
 	need int
-	// others are the members to ask, the likeliest first.
+	// others are the members to ask, the most likely to answer first.
 	others []control.Member
 }
 
@@ -34,7 +35,7 @@ func (c *Cluster) planRead() (*plan, error) {
 	p := &plan{self: c.id, state: state, need: need, others: c.preferred(candidates)}
 	if len(candidates) < need {
 		return nil, unavailable(CodeTooFewWhole, fmt.Sprintf(
-			"only %d of %d members are whole, and %d are needed for a read that is sure to see every acknowledged write; the others are being refilled, or must be accepted as lost by an operator",
+			"only %d of %d members are whole, and %d are needed for a read that sees every acknowledged write; the others are being refilled, or an operator has to accept their losses",
 			len(candidates), len(state.Members), need), nil)
 	}
 	if state.Change == nil {
@@ -64,15 +65,15 @@ func (c *Cluster) planRead() (*plan, error) {
 	return p, nil
 }
 
-// enough reports whether hearing this node and these members suffices.
+// enough reports whether this node and these members suffice.
 func (p *plan) enough(heard []control.Member) bool {
 	return p.state.ReadQuorum(func(id string) bool {
 		return id == p.self || slices.ContainsFunc(heard, func(m control.Member) bool { return m.ID() == id })
 	})
 }
 
-// firstCalls is how many of the others have to be asked at once: the fewest
-// that suffice if all of them answer.
+// firstCalls is the number of members to ask at once: the fewest that suffice if
+// all of them answer.
 func (p *plan) firstCalls() int {
 	for n := range len(p.others) {
 		if p.enough(p.others[:n]) {
@@ -82,7 +83,7 @@ func (p *plan) firstCalls() int {
 	return len(p.others)
 }
 
-// answer is what one member said.
+// answer is the answer of one member.
 type answer[T any] struct {
 	member control.Member
 	client peerpb.PeerClient
@@ -91,9 +92,8 @@ type answer[T any] struct {
 }
 
 // ask calls as many members as the plan needs, all at once, and another one for
-// each that fails or is slow, until enough have answered. Members that failed
-// but seem to be alive (they may just be starting) are asked again until ctx
-// ends.
+// each that fails or is slow, until enough have answered. Members that failed but
+// seem to be alive (they may be starting) are asked again until ctx ends.
 func ask[T any](ctx context.Context, c *Cluster, p *plan, call func(context.Context, peerpb.PeerClient) (T, error)) ([]answer[T], error) {
 	if p.enough(nil) {
 		return nil, nil
@@ -144,12 +144,12 @@ func ask[T any](ctx context.Context, c *Cluster, p *plan, call func(context.Cont
 type question[T any] struct {
 	c       *Cluster
 	call    func(context.Context, peerpb.PeerClient) (T, error)
-	results chan answer[T] // has room for one result of each member
+	results chan answer[T] // holds one result of each member
 	waiting []control.Member
 	running int
 }
 
-// next asks the next member that was not asked yet; false when there is none.
+// next asks the next member; it returns false when all have been asked.
 func (q *question[T]) next(ctx context.Context) bool {
 	if len(q.waiting) == 0 {
 		return false
@@ -165,12 +165,12 @@ func (q *question[T]) start(ctx context.Context, m control.Member, after time.Du
 	q.running++
 	go func() {
 		if after > 0 {
-			pause(ctx, after)
+			sleep.For(ctx, after)
 		}
 		a := answer[T]{member: m}
 		conn, err := q.c.control.Conn(m)
 		if err == nil && !q.c.compared(m.ID()) {
-			err = errors.New("it has not compared this node's log since the start with what it saw of it")
+			err = errors.New("it has not yet compared its witness with this node's log since this node started")
 		}
 		if err != nil {
 			a.err = err
@@ -182,7 +182,7 @@ func (q *question[T]) start(ctx context.Context, m control.Member, after time.Du
 	}()
 }
 
-// end cancels the calls that are still under way and waits for them.
+// end cancels the calls in flight and waits for them.
 func (q *question[T]) end(cancel context.CancelFunc) {
 	cancel()
 	for ; q.running > 0; q.running-- {
@@ -196,6 +196,6 @@ func (c *Cluster) tooFewAnswers(p *plan, heard int, failures map[string]error) e
 		causes = append(causes, fmt.Errorf("%s: %w", name, failures[name]))
 	}
 	return unavailable(CodePeersUnreachable, fmt.Sprintf(
-		"%d of %d members answered, this node included, and %d are needed for a read that is sure to see every acknowledged write",
+		"%d of %d members answered, this node included, and %d are needed for a read that sees every acknowledged write",
 		heard+1, len(p.state.Members), p.need), errors.Join(causes...))
 }

@@ -8,11 +8,10 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// Assert makes assertions durable on a majority, in one go, and returns one
-// result for each, in order; one bad assertion does not spoil the others. It
-// waits for its turn as long as ctx allows, and then at most Timings.WriteWait.
-// The project's name is the caller's to check. The assertions must not be
-// changed afterwards.
+// Assert makes assertions durable on a majority in one write and returns one
+// result for each, in order; an invalid assertion does not affect the others. It
+// waits for its turn until ctx ends, and then at most Timings.WriteWait. The
+// caller checks the project's name and must not modify the assertions afterwards.
 func (c *Cluster) Assert(ctx context.Context, project string, as []*record.Assertion) []WriteResult {
 	results := make([]WriteResult, len(as))
 	b := writeBatch{results: results, spans: make([]span, len(as))}
@@ -32,7 +31,7 @@ func (c *Cluster) Assert(ctx context.Context, project string, as []*record.Asser
 	return results
 }
 
-// Vote does for a vote what Assert does.
+// Vote makes a vote durable in the same way as Assert.
 func (c *Cluster) Vote(ctx context.Context, project string, v *record.Vote) WriteResult {
 	results := make([]WriteResult, 1)
 	b := writeBatch{results: results, spans: make([]span, 1)}
@@ -41,20 +40,21 @@ func (c *Cluster) Vote(ctx context.Context, project string, v *record.Vote) Writ
 		err = c.latestTime().check(v.Timestamp)
 	}
 	if err != nil {
-		return WriteResult{ID: v.ID(), Err: err}
+		results[0] = WriteResult{ID: v.ID(), Err: err}
+	} else {
+		b.addVote(project, v)
 	}
-	b.addVote(project, v)
 	c.commit(ctx, &b)
 	return results[0]
 }
 
-// span says which items and signatures of a batch are one record's.
+// span is the range of items and signatures of one record in a batch.
 type span struct{ items, itemsEnd, sigs, sigsEnd int }
 
-// writeBatch is one request's records while they are checked.
+// writeBatch holds the records of one request while they are checked.
 type writeBatch struct {
 	results []WriteResult
-	spans   []span // by record; empty when it was refused
+	spans   []span // by record; empty for a refused one
 	items   []store.Item
 	sigs    []record.SignedItem
 }
@@ -65,7 +65,7 @@ func (b *writeBatch) addAssertion(i int, project string, a *record.Assertion) {
 		b.items = make([]store.Item, 0, 2*len(b.spans))
 		b.sigs = make([]record.SignedItem, 0, len(b.spans))
 	}
-	// The id is that of the item's own bytes, so the content is encoded once.
+	// The id is computed from the item's bytes, so the content is encoded once.
 	it := store.NewContent(project, record.Hash{}, &a.Content)
 	id := record.HashOf(it.Payload[1+len(project):])
 	it.Key.ID = id
@@ -85,8 +85,8 @@ func (b *writeBatch) addVote(project string, v *record.Vote) {
 	b.results[0].ID, b.spans[0] = it.Key.Vote, span{0, 1, 0, 1}
 }
 
-// refuse takes out the records with an invalid signature, and returns the items
-// that are left; spans follow.
+// refuse removes the records with an invalid signature and returns the remaining
+// items; spans are adjusted.
 func (b *writeBatch) refuse(valid []bool) []store.Item {
 	kept := b.items[:0]
 	for i := range b.spans {
@@ -119,39 +119,49 @@ func signatureField(kind store.Kind, i int) string {
 	return fmt.Sprintf("signatures[%d].signature", i)
 }
 
-// commit checks the batch's signatures, writes what is valid, and fills in the
-// results.
+// commit writes the valid records of a batch, fills in the results and counts
+// those that failed. Every write of a caller ends here.
 func (c *Cluster) commit(ctx context.Context, b *writeBatch) {
+	if err := c.verifyAndWrite(ctx, b); err != nil {
+		b.fail(err)
+	}
+	for i := range b.results {
+		c.metrics.writeFailed(b.results[i].Err)
+	}
+}
+
+// verifyAndWrite checks the batch's signatures and writes the valid records. The
+// error concerns each record that was not refused for itself.
+func (c *Cluster) verifyAndWrite(ctx context.Context, b *writeBatch) error {
 	items := b.items
 	if !c.skipSignatures && len(b.sigs) > 0 {
 		valid, err := c.signatures.check(ctx, b.sigs)
 		if err != nil {
-			b.fail(unavailable(CodeOverloaded, "the signatures could not be checked in time", err))
-			return
+			return unavailable(CodeOverloadedSignatures, "the signatures could not be checked in time", err)
 		}
 		items = b.refuse(valid)
 	}
 	if len(items) == 0 {
-		return
+		return nil
 	}
 	fresh, err := c.write(ctx, items)
 	if err != nil {
-		b.fail(err)
-		return
+		return err
 	}
 	for i := range b.results {
 		s := b.spans[i]
 		for j := s.items; j < s.itemsEnd; j++ {
-			// Without the local answer nobody knows; what is new is the rule.
+			// Without the local answer this is unknown; most records are new.
 			if fresh == nil || fresh[j] {
 				b.results[i].Created = true
 				break
 			}
 		}
 	}
+	return nil
 }
 
-// fail gives err to every record that was not refused for itself.
+// fail sets err on every record that was not itself refused.
 func (b *writeBatch) fail(err error) {
 	for i := range b.results {
 		if b.results[i].Err == nil {
@@ -160,7 +170,7 @@ func (b *writeBatch) fail(err error) {
 	}
 }
 
-// latest is the latest time that a record may be signed with now.
+// latest is the latest timestamp that a record may have now.
 type latest struct {
 	at   uint64
 	sure bool // by the cluster's time, not only by this machine's
@@ -171,10 +181,10 @@ func (c *Cluster) latestTime() latest {
 	return latest{at: uint64(max(at.Add(c.timings.FutureMargin).Unix(), 0)), sure: sure}
 }
 
-// check refuses times far ahead of the cluster's time. While that is not known,
-// this machine's clock lets records in and turns none away for good: it may be
-// slow, and another member may know better. Only the node that accepts a record
-// applies this; replication and catch-up never do.
+// check refuses timestamps far ahead of the cluster's time. While that is
+// unknown, this machine's clock can accept a record but not refuse it
+// permanently: it may be slow, and another member may know better. Only the node
+// that accepts a record checks this; replication and catch-up never do.
 func (l latest) check(signed uint64) error {
 	switch {
 	case signed <= l.at:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/store"
@@ -74,7 +75,7 @@ func (c *Cluster) awaitCursor(ctx context.Context, member string, end logEnd) er
 		if at := wal.Position(c.progress.Cursors()[end.incarnation]); at >= end.position {
 			return nil
 		}
-		if pause(ctx, cursorPoll); ctx.Err() != nil {
+		if !sleep.For(ctx, cursorPoll) {
 			return unavailable(CodeCatchingUp, fmt.Sprintf("this node does not hold all of the log of %s yet, which a backup needs", member), ctx.Err())
 		}
 	}
@@ -154,7 +155,7 @@ func (c *Cluster) validItems(ctx context.Context, items []store.Item) ([]store.I
 	}
 	verdicts, err := c.signatures.check(ctx, signed)
 	if err != nil {
-		return nil, unavailable(CodeOverloaded, "the signatures could not be checked in time", err)
+		return nil, unavailable(CodeOverloadedSignatures, "the signatures could not be checked in time", err)
 	}
 	valid := make([]store.Item, 0, len(items))
 	for i := range items {

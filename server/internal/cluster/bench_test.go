@@ -45,7 +45,7 @@ func benchWorld(b *testing.B, names ...string) *world {
 	return w
 }
 
-// signed makes n different assertions of a hundred agents.
+// signed returns n different assertions of a hundred agents.
 func signed(b *testing.B, n int) []*record.Assertion {
 	b.Helper()
 	agents := make([]ed25519.PrivateKey, 100)

@@ -15,8 +15,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// Store is what this node holds; *store.Store implements it and says what the
-// methods promise.
+// Store holds this node's records; *store.Store implements it and documents the
+// methods.
 type Store interface {
 	Put(items []store.Item, done func(store.PutResult)) error
 	Repair(items []store.Item, done func(store.PutResult)) error
@@ -79,9 +79,9 @@ type Control interface {
 	Conn(m control.Member) (grpc.ClientConnInterface, error)
 }
 
-// Liveness tells who seems to be alive; package gossip knows.
+// Liveness reports which nodes seem to be alive; package gossip implements it.
 type Liveness interface {
-	// Alive tells whether the node of that name answers, as far as is known.
+	// Alive reports whether the node of that name answers, as far as is known.
 	Alive(name string) bool
 }
 
@@ -90,46 +90,46 @@ type Liveness interface {
 type Timings struct {
 	WriteWait    time.Duration // 5 s: how long a write waits for a majority
 	ReadWait     time.Duration // 5 s: how long a read waits for its peers
-	Hedge        time.Duration // 100 ms: after which another peer is asked as well
+	Hedge        time.Duration // 100 ms: time after which another peer is asked too
 	Backoff      time.Duration // 50 ms: first pause after a failed stream; doubles
 	MaxBackoff   time.Duration // 2 s
-	AckTimeout   time.Duration // 10 s: a stream without acknowledgement for so long is given up
-	TailLinger   time.Duration // 50 ms: how long new records gather before a puller hears of them
+	AckTimeout   time.Duration // 10 s: a stream without an acknowledgement for so long is closed
+	TailLinger   time.Duration // 50 ms: how long new records gather before a puller gets them
 	PullWait     time.Duration // 20 s: how long a pull waits for something new
-	CursorEvery  time.Duration // 30 s: how often progress that brought nothing new is noted durably
-	MendWait     time.Duration // 1 min: how long damaged records are looked for at members that do not answer; negative: not at all
-	VerifyEvery  time.Duration // 24 h: between two readings of the whole log, in search of damage; negative: never
-	LossEvery    time.Duration // 1 s: how often the store is asked whether it found a loss
-	StartWait    time.Duration // 10 s: how long a start waits for members that do not answer, once its own table is confirmed
+	CursorEvery  time.Duration // 30 s: how often progress without new records is made durable
+	MendWait     time.Duration // 1 min: how long a repair waits for members that do not answer; negative: no repair
+	VerifyEvery  time.Duration // 24 h: between two verifications of the whole log; negative: never
+	LossEvery    time.Duration // 1 s: how often the store is checked for a loss
+	StartWait    time.Duration // 10 s: how long a start waits for members that do not answer, once this node's table is confirmed
 	ScrubEvery   time.Duration // 30 min: between rounds of comparison with one peer; negative: never
-	ScrubSettle  time.Duration // 30 s: a difference that is gone after so long was only a delay
-	FutureMargin time.Duration // 5 min: how far a signed time may be ahead of the cluster's
+	ScrubSettle  time.Duration // 30 s: a difference that disappears within this time was only a delay
+	FutureMargin time.Duration // 5 min: how far a timestamp may be ahead of the cluster's time
 }
 
 // Limits bound memory and load; zero values mean the defaults named here.
 type Limits struct {
-	InFlightBytes    int64 // 8 MiB: writes through this node that wait for a majority; others wait for their turn
+	InFlightBytes    int64 // 8 MiB: writes through this node that wait for a majority; further writes queue
 	PeerQueueBytes   int64 // 32 MiB: records that wait for one peer's acknowledgement
 	StreamBytes      int64 // 16 MiB: records of one peer's stream that wait for the disk here
 	MessageBytes     int   // 1 MiB: records in one message of a stream
-	PullBytes        int   // 1 MiB: log that one answer of a pull covers
-	VerifyBytesRate  int64 // 4 MiB/s: how fast the log is read in search of damage
+	PullBytes        int   // 1 MiB: log covered by one answer of a pull
+	VerifyBytesRate  int64 // 4 MiB/s: rate at which the log is verified
 	CatchUpBytesRate int64 // bytes/s that one puller fetches; 0: no limit
 	CachedKeys       int   // 4,096: agents whose expanded keys are kept
 	VerifyGroup      int   // 64: single signatures checked together
-	ReadTries        int   // 3: how often a read starts again because members changed
-	Voices           int   // 10,000: agents, and votes, that a read holds of one claim; with more it is partial
+	ReadTries        int   // 3: attempts of a read while the members change
+	Voices           int   // 10,000: agents, and votes, that a read keeps of one claim; with more the claim is partial
 }
 
-// Config is what a Cluster is made of. Store, Control and Progress are needed.
+// Config configures a Cluster. Store, Control and Progress are required.
 type Config struct {
 	Store   Store
 	Control Control
 	// Progress is the object that Control was given as its Data.
 	Progress *Progress
-	// Liveness may be nil: then everybody is taken for alive.
+	// Liveness may be nil: then every member counts as alive.
 	Liveness Liveness
-	// SkipSignatures accepts records without looking at their signatures.
+	// SkipSignatures accepts records without checking their signatures.
 	SkipSignatures bool
 	Logger         *slog.Logger
 	Registerer     prometheus.Registerer

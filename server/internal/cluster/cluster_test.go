@@ -85,8 +85,9 @@ func TestBadRecordsDoNotSpoilTheOthers(t *testing.T) {
 	})
 }
 
-// A record's time is judged by the cluster's. While that is not known, the node's
-// own clock turns nothing away for good: another member may know better.
+// A record's timestamp is checked against the cluster's time. While that is
+// unknown, the node's clock refuses nothing permanently: another member may know
+// better.
 func TestRecordsAreJudgedByTheClustersTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -168,7 +169,7 @@ func TestEveryAcknowledgedWriteIsRead(t *testing.T) {
 					if downForRead == downForWrite {
 						w.nodes[downForRead].crash(memfs.LoseSome)
 					}
-					// A member that has just started waits so long for one that is down.
+					// A member that has just started waits that long for one that is down.
 					time.Sleep(Timings{}.withDefaults().StartWait + time.Second)
 					for _, name := range names {
 						if name == downForRead {
@@ -200,7 +201,7 @@ func TestReadWritesBackToAMajority(t *testing.T) {
 		// Catch-up must not do the work of the read.
 		w := threeNodes(t, func(w *world) { w.tune = func(c *Config) { c.Timings.TailLinger = time.Hour } })
 		a, b, c := w.nodes["a"], w.nodes["b"], w.nodes["c"]
-		// Only c has it, as after a write that failed.
+		// Only c has it, as after a failed write.
 		as := claim("only c", 1)
 		item := store.NewContent("p", as.ID(), &as.Content)
 		require.NoError(t, c.cluster.putAndWait(context.Background(), []store.Item{item, store.NewSignature("p", as.ID(), as.Signatures[0])}))
@@ -218,9 +219,9 @@ func TestReadWritesBackToAMajority(t *testing.T) {
 }
 
 // TestQuorumReadWaitsForItsOwnDisk: a majority without this node acknowledges
-// while this node's disk still works on the write. A quorum read here sees it
-// all the same: what is written back must be here as well before the read goes
-// on with this node's store.
+// while this node's disk is still writing. A quorum read here sees the write all
+// the same: records that are written back must also be here before the read
+// continues with this node's store.
 func TestQuorumReadWaitsForItsOwnDisk(t *testing.T) {
 	for name, read := range map[string]func(*node, record.Hash) bool{
 		"get": func(n *node, id record.Hash) bool {
@@ -250,7 +251,7 @@ func TestQuorumReadWaitsForItsOwnDisk(t *testing.T) {
 					return 0
 				})
 				ids := a.write(claim("s", 1))
-				require.False(t, a.holds(ids...), "the test is about a write that is not here yet")
+				require.False(t, a.holds(ids...), "the test needs a write that is not here yet")
 				require.True(t, read(a, ids[0]))
 			})
 		})
@@ -278,7 +279,7 @@ func TestNoMajorityIsSaidInTime(t *testing.T) {
 		require.True(t, a.holds(r.ID), "a local read still works")
 		require.NoError(t, a.cluster.Ready(), "loss of the majority alone does not make a node unready")
 
-		// A write that waits wins as soon as there is a majority again.
+		// A waiting write succeeds as soon as there is a majority again.
 		done := make(chan WriteResult, 1)
 		go func() { done <- a.cluster.Assert(context.Background(), "p", claims("s", 1, 1))[0] }()
 		time.Sleep(time.Second)
@@ -318,7 +319,7 @@ func TestCatchUpOfTenThousand(t *testing.T) {
 			require.True(t, c.holds(id), "record %d", i)
 		}
 
-		// From the durable cursors it goes on, and fetches nothing twice.
+		// It continues from the durable cursors and fetches nothing twice.
 		fetched := c.metric("catchup_records_total")
 		require.EqualValues(t, 20_000, fetched)
 		c.crash(memfs.LoseAll)
@@ -330,8 +331,8 @@ func TestCatchUpOfTenThousand(t *testing.T) {
 	})
 }
 
-// TestDeadCoordinatorsWriteSpreads: what reached only one other member before
-// its coordinator lost everything reaches the third one.
+// TestDeadCoordinatorsWriteSpreads: records that reached only one other member
+// before their coordinator lost everything reach the third one.
 func TestLostVolumesAreRefilled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -394,13 +395,13 @@ func TestWriteWaitsForBothMajorities(t *testing.T) {
 		synctest.Wait()
 		require.Empty(t, done, "b has not acknowledged")
 
-		// A change that closes without b lets the write win without another ack.
+		// When a change closes without b, the write succeeds without another ack.
 		w.setMembers("a")
 		require.NoError(t, (<-done).Err)
 	})
 }
 
-// TestNewMemberIsOfferedWhatWaits: a write began before the member was one.
+// TestNewMemberIsOfferedWhatWaits: a write began before the node was a member.
 func TestNewMemberIsOfferedWhatWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -419,7 +420,7 @@ func TestNewMemberIsOfferedWhatWaits(t *testing.T) {
 }
 
 // TestStaleCoordinatorIsRefused: a coordinator that does not know of a change
-// gets no ack from a member that does, and succeeds when it has heard of it.
+// gets no ack from a member that does, and succeeds once it knows of the change.
 func TestStaleCoordinatorIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -436,7 +437,7 @@ func TestStaleCoordinatorIsRefused(t *testing.T) {
 		go func() { done <- a.cluster.Assert(context.Background(), "p", claims("s", 1, 1))[0] }()
 		time.Sleep(time.Second)
 		a.control.lag(false)
-		// The first write has timed out by now; the second one wins.
+		// The first write has timed out by now; the second one succeeds.
 		first, second := <-done, <-done
 		require.True(t, (first.Err == nil) != (second.Err == nil))
 	})

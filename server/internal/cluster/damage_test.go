@@ -28,7 +28,7 @@ func twoClaims(w *world) (subject string, ids []record.Hash) {
 	return rotten.Subject, ids
 }
 
-// readClaims returns which claims of a subject can be read and which are left out.
+// readClaims returns the readable and the omitted claims of a subject.
 func (n *node) readClaims(subject string, consistency Consistency) (readable, omitted []record.Hash, err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -52,14 +52,14 @@ func (n *node) readClaims(subject string, consistency Consistency) (readable, om
 	return readable, omitted, nil
 }
 
-// notice lets a node read a damaged record, which notes the damage.
+// notice makes a node read a damaged record, which records the damage.
 func (n *node) notice(id record.Hash) error {
 	_, err := n.cluster.Get(context.Background(), "p", id, Local)
 	return err
 }
 
 // A cluster of one serves quorum reads from the rest; of three members that lost
-// the same record each serves local ones.
+// the same record, each serves local reads.
 func TestADamagedClaimDoesNotSpoilItsSubject(t *testing.T) {
 	for members, levels := range map[int][]Consistency{1: {Quorum, Local}, 3: {Local}} {
 		t.Run(fmt.Sprint(members, " members"), func(t *testing.T) {
@@ -88,8 +88,8 @@ func TestADamagedClaimDoesNotSpoilItsSubject(t *testing.T) {
 	}
 }
 
-// A member that may hold an intact copy does not answer: a quorum read does not leave
-// the claim out. A local one does, and says so.
+// A member that may hold an intact copy does not answer: a quorum read does not
+// omit the claim. A local read does, and marks its answer.
 func TestAQuorumReadLeavesOutNothingThatAnotherMemberMayHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -136,8 +136,8 @@ func TestARecordWithALostSignatureIsPartial(t *testing.T) {
 	})
 }
 
-// When the control table calls a member whole that names damaged records, which is
-// so when their loss was accepted, the member builds its index anew without them.
+// When the control table marks a member with damaged records as whole, as after
+// the acceptance of their loss, the member rebuilds its index without them.
 func TestAnAcceptedLossLeavesNothingUnreadable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "a")
@@ -161,7 +161,7 @@ func TestAnAcceptedLossLeavesNothingUnreadable(t *testing.T) {
 				return false
 			}
 		})
-		require.ErrorContains(t, a.err, "builds the index anew")
+		require.ErrorContains(t, a.err, "rebuilds the index")
 		a.shutdown()
 		a.start()
 		require.True(t, a.store.Whole())

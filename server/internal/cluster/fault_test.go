@@ -62,10 +62,10 @@ func TestDamagedRecordIsRepaired(t *testing.T) {
 		require.Equal(t, "rotten subject", s.Content.Subject)
 		require.EqualValues(t, 1, a.metric("records_repaired_total"))
 		s, err = a.store.Assertion("p", ids[1])
-		require.NoError(t, err, "the store itself has it back")
+		require.NoError(t, err, "the store holds it again")
 		require.Len(t, s.Signatures, 1)
 
-		// The log noted the damage, and nothing is lost.
+		// The log recorded the damage, and nothing is lost.
 		require.False(t, a.store.Whole())
 		w.await("readiness", func() bool { return a.cluster.Ready() == nil && a.store.Whole() })
 		a.control.mu.Lock()
@@ -74,8 +74,8 @@ func TestDamagedRecordIsRepaired(t *testing.T) {
 	})
 }
 
-// TestRefillMendsWhatNobodyRead: a loss was found in one record; another one
-// that rotted as well is found by the refill.
+// TestRefillMendsWhatNobodyRead: a loss was found in one record; the refill finds
+// another damaged one.
 func TestRefillMendsWhatNobodyRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -120,7 +120,7 @@ func TestScrubFindsAndFetches(t *testing.T) {
 		require.Positive(t, c.metric("scrub_rounds_total"))
 		require.Zero(t, c.metric("scrub_differences_total"), "nothing is found where nothing is wrong")
 
-		// A record that slipped through: a has it, and c's cursor is behind it.
+		// A missed record: a has it, and c's cursor is behind it.
 		lost := claim("slipped", 1)
 		end := a.store.End()
 		l, _ := c.cluster.linkTo(w.member("a").ID())
@@ -132,7 +132,7 @@ func TestScrubFindsAndFetches(t *testing.T) {
 		c.cluster.mu.Unlock()
 		_, epoch := c.cluster.progress.at(w.member("a").Incarnation)
 		c.cluster.progress.set(w.member("a").Incarnation, a.store.End(), epoch)
-		// b learns of it only from a, later than c looks.
+		// b gets it only from a, later than c compares.
 		w.nodes["b"].crash(memfs.LoseAll)
 		w.change(func(*control.State) {})
 		time.Sleep(90 * time.Minute)
@@ -142,8 +142,8 @@ func TestScrubFindsAndFetches(t *testing.T) {
 	})
 }
 
-// TestIdleClusterIsSilent: notes about progress are entries of the log that the
-// others pull; they must not answer each other for ever.
+// TestIdleClusterIsSilent: cursors are entries of the log that the others pull;
+// they must not cause each other forever.
 func TestIdleClusterIsSilent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -152,7 +152,7 @@ func TestIdleClusterIsSilent(t *testing.T) {
 		ends := map[string]any{}
 		for name, n := range w.nodes {
 			ends[name] = n.store.End()
-			require.NotEmpty(t, n.store.Cursors(), "progress was noted")
+			require.NotEmpty(t, n.store.Cursors(), "progress is durable")
 		}
 		time.Sleep(24 * time.Hour)
 		for name, n := range w.nodes {
@@ -176,7 +176,7 @@ func TestCatchUpKeepsToItsRate(t *testing.T) {
 	})
 }
 
-// TestNonsenseEndsTheStreamOnly sends what no member would send.
+// TestNonsenseEndsTheStreamOnly sends messages that no member would send.
 func TestNonsenseEndsTheStreamOnly(t *testing.T) {
 	good := claim("s", 1)
 	content := store.NewContent("p", good.ID(), &good.Content)
@@ -249,7 +249,7 @@ func TestUnaryNonsenseIsRefused(t *testing.T) {
 		_, err = stream.Recv()
 		require.Equal(t, codes.OutOfRange, status.Code(err))
 
-		// A call for another incarnation is not answered in its name.
+		// A call for another incarnation is refused.
 		other := w.member("b")
 		other.Incarnation = "gone"
 		conn, err = w.nodes["a"].control.Conn(other)
@@ -259,8 +259,8 @@ func TestUnaryNonsenseIsRefused(t *testing.T) {
 	})
 }
 
-// TestCutAndHeal writes while the network comes and goes; every acknowledged
-// write is on every member in the end.
+// TestCutAndHeal writes during network partitions; in the end every acknowledged
+// write is on every member.
 func TestCutAndHeal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -300,8 +300,8 @@ func TestCutAndHeal(t *testing.T) {
 	})
 }
 
-// Readers get ErrNotFound, damage, or an *UnavailableError that lets a gateway ask
-// another member; nothing else of what a store may answer.
+// Readers get ErrNotFound, damage, or an *UnavailableError that lets a gateway
+// ask another member; no other error of a store reaches them.
 func TestAReadThatTheStorageFailsIsUnavailable(t *testing.T) {
 	gone, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -309,7 +309,7 @@ func TestAReadThatTheStorageFailsIsUnavailable(t *testing.T) {
 	for _, c := range []struct {
 		ctx  context.Context
 		err  error
-		code string // of the *UnavailableError; empty: the error is handed on
+		code string // of the *UnavailableError; empty: the error is returned unchanged
 	}{
 		{t.Context(), nil, ""},
 		{t.Context(), store.ErrNotFound, ""},

@@ -11,8 +11,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// a's WAL volume is full, b was started again, c is down. a and b are whole and can be
-// read, so a quorum read is answered.
+// a's WAL volume is full, b was restarted, c is down. a and b are whole and can
+// be read, so a quorum read is answered.
 func TestAFullMemberIsReadTogetherWithOneThatStartedAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t, func(w *world) { w.opts = func(o *store.Options) { o.SegmentSize = 256 << 10 } })

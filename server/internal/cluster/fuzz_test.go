@@ -68,8 +68,8 @@ func FuzzKeys(f *testing.F) {
 	})
 }
 
-// memStore keeps items in memory, durable at once. What it does not implement
-// is not called.
+// memStore keeps items in memory, durable at once. Methods that it does not
+// implement are not called.
 type memStore struct {
 	Store
 	items map[store.Key]store.Item
@@ -105,7 +105,7 @@ func fuzzed(t *testing.T) (*Cluster, *memStore) {
 	return c, s
 }
 
-// script is a stream whose messages are known beforehand.
+// script is a stream with predefined messages.
 type script struct {
 	grpc.ServerStream
 	messages []*peerpb.ReplicateRequest
@@ -129,7 +129,7 @@ func (s *script) Send(r *peerpb.ReplicateResponse) error {
 }
 
 // FuzzReplicate sends arbitrary messages: u16 length | message, repeated. The
-// stream ends, nothing panics, and what was acknowledged is held.
+// stream ends, nothing panics, and acknowledged records are held.
 func FuzzReplicate(f *testing.F) {
 	frame := func(messages ...*peerpb.ReplicateRequest) []byte {
 		var b []byte
@@ -174,7 +174,7 @@ func FuzzReplicate(f *testing.F) {
 	})
 }
 
-// fetcher answers every Fetch alike.
+// fetcher gives the same answer to every Fetch.
 type fetcher struct {
 	peerpb.PeerClient
 	answer *peerpb.FetchResponse
@@ -188,8 +188,8 @@ func (f *fetcher) Fetch(context.Context, *peerpb.FetchRequest, ...grpc.CallOptio
 	return f.answer, nil
 }
 
-// FuzzPulled answers a puller with arbitrary messages: nothing panics, and
-// nothing is taken that the member did not list.
+// FuzzPulled answers a puller with arbitrary messages: nothing panics, and no
+// record is accepted that the member did not list.
 func FuzzPulled(f *testing.F) {
 	a := claim("s", 1)
 	content := store.NewContent("p", a.ID(), &a.Content)

@@ -18,8 +18,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// Cluster is this node's part in the cluster. Its methods may be called by
-// many goroutines at once.
+// Cluster is this node's part of the cluster. Its methods are safe for concurrent
+// use.
 type Cluster struct {
 	store          Store
 	control        Control
@@ -31,24 +31,24 @@ type Cluster struct {
 	metrics        *metrics
 	skipSignatures bool
 
-	// id names this node's incarnation; see control.Member.
-	id         string
-	name       string
-	signatures *signatureCheck
-	recent     *recentKeys
-	inFlight   inFlight
-	room       *semaphore.Weighted // for writes in flight
-	fetching   beingFetched
-	repairs    singleflight.Group
-	turn       atomic.Uint32 // spreads reads over the peers
-	// linked is since when this node is linked to the others without a break; the
-	// zero time while it is not.
+	// id identifies this node's incarnation; see control.Member.
+	id          string
+	name        string
+	signatures  *signatureCheck
+	recent      *recentKeys
+	inFlight    inFlight
+	writeMemory *semaphore.Weighted // for writes in flight
+	fetching    beingFetched
+	repairs     singleflight.Group
+	turn        atomic.Uint32 // spreads reads over the peers
+	// linked is the start of the current uninterrupted link to the others; nil while
+	// there is none.
 	linked atomic.Pointer[time.Time]
-	// caughtUp stays true once this node was caught up since its start.
+	// caughtUp stays true once this node has caught up after its start.
 	caughtUp atomic.Bool
-	// refilling: a loss was found, and what the index calls held may not be.
+	// refilling: a loss was found, and records that the index lists may be missing.
 	refilling atomic.Bool
-	// lostKeys are the damaged records that the last look found nowhere.
+	// lostKeys are the damaged records that the last search found on no member.
 	lostKeys atomic.Pointer[[]store.Key]
 
 	// closing is closed when Run begins to stop.
@@ -58,8 +58,8 @@ type Cluster struct {
 	mu sync.Mutex
 	// links are this node's streams to the other members, by member id.
 	links map[string]*link
-	peers []*peer // those of links; never changed in place
-	// stopped: no more work for peers is begun; serving counts what is.
+	peers []*peer // the peers of links; never modified in place
+	// stopped: no more work for peers is started; serving counts the running work.
 	stopped bool
 	serving sync.WaitGroup
 }
@@ -70,7 +70,7 @@ var (
 	_ control.Data = (*Progress)(nil)
 )
 
-// link is what this node runs for one other member.
+// link holds the tasks that this node runs for one other member.
 type link struct {
 	peer   *peer
 	puller *puller
@@ -78,10 +78,10 @@ type link struct {
 	stop   context.CancelFunc
 }
 
-// New makes a Cluster that does nothing until Run.
+// New returns a Cluster that does nothing until Run.
 func New(cfg Config) (*Cluster, error) {
 	if cfg.Store == nil || cfg.Control == nil || cfg.Progress == nil {
-		return nil, errors.New("cluster: Store, Control and Progress are needed")
+		return nil, errors.New("cluster: Store, Control and Progress are required")
 	}
 	m, err := newMetrics(cfg.Registerer)
 	if err != nil {
@@ -100,7 +100,7 @@ func New(cfg Config) (*Cluster, error) {
 		name:           identity.Node,
 		signatures:     newSignatureCheck(limits.CachedKeys, limits.VerifyGroup),
 		recent:         newRecentKeys(64 << 10),
-		room:           semaphore.NewWeighted(limits.InFlightBytes),
+		writeMemory:    semaphore.NewWeighted(limits.InFlightBytes),
 		inFlight:       inFlight{writes: map[*write]struct{}{}},
 		fetching:       beingFetched{by: map[store.Key]*fetchClaim{}},
 		closing:        make(chan struct{}),
@@ -119,9 +119,9 @@ func (c *Cluster) Register(s grpc.ServiceRegistrar) {
 	peerpb.RegisterPeerServer(s, &service{c: c})
 }
 
-// Run replicates, catches up and scrubs until ctx ends, and returns when all
-// of it has stopped; it is called once. Requests that wait then fail with
-// CodeClosed. An error means that the process has to be started again.
+// Run replicates, catches up and scrubs until ctx ends, and returns when all of
+// that has stopped; it is called once. Pending requests then fail with
+// CodeClosed. An error means that the process has to be restarted.
 func (c *Cluster) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -156,8 +156,8 @@ func (c *Cluster) Run(ctx context.Context) error {
 	return fatal
 }
 
-// goServe runs fn for a peer's stream unless the node is stopping; Run waits
-// for it.
+// goServe runs fn for a peer's stream unless the node is stopping; Run waits for
+// fn.
 func (c *Cluster) goServe(fn func()) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -168,8 +168,8 @@ func (c *Cluster) goServe(fn func()) bool {
 	return true
 }
 
-// follow makes the links those of the state's members, and judges again what
-// waits for a majority.
+// follow adjusts the links to the state's members and reevaluates the writes in
+// flight.
 func (c *Cluster) follow(ctx context.Context, links *sync.WaitGroup, state *control.State) {
 	if state.Formed() {
 		c.store.SetDigestKey(state.DigestKey)
@@ -188,9 +188,9 @@ func (c *Cluster) follow(ctx context.Context, links *sync.WaitGroup, state *cont
 
 func (c *Cluster) link(ctx context.Context, links *sync.WaitGroup, state *control.State) (added []*peer) {
 	wanted := map[string]control.Member{}
-	// Before this node may decide, its volumes may turn out to be older than they
-	// were: nothing must be added to its log until then. It refuses the pulls of its
-	// peers as long, so the time in which it waits for them begins here.
+	// Until this node may decide, its volumes may turn out to be restored to an
+	// older state, so nothing may be added to its log. It refuses its peers' pulls
+	// until then, so its wait for them begins here.
 	_, member := state.MemberByID(c.id)
 	if !member || c.control.MayDecide() != nil {
 		c.linked.Store(nil)
@@ -245,8 +245,8 @@ func (c *Cluster) linkTo(id string) (*link, bool) {
 
 func (c *Cluster) generation() uint64 { return c.control.State().Generation }
 
-// refresh brings the control table up to date when a peer said that this node's
-// is old; true means that trying again at once makes sense.
+// refresh updates the control table when a peer reported this node's copy as
+// stale; true means that an immediate retry makes sense.
 func (c *Cluster) refresh(ctx context.Context, err error) bool {
 	generation, stale := control.StaleGeneration(err)
 	if !stale {

@@ -37,11 +37,11 @@ func (n *node) hold(as ...*record.Assertion) {
 	}
 }
 
-// noCatchUp leaves it to reads to bring records to other nodes.
+// noCatchUp lets only reads bring records to other nodes.
 func noCatchUp(w *world) { w.tune = func(c *Config) { c.Timings.TailLinger = time.Hour } }
 
 // TestQuorumGetSeesSuccessors: a majority without this node acknowledges a
-// successor while this node's disk still works on it.
+// successor while this node's disk is still writing it.
 func TestQuorumGetSeesSuccessors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -59,13 +59,13 @@ func TestQuorumGetSeesSuccessors(t *testing.T) {
 			return 0
 		})
 		child := w.nodes["b"].write(approved)
-		require.False(t, a.holds(child...), "the test is about a successor that is not here yet")
+		require.False(t, a.holds(child...), "the test needs a successor that is not here yet")
 		require.Equal(t, record.Approved, a.lifecycle(ids[0]))
 	})
 }
 
-// TestQuorumGetFollowsTheLineage: each of two nodes knows a part of it, and
-// what is shown is on a majority.
+// TestQuorumGetFollowsTheLineage: each of two nodes has a part of it, and every
+// record shown is on a majority.
 func TestQuorumGetFollowsTheLineage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t, noCatchUp)
@@ -75,7 +75,7 @@ func TestQuorumGetFollowsTheLineage(t *testing.T) {
 		rival := successor(parent, 3, record.Rejected)
 		third := successor(rival, 3, record.Approved)
 		fourth := successor(third, 4, record.Deprecated)
-		a.hold(parent, second, fourth) // fourth counts here once third has come
+		a.hold(parent, second, fourth) // fourth counts here once third has arrived
 		c.hold(parent, rival, third)
 		b.crash(memfs.LoseAll)
 		require.Equal(t, record.Deprecated, a.lifecycle(parent.ID()))
@@ -90,8 +90,8 @@ func TestQuorumGetFollowsTheLineage(t *testing.T) {
 	})
 }
 
-// TestQuorumGetLeavesTheSubjectAlone: what else there is about the subject does
-// not make a Get dear.
+// TestQuorumGetLeavesTheSubjectAlone: other records of the subject do not make a
+// Get more expensive.
 func TestQuorumGetLeavesTheSubjectAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t, noCatchUp)

@@ -19,10 +19,10 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// Between the start of a member that lost a pack and the moment at which the
-// control table calls it "not whole", its own store is the only one that knows.
+// From the start of a member that lost a pack until the control table marks it as
+// not whole, only the member's store knows of the loss.
 
-// unheard is a control table to which no loss can be reported.
+// unheard is a control table that accepts no report of a loss.
 type unheard struct{ Control }
 
 func (unheard) ReportNotWhole(ctx context.Context) error {
@@ -30,14 +30,14 @@ func (unheard) ReportNotWhole(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// smallSegments are sealed and used again after a few hundred records.
+// smallSegments are sealed and reused after a few hundred records.
 func smallSegments(w *world) {
 	w.opts = func(o *store.Options) { o.SegmentSize, o.MarkerBytes, o.MarkerInterval = 128<<10, 32<<10, time.Second }
 	w.tune = func(c *Config) { c.Limits.PullBytes, c.Limits.MessageBytes = 32<<10, 32<<10 }
 }
 
 // withALostPack returns three nodes, of which a has just started without one of
-// its packs, and what had been written. tuned changes a's configuration.
+// its packs, and the records written before. tuned changes a's configuration.
 func withALostPack(t *testing.T, tuned func(*Config)) (w *world, ids []record.Hash) {
 	t.Helper()
 	w = threeNodes(t, smallSegments)
@@ -48,7 +48,7 @@ func withALostPack(t *testing.T, tuned func(*Config)) (w *world, ids []record.Ha
 	for _, n := range w.nodes {
 		w.await("the records on "+n.name, func() bool { return n.holds(ids...) })
 	}
-	time.Sleep(time.Minute) // segments are sealed, applied and given another use
+	time.Sleep(time.Minute) // segments are sealed, applied and reused
 	packs, err := a.disk.ReadDir("db/packs")
 	require.NoError(t, err)
 	first := slices.IndexFunc(packs, func(e fs.DirEntry) bool { return path.Ext(e.Name()) == ".pack" })
@@ -59,7 +59,7 @@ func withALostPack(t *testing.T, tuned func(*Config)) (w *world, ids []record.Ha
 	w.tune = func(c *Config) { plain(c); tuned(c) }
 	a.start()
 	w.tune = plain
-	require.False(t, a.store.Whole(), "nothing else holds what was in the pack")
+	require.False(t, a.store.Whole(), "no other file holds the records of the pack")
 	return w, ids
 }
 
@@ -69,7 +69,7 @@ func TestMemberWithALostPackCountsInNoReadBeforeItsReport(t *testing.T) {
 		a, b := w.nodes["a"], w.nodes["b"]
 		time.Sleep(2 * Timings{}.withDefaults().StartWait) // the others have compared
 		me, _ := a.control.State().MemberByID(a.control.id)
-		require.True(t, me.Whole, "the test is about a table that does not show the loss")
+		require.True(t, me.Whole, "the test needs a table that does not show the loss")
 
 		conn, err := b.control.Conn(w.member("a"))
 		require.NoError(t, err)
@@ -104,12 +104,12 @@ func TestLossThatIsFoundAtTheStartIsReportedAndRefilled(t *testing.T) {
 			me, _ := a.control.State().MemberByID(a.control.id)
 			return !me.Whole
 		})
-		// As the leader does it: a is whole when its cursors have come far enough.
+		// Like the leader: a is whole when its cursors are far enough.
 		end := map[string]uint64{}
 		for _, name := range []string{"b", "c"} {
 			end[w.member(name).Incarnation] = uint64(w.nodes[name].store.End())
 		}
-		w.await("cursors behind what the others held", func() bool {
+		w.await("cursors behind the others' logs", func() bool {
 			at := a.cluster.progress.Cursors()
 			for incarnation, e := range end {
 				if at[incarnation] < e {
@@ -120,7 +120,7 @@ func TestLossThatIsFoundAtTheStartIsReportedAndRefilled(t *testing.T) {
 		})
 		for _, id := range ids {
 			_, err := a.store.Assertion("p", id)
-			require.NoError(t, err, "the cursors vouch for it")
+			require.NoError(t, err, "the cursors cover it")
 		}
 		w.setMembers("a", "b", "c")
 		w.await("the end of the refill", func() bool { return a.store.Whole() && a.cluster.Ready() == nil })

@@ -6,17 +6,18 @@ import (
 	"slices"
 	"time"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// Damage is not yet a loss. As long as the index names the records whose bytes
-// are damaged, this node fetches each of them from any member that holds it, and
-// writes it anew. Only when some record is found nowhere, or the members that may
-// hold it do not answer for MendWait, the loss is reported (whole.go). It is taken
-// back when all records can be read again after all.
+// Damage is not yet a loss. As long as the index names the damaged records, this
+// node fetches each of them from any member that holds it and writes it again.
+// The loss is reported (whole.go) only when some record is found on no member, or
+// the members that may hold it do not answer for MendWait. The report is
+// withdrawn when all records are readable again.
 
 // mending reports whether this node has found damage and still counts as whole in
 // the control table.
@@ -25,8 +26,8 @@ func (c *Cluster) mending() bool {
 	return ok && m.Whole && !c.store.Whole()
 }
 
-// mend replaces damaged records until all are readable, and returns false when
-// that cannot be done.
+// mend replaces damaged records until all are readable; it returns false if that
+// is impossible.
 func (c *Cluster) mend(ctx context.Context) bool {
 	if c.timings.MendWait < 0 {
 		return false
@@ -41,7 +42,7 @@ func (c *Cluster) mend(ctx context.Context) bool {
 		case err == nil && len(missing) == 0:
 			return true
 		case err == nil && asked:
-			c.log.Error("damaged records are held readably by no member", "records", len(missing), "first", missing[0].String())
+			c.log.Error("no member holds a readable copy of damaged records", "records", len(missing), "first", missing[0].String())
 			return false
 		case time.Since(began) > c.timings.MendWait:
 			c.log.Error("damaged records could not be replaced in time", "records", len(missing), "error", err)
@@ -55,10 +56,10 @@ func (c *Cluster) mend(ctx context.Context) bool {
 // errNotNamed: the index does not know which records are damaged.
 var errNotNamed = errors.New("the index does not name the damaged records")
 
-// mendPiece is how many records are fetched at a time.
+// mendPiece is the number of records fetched at a time.
 const mendPiece = 512
 
-// mendOnce replaces the damaged records that some member gives. asked is true
+// mendOnce replaces the damaged records that some member returns. asked is true
 // when every other member was asked for the missing ones.
 func (c *Cluster) mendOnce(ctx context.Context) (missing []store.Key, asked bool, err error) {
 	keys, all, err := c.store.DamagedKeys(ctx)
@@ -81,7 +82,7 @@ func (c *Cluster) mendOnce(ctx context.Context) (missing []store.Key, asked bool
 			}
 			rest, err := c.mendFrom(ctx, m, piece)
 			if err != nil {
-				c.log.Debug("a member may hold copies of damaged records and did not give all of them", "peer", m.Name, "error", err)
+				c.log.Debug("a member that may hold copies of damaged records did not return all of them", "peer", m.Name, "error", err)
 				asked = false
 			}
 			piece = rest
@@ -94,8 +95,8 @@ func (c *Cluster) mendOnce(ctx context.Context) (missing []store.Key, asked bool
 	return missing, asked, nil
 }
 
-// mendFrom replaces those of the records that a member gives, and returns the
-// others. An error says that the member may give more of them later.
+// mendFrom replaces the records that a member returns, and returns the rest. An
+// error means that the member may return more of them later.
 func (c *Cluster) mendFrom(ctx context.Context, m control.Member, keys []store.Key) (rest []store.Key, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timings.ReadWait)
 	defer cancel()
@@ -124,7 +125,7 @@ func (c *Cluster) mendFrom(ctx context.Context, m control.Member, keys []store.K
 	return slices.DeleteFunc(slices.Clone(keys), func(k store.Key) bool { return given[k] }), err
 }
 
-// verifyLog reads the whole log, slowly, again and again, so that damage is found
+// verifyLog reads the whole log continuously and slowly, so that damage is found
 // while other members still hold the records.
 func (c *Cluster) verifyLog(ctx context.Context) {
 	if c.timings.VerifyEvery < 0 {
@@ -132,15 +133,15 @@ func (c *Cluster) verifyLog(ctx context.Context) {
 	}
 	for ctx.Err() == nil {
 		if err := c.readLog(ctx, func() bool { return true }); err != nil && ctx.Err() == nil {
-			c.log.Warn("the log could not be read in search of damage", "error", err)
+			c.log.Warn("the verification of the log was interrupted", "error", err)
 		}
 		c.metrics.verifyRounds.Inc()
-		pause(ctx, c.timings.VerifyEvery)
+		sleep.For(ctx, c.timings.VerifyEvery)
 	}
 }
 
-// readLog reads the log from its beginning to its end, at VerifyBytesRate, as long
-// as it is wanted. The store notes the damage that it meets.
+// readLog reads the log from beginning to end, at VerifyBytesRate, while wanted
+// returns true. The store records the damage that it finds.
 func (c *Cluster) readLog(ctx context.Context, wanted func() bool) error {
 	const piece = 256 << 10
 	rest := time.Duration(int64(time.Second) * piece / c.limits.VerifyBytesRate)
@@ -151,7 +152,7 @@ func (c *Cluster) readLog(ctx context.Context, wanted func() bool) error {
 		}
 		c.metrics.verified.Add(float64(logBytes(from, next)))
 		from = next
-		if pause(ctx, rest); ctx.Err() != nil {
+		if !sleep.For(ctx, rest) {
 			return ctx.Err()
 		}
 	}

@@ -14,10 +14,10 @@ import (
 )
 
 // level brings a set to the state that a quorum read has to see, and returns a
-// snapshot to answer from, which has to be closed. It holds what enough members
-// hold of the set, and of the set nothing that is not on a majority. The latter
-// is why the answer comes from a snapshot: a record that arrives here after the
-// comparison may be on this node alone, and once shown it could not be unseen.
+// snapshot to answer from; the caller closes it. The snapshot holds all records
+// of the set that enough members hold, and none that is not on a majority. That
+// is why the answer comes from a snapshot: a record that arrives after the
+// comparison may be on this node alone, and once shown it must not disappear.
 func (c *Cluster) level(ctx context.Context, set *store.Set, consistency Consistency) (snap store.Snapshot, err error) {
 	if consistency == Local {
 		snap, err = c.store.Snapshot()
@@ -42,10 +42,10 @@ func (c *Cluster) level(ctx context.Context, set *store.Set, consistency Consist
 	return snap, err
 }
 
-// compare compares digests and merges what differs. again says, instead of a
-// snapshot, that this node now holds more of the set than was compared: with a
-// content that comes here, what was kept for it before comes into the set of its
-// assertion (votes that came first, successors of a successor), perhaps from
+// compare compares digests and merges the differences. again, instead of a
+// snapshot, means that this node now holds more of the set than was compared: a
+// content that arrives brings records that were waiting for it into the set of
+// its assertion (earlier votes, successors of a successor), and these may be on
 // this node alone.
 func (c *Cluster) compare(ctx context.Context, p *plan, set *store.Set) (snap store.Snapshot, again bool, err error) {
 	before, err := c.store.Snapshot()
@@ -80,8 +80,8 @@ func (c *Cluster) compare(ctx context.Context, p *plan, set *store.Set) (snap st
 	return after, false, nil
 }
 
-// askDigests returns the digest of a set in the snapshot, and the members heard
-// that have another one.
+// askDigests returns the digest of a set in the snapshot, and the answers that
+// differ from it.
 func (c *Cluster) askDigests(ctx context.Context, p *plan, set *store.Set, snap store.Snapshot) (differing []answer[store.Digest], own store.Digest, err error) {
 	if p.enough(nil) {
 		return nil, own, nil
@@ -94,7 +94,7 @@ func (c *Cluster) askDigests(ctx context.Context, p *plan, set *store.Set, snap 
 		res, err := client.SetDigest(ctx, setRequest(set))
 		d := store.Digest{Count: res.GetCount()}
 		if err == nil && copy(d.Sum[:], res.Digest) != len(d.Sum) {
-			err = errors.New("its digest is cut short")
+			err = errors.New("its digest is too short")
 		}
 		return d, err
 	})
@@ -102,9 +102,9 @@ func (c *Cluster) askDigests(ctx context.Context, p *plan, set *store.Set, snap 
 	return differing, own, err
 }
 
-// secure brings to a majority what is in the later snapshot besides what was
-// compared and merged: records that arrived during the merge. known is the
-// digest that the set has without them.
+// secure brings the records that arrived during the merge to a majority: those of
+// the later snapshot that were neither compared nor merged. known is the digest
+// of the set without them.
 func (c *Cluster) secure(ctx context.Context, set *store.Set, before, after store.Snapshot, known store.Digest) error {
 	now, err := after.SetDigest(ctx, *set)
 	if err != nil {
@@ -120,31 +120,31 @@ func (c *Cluster) secure(ctx context.Context, set *store.Set, before, after stor
 	})
 }
 
-// setError is what an error of the own store means while a set is compared.
+// setError translates an error of this node's store during a comparison.
 func setError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return unavailable(CodeOverloaded, "this node did not get through all records of this set in time", err)
+		return unavailable(CodeOverloadedComparison, "this node could not process all records of this set in time", err)
 	}
 	return storageError(err)
 }
 
-// holding is which of the members that a read has heard hold a key: bit 0 is
-// this node, bit i+1 the i-th of the members that differ.
+// holding is a bit set of the members that hold a key: bit 0 is this node, bit
+// i+1 the i-th member with a different digest.
 type holding = uint64
 
-// held is a key that not all of them hold.
+// held is a key that some of them lack.
 type held struct {
 	key store.Key
 	by  holding
 }
 
-// mergeChunk bounds what a merge holds in memory, in records.
+// mergeChunk is the number of records that a merge holds in memory.
 const mergeChunk = 128
 
 // merge compares key by key with members whose digests differ. All list the set
-// in one order, so it goes through the lists at the same time, and holds no more
-// than the keys of one chunk. brought is the digest of the keys that the
-// snapshot lacks, content says whether a content is among them.
+// in the same order, so it walks the lists in parallel and holds no more than the
+// keys of one chunk. brought is the digest of the keys that the snapshot lacks;
+// content reports whether a content is among them.
 func (c *Cluster) merge(ctx context.Context, set *store.Set, own store.Snapshot, others []answer[store.Digest]) (brought store.Digest, content bool, err error) {
 	ctx, cancel := context.WithCancel(ctx) // ends the members' lists
 	defer cancel()
@@ -163,8 +163,8 @@ func (c *Cluster) merge(ctx context.Context, set *store.Set, own store.Snapshot,
 	return brought, content, err
 }
 
-// join goes through lists of one set at the same time and writes back, in chunks,
-// the keys that are not in all of them and that wanted lets through.
+// join walks lists of one set in parallel and writes back, in chunks, the keys
+// that some of them lack and that wanted accepts.
 func (c *Cluster) join(ctx context.Context, lists []*list, others []answer[store.Digest], wanted func(held) (held, bool)) error {
 	for _, l := range lists {
 		defer l.stop()
@@ -193,13 +193,13 @@ func (c *Cluster) join(ctx context.Context, lists []*list, others []answer[store
 	}
 }
 
-// list is one member's keys of a set, as they come.
+// list streams one member's keys of a set.
 type list struct {
 	next func() (store.SetKey, error, bool)
 	stop func()
 	head store.SetKey
 	err  error
-	more bool // head is there
+	more bool // head is valid
 }
 
 func newList(keys iter.Seq2[store.SetKey, error]) *list {
@@ -211,7 +211,7 @@ func newList(keys iter.Seq2[store.SetKey, error]) *list {
 
 func (l *list) advance() { l.head, l.err, l.more = l.next() }
 
-// least takes the key with the least place off the lists that have it.
+// least removes the key with the least place from the lists that have it.
 func least(lists []*list) (k held, more bool, err error) {
 	var first *list
 	for _, l := range lists {
@@ -273,7 +273,7 @@ func (c *Cluster) keysOf(ctx context.Context, client peerpb.PeerClient, set *sto
 					k.Key, err = set.KeyAt(k.Place)
 				}
 				if err == nil && bytes.Compare(last, k.Place) >= 0 {
-					err = fmt.Errorf("the member's list of a set goes back at %v", k.Key)
+					err = fmt.Errorf("the member's list of a set is not in order at %v", k.Key)
 				}
 				if err == nil && !yield(k, nil) {
 					return
@@ -288,7 +288,7 @@ func (c *Cluster) keysOf(ctx context.Context, client peerpb.PeerClient, set *sto
 	}
 }
 
-// writeBack brings keys that not all hold to this node and to a majority.
+// writeBack brings keys that some members lack to this node and to a majority.
 func (c *Cluster) writeBack(ctx context.Context, chunk []held, others []answer[store.Digest]) error {
 	items, err := c.gather(ctx, chunk, others)
 	if err != nil {
@@ -298,7 +298,7 @@ func (c *Cluster) writeBack(ctx context.Context, chunk []held, others []answer[s
 	if err != nil {
 		return err
 	}
-	// The others may have been the majority; the read goes on here.
+	// The majority may not include this node, which answers the read.
 	if fresh == nil {
 		if err := c.putAndWait(ctx, items); err != nil {
 			return storageError(err)
@@ -308,8 +308,8 @@ func (c *Cluster) writeBack(ctx context.Context, chunk []held, others []answer[s
 	return nil
 }
 
-// gather reads records from this node where it holds them, otherwise from one
-// of the members that do.
+// gather reads records from this node if it holds them, otherwise from a member
+// that does.
 func (c *Cluster) gather(ctx context.Context, chunk []held, others []answer[store.Digest]) ([]store.Item, error) {
 	items := make([]store.Item, 0, len(chunk))
 	have := make(map[store.Key]bool, len(chunk))
@@ -341,7 +341,7 @@ func (c *Cluster) gather(ctx context.Context, chunk []held, others []answer[stor
 	if missed := len(chunk) - len(have); missed > 0 {
 		return nil, unavailable(CodeDamaged, "a member lists records of this set that neither it nor the others can read", nil)
 	}
-	// Contents before what signs or votes on them.
+	// Contents precede their signatures and votes.
 	slices.SortStableFunc(items, func(a, b store.Item) int { return int(a.Kind) - int(b.Kind) })
 	return items, nil
 }

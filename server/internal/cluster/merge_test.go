@@ -22,14 +22,14 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// counted is a store that counts what is asked of it.
+// counted is a store that counts its calls.
 type counted struct {
 	Store
 	mu sync.Mutex
-	// listed is how many keys of sets were given, before how many of them
-	// before the first Put; largest, the most items of one Put.
+	// listed is the number of listed keys of sets, before the number of those listed
+	// before the first Put; largest, the maximum number of items in one Put.
 	listed, before, largest int
-	// digests, when set, holds up SetDigest until its caller goes away.
+	// digests, when set, blocks SetDigest until its caller goes away.
 	digests chan error
 }
 
@@ -57,7 +57,7 @@ func (s *counted) SetDigest(ctx context.Context, set store.Set) (store.Digest, e
 	return s.holdUp(ctx)
 }
 
-// Snapshot counts what is read from the snapshot as well.
+// Snapshot also counts reads from the snapshot.
 func (s *counted) Snapshot() (store.Snapshot, error) {
 	snap, err := s.Store.Snapshot()
 	return countedSnapshot{snap, s}, err
@@ -101,7 +101,7 @@ func (s *counted) clear() {
 	s.listed, s.before, s.largest = 0, 0, 0
 }
 
-// countedNodes are three nodes that bring each other nothing but by reads.
+// countedNodes are three nodes that exchange records only through reads.
 func countedNodes(t *testing.T) (*world, map[string]*counted) {
 	t.Helper()
 	stores := map[string]*counted{}
@@ -117,7 +117,7 @@ func countedNodes(t *testing.T) (*world, map[string]*counted) {
 	return w, stores
 }
 
-// contents of one subject, the newest first: so a set lists them.
+// contents of one subject, newest first, which is the order of a set.
 func contents(count int, predicate string) []store.Item {
 	items := make([]store.Item, count)
 	for i := range items {
@@ -136,7 +136,7 @@ func (n *node) put(items []store.Item) {
 }
 
 // TestMergeGoesThroughChunks: two nodes differ in about as many records as one
-// chunk holds, here and there, at both ends of the set.
+// chunk holds, on either side, at both ends of the set.
 func TestMergeGoesThroughChunks(t *testing.T) {
 	for _, differing := range []int{1, mergeChunk - 1, mergeChunk, mergeChunk + 1, 3 * mergeChunk} {
 		t.Run(fmt.Sprint(differing), func(t *testing.T) {
@@ -179,14 +179,14 @@ func TestMergeGoesThroughChunks(t *testing.T) {
 				require.EqualValues(t, differing, a.metric("read_written_back_total"))
 				require.LessOrEqual(t, stores["a"].largest, mergeChunk)
 				if differing == 3*mergeChunk {
-					require.Less(t, stores["a"].before, 2*mergeChunk, "it writes back before it has read all of its own list")
+					require.Less(t, stores["a"].before, 2*mergeChunk, "it writes back before it has read its whole list")
 				}
 			})
 		})
 	}
 }
 
-// reader is the caller of SetKeys; taken is what it does with a message.
+// reader is the caller of SetKeys; taken processes a message.
 type reader struct {
 	grpc.ServerStream
 	ctx   context.Context
@@ -197,7 +197,7 @@ func (r *reader) Context() context.Context { return r.ctx }
 
 func (r *reader) Send(*peerpb.SetKeysResponse) error { return r.taken() }
 
-// TestListEndsWithItsReader: a member lists as much as is taken in, and no more
+// TestListEndsWithItsReader: a member lists only as much as is read, and stops
 // when the reader has gone.
 func TestListEndsWithItsReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -228,8 +228,8 @@ func TestListEndsWithItsReader(t *testing.T) {
 	})
 }
 
-// TestDigestEndsWithItsCaller: a member that is asked for the digest of a hot
-// subject stops when nobody waits for it any more.
+// TestDigestEndsWithItsCaller: a member stops computing the digest of a large
+// subject when nobody waits for it any longer.
 func TestDigestEndsWithItsCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, stores := countedNodes(t)
@@ -241,14 +241,14 @@ func TestDigestEndsWithItsCaller(t *testing.T) {
 		require.ErrorIs(t, err, ErrUnavailable)
 		require.Error(t, <-stores["c"].digests)
 
-		// And this node's own.
+		// So does this node.
 		stores["a"].digests = make(chan error, 8)
 		ctx, cancel = context.WithTimeout(context.Background(), 100*time.Millisecond)
 		defer cancel()
 		_, err = w.nodes["a"].cluster.Claims(ctx, store.ClaimQuery{Project: "p", Subject: "hot"}, Quorum)
 		var u *UnavailableError
 		require.ErrorAs(t, err, &u)
-		require.Equal(t, CodeOverloaded, u.Code)
+		require.Equal(t, CodeOverloadedComparison, u.Code)
 		require.Error(t, <-stores["a"].digests)
 	})
 }
@@ -273,7 +273,7 @@ func (l *lister) Recv() (*peerpb.SetKeysResponse, error) {
 	return &peerpb.SetKeysResponse{Places: m}, nil
 }
 
-// FuzzPlaces lists arbitrary bytes: what comes through is in order.
+// FuzzPlaces lists arbitrary bytes: accepted places are in order.
 func FuzzPlaces(f *testing.F) {
 	id := record.Hash{1}
 	signature := append([]byte{1}, make([]byte, 32)...)
@@ -298,8 +298,9 @@ func FuzzPlaces(f *testing.F) {
 	})
 }
 
-// TestPartialClaimIsTheSameOnAllNodes: after a quorum read every node cuts a claim
-// with too many agents alike, wherever its signatures came in.
+// TestPartialClaimIsTheSameOnAllNodes: after a quorum read every node cuts a
+// claim with too many agents in the same way, wherever its signatures were
+// written.
 func TestPartialClaimIsTheSameOnAllNodes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t, func(w *world) {

@@ -13,13 +13,14 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
 )
 
-// peer sends this node's writes to one other member through one stream. What
-// waits for that member's acknowledgement is bounded; a write that finds no room
-// is not sent, and catch-up brings its records later.
+// peer sends this node's writes to one other member through one stream. The queue
+// of unacknowledged writes is bounded; a write that does not fit is not sent, and
+// catch-up delivers its records later.
 type peer struct {
 	c      *Cluster
 	member control.Member
@@ -31,8 +32,8 @@ type peer struct {
 	queueBytes prometheus.Gauge
 
 	mu sync.Mutex
-	// queue holds what is not acknowledged, oldest first; queue[:sent] went
-	// out on the present stream, each with the seq of its last message.
+	// queue holds the unacknowledged writes, oldest first; queue[:sent] was sent on
+	// the current stream, each with the seq of its last message.
 	queue []queued
 	sent  int
 	// bytes is the size of the queue on the wire; at most PeerQueueBytes,
@@ -48,8 +49,8 @@ type queued struct {
 	w    *write
 	seq  uint64
 	sent time.Time
-	// generation is that of the messages that it went out with. The member
-	// acknowledges them only while it has not passed it.
+	// generation is the generation of its messages. The member acknowledges them
+	// only while it has not passed that generation.
 	generation uint64
 }
 
@@ -63,7 +64,7 @@ func newPeer(c *Cluster, m control.Member) *peer {
 	}
 }
 
-// offer queues w; false when there is no room. It never blocks.
+// offer queues w, or returns false when the queue is full. It never blocks.
 func (p *peer) offer(w *write) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,14 +84,11 @@ func (p *peer) offer(w *write) bool {
 	p.queue = append(p.queue, queued{w: w})
 	p.bytes += size
 	p.queueBytes.Set(float64(p.bytes))
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
+	sleep.Wake(p.wake)
 	return true
 }
 
-// sweep forgets what nobody waits for any more. Called with mu held while
+// sweep drops writes that nobody waits for any longer. Called with mu held while
 // there is no stream.
 func (p *peer) sweep() {
 	kept := p.queue[:0]
@@ -119,11 +117,11 @@ func (p *peer) run(ctx context.Context) {
 		if acked {
 			retry.reset()
 		}
-		level := slog.LevelDebug // attempts to reach a dead member are many
+		level := slog.LevelDebug // a dead member causes many attempts
 		if wasConnected {
 			level = slog.LevelWarn
 		}
-		p.log.Log(ctx, level, "no stream of writes to a member", "error", err)
+		p.log.Log(ctx, level, "the stream of writes to a member is closed", "error", err)
 		if p.c.refresh(ctx, err) {
 			continue
 		}
@@ -131,13 +129,13 @@ func (p *peer) run(ctx context.Context) {
 	}
 }
 
-// disconnect readies the queue for the next stream.
+// disconnect prepares the queue for the next stream.
 func (p *peer) disconnect(err error) (wasConnected bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	wasConnected, p.connected = p.connected, false
 	if status.Code(err) == codes.InvalidArgument {
-		// The member cannot read what was sent, and would not the next time.
+		// The member cannot parse the records; a retry would fail as well.
 		p.log.Error("a member refuses records as malformed; they are not sent to it again", "writes", p.sent, "error", err)
 		clear(p.queue[:p.sent])
 		p.queue = p.queue[p.sent:]
@@ -147,7 +145,7 @@ func (p *peer) disconnect(err error) (wasConnected bool) {
 	return wasConnected
 }
 
-// stream opens a stream and serves it until it fails; acked tells whether the
+// stream opens a stream and serves it until it fails; acked reports whether the
 // member acknowledged anything.
 func (p *peer) stream(ctx context.Context) (acked bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -160,7 +158,7 @@ func (p *peer) stream(ctx context.Context) (acked bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	// The answer to the first, empty message tells that the member takes part.
+	// The answer to the first, empty message shows that the member accepts writes.
 	if err := stream.Send(&peerpb.ReplicateRequest{Generation: p.c.generation()}); err != nil {
 		return false, recvError(stream, err)
 	}
@@ -188,7 +186,7 @@ func (p *peer) stream(ctx context.Context) (acked bool, err error) {
 	if err := p.send(ctx, stream); err != nil && !errors.Is(err, io.EOF) {
 		cancel(err)
 	}
-	// After io.EOF the reason is what Recv says.
+	// After io.EOF, Recv returns the reason.
 	<-ctx.Done()
 	helpers.Wait()
 	return acked, context.Cause(ctx)
@@ -202,7 +200,7 @@ func (p *peer) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 		select {
 		case <-ticker.C:
 			if p.overdue() {
-				cancel(errors.New("the member has not acknowledged anything for too long"))
+				cancel(errors.New("the member has sent no acknowledgement for too long"))
 			}
 		case <-ctx.Done():
 			return
@@ -210,7 +208,7 @@ func (p *peer) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 	}
 }
 
-// recvError finds out why a stream broke: Send only says io.EOF.
+// recvError returns the cause of a broken stream: Send only returns io.EOF.
 func recvError(stream peerpb.Peer_ReplicateClient, err error) error {
 	if !errors.Is(err, io.EOF) {
 		return err
@@ -219,7 +217,7 @@ func recvError(stream peerpb.Peer_ReplicateClient, err error) error {
 	return err
 }
 
-// send puts what is queued on the stream until ctx ends.
+// send sends queued writes on the stream until ctx ends.
 func (p *peer) send(ctx context.Context, stream peerpb.Peer_ReplicateClient) error {
 	seq := uint64(0)
 	var batch []*write
@@ -243,7 +241,7 @@ func (p *peer) send(ctx context.Context, stream peerpb.Peer_ReplicateClient) err
 }
 
 // take moves unsent writes to the sent part: several that fit into one message,
-// or one that needs messages of its own.
+// or one that needs several messages.
 func (p *peer) take(batch []*write, seq, generation uint64) []*write {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -264,7 +262,7 @@ func (p *peer) take(batch []*write, seq, generation uint64) []*write {
 		}
 	}
 	// A write of several messages behind others begins with the message after
-	// theirs; give it a turn of its own.
+	// theirs, so it is sent separately.
 	if n := len(batch); n > 1 && len(batch[n-1].cuts) > 1 {
 		p.sent--
 		batch = batch[:n-1]
@@ -272,7 +270,7 @@ func (p *peer) take(batch []*write, seq, generation uint64) []*write {
 	return batch
 }
 
-// dropAbandoned takes unsent writes off the queue whose requests gave up.
+// dropAbandoned removes unsent writes of abandoned requests from the queue.
 // Called with mu held.
 func (p *peer) dropAbandoned() {
 	unsent := slices.DeleteFunc(p.queue[p.sent:], func(q queued) bool {
@@ -313,7 +311,7 @@ func (p *peer) sendBatch(stream peerpb.Peer_ReplicateClient, batch []*write, seq
 	return seq, send(items)
 }
 
-// acked takes off the queue what is durable at the member.
+// acked removes the writes that are durable at the member from the queue.
 func (p *peer) acked(seq uint64) {
 	p.mu.Lock()
 	n := 0
@@ -347,7 +345,8 @@ func (p *peer) isConnected() bool {
 	return p.connected
 }
 
-// pauses are made between attempts; each is twice as long as the one before.
+// pauses implements exponential backoff: each pause is twice as long as the
+// previous one.
 type pauses struct{ first, most, next time.Duration }
 
 func (b *pauses) reset() { b.next = 0 }
@@ -355,15 +354,6 @@ func (b *pauses) reset() { b.next = 0 }
 // wait pauses until the time is up or ctx ends.
 func (b *pauses) wait(ctx context.Context) {
 	b.next = min(max(b.next, b.first), b.most)
-	pause(ctx, b.next)
+	sleep.For(ctx, b.next)
 	b.next *= 2
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }

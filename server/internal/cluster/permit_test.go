@@ -14,7 +14,7 @@ import (
 )
 
 // TestPermitIsAskedWhenAWriteHasItsTurn: a write whose permit is withdrawn while
-// it waits for room comes to no log at all.
+// it waits for room reaches no log.
 func TestPermitIsAskedWhenAWriteHasItsTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t, func(w *world) {
@@ -59,8 +59,8 @@ func TestPermitIsAskedWhenAWriteHasItsTurn(t *testing.T) {
 	})
 }
 
-// TestWriteIsGivenUpByTheTimeOfItsPermit: a write ends by the time that its permit
-// was asked about, with or without success.
+// TestWriteIsGivenUpByTheTimeOfItsPermit: a write ends by the time for which its
+// permit was asked, with or without success.
 func TestWriteIsGivenUpByTheTimeOfItsPermit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -72,8 +72,8 @@ func TestWriteIsGivenUpByTheTimeOfItsPermit(t *testing.T) {
 	})
 }
 
-// TestAbandonedWriteIsNotSent: a write that was given up while it waited in a
-// peer's queue is not sent; one that has won its majority is.
+// TestAbandonedWriteIsNotSent: a write that was abandoned while it waited in a
+// peer's queue is not sent; one that has its majority is.
 func TestAbandonedWriteIsNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)

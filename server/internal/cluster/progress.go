@@ -12,34 +12,34 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// Progress is how far this node has come in the logs of the others. It is made
+// Progress is this node's progress in the logs of the others. It is created
 // before the control table, which takes it as its Data.
 type Progress struct {
 	store Store
 
 	mu sync.Mutex
-	// cursors: everything below the position in that incarnation's log is held
-	// here, durably. The store's own cursors lag behind these, since progress
-	// that brought nothing new is noted seldom.
+	// cursors: everything below the position in that incarnation's log is durable
+	// here. The store's cursors lag behind, since progress without new records is
+	// seldom made durable.
 	cursors map[string]wal.Position
-	// holes are parts of those logs that could not be read, with how far the log
-	// was read behind them: a new link goes on there.
+	// holes are parts of those logs that could not be read, and how far each log was
+	// read behind them: a new link continues there.
 	holes map[string]hole
-	// witnesses are what was seen of those logs.
+	// witnesses holds the end of each of those logs as last seen.
 	witnesses map[string]wal.Witness
-	// epoch grows when all cursors are set back, so that a puller which is
-	// just coming from further on does not set its own forward again.
+	// epoch grows when all cursors are reset, so that a pull in flight does not move
+	// its cursor forward again.
 	epoch int
 
-	// noting is held by the one that notes a rollback, which waits for the disk.
+	// noting is held while a rollback is being recorded, which waits for the disk.
 	noting chan struct{}
-	// puts is held by each put of a cursor, and as a whole by reset.
+	// puts is held by each put of a cursor, and completely by reset.
 	puts *semaphore.Weighted
-	// fatal is why the process has to be started again.
+	// fatal receives the reason why the process has to be restarted.
 	fatal chan error
 }
 
-// NewProgress begins with the cursors that the store holds.
+// NewProgress starts from the cursors in the store.
 func NewProgress(s Store) *Progress {
 	return &Progress{store: s, cursors: maps.Clone(s.Cursors()), witnesses: maps.Clone(s.Witnesses()), noting: make(chan struct{}, 1), puts: semaphore.NewWeighted(manyPuts), fatal: make(chan error, 1)}
 }
@@ -47,8 +47,8 @@ func NewProgress(s Store) *Progress {
 // LogEnd is the end of the durable part of this node's log.
 func (p *Progress) LogEnd() uint64 { return uint64(p.store.End()) }
 
-// Cursors tells for each incarnation of a peer up to which position of that
-// peer's log this node holds everything, durably.
+// Cursors maps each incarnation of a peer to the position up to which this node
+// durably holds that peer's log.
 func (p *Progress) Cursors() map[string]uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -60,7 +60,7 @@ func (p *Progress) Cursors() map[string]uint64 {
 }
 
 // Read maps each incarnation of a peer to the position up to which that peer's
-// log was read behind a part that could not be read.
+// log was read behind an unreadable part.
 func (p *Progress) Read() map[string]uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -71,20 +71,20 @@ func (p *Progress) Read() map[string]uint64 {
 	return all
 }
 
-// Empty tells whether this node holds no record at all.
+// Empty reports whether this node holds no record.
 func (p *Progress) Empty() bool { return p.store.Empty() }
 
-// Lives, RolledBack and SetLife are those of the store.
+// Lives, RolledBack and SetLife delegate to the store.
 func (p *Progress) Lives() []string           { return p.store.Lives() }
 func (p *Progress) RolledBack() bool          { return p.store.RolledBack() }
 func (p *Progress) SetLife(life string) error { return p.store.SetLife(life) }
 
-// NoteRollback records that the volumes are older than they were, and ends Run,
-// so that the process is started again.
+// NoteRollback records that the volumes were restored to an older state, and ends
+// Run, so that the process is restarted.
 func (p *Progress) NoteRollback(why string) { p.rolledBack(0, why) }
 
 // rolledBack is NoteRollback with a position that the log is known to have
-// reached. It reports whether the loss is noted.
+// reached. It reports whether the loss is recorded.
 func (p *Progress) rolledBack(known wal.Position, why string) (noted bool) {
 	p.noting <- struct{}{}
 	defer func() { <-p.noting }()
@@ -93,18 +93,18 @@ func (p *Progress) rolledBack(known wal.Position, why string) (noted bool) {
 		return true
 	}
 	if known.Segment() > end.Segment()+wal.SkipAfterRollback {
-		return false // nonsense: no log has written so much since a snapshot
+		return false // invalid: no log grows so much after a snapshot
 	}
 	err := p.store.NoteRollback(known, why)
 	noted = err == nil
 	if noted {
-		err = errors.New("the volumes of this node were put back to an older state (" + why + "); a start of the process goes on from there, and the other members refill it")
+		err = errors.New("the volumes of this node were restored to an older state (" + why + "); after a restart of the process the other members refill it")
 	}
 	p.restart(err)
 	return noted
 }
 
-// restart makes Run end with this error, so that the process is started again.
+// restart ends Run with this error, so that the process is restarted.
 func (p *Progress) restart(why error) {
 	select {
 	case p.fatal <- why:
@@ -124,7 +124,7 @@ func (p *Progress) hole(incarnation string) (h hole, epoch int) {
 	return p.holes[incarnation], p.epoch
 }
 
-// setHole replaces the hole at a cursor, unless all cursors were set back since
+// setHole replaces the hole at a cursor, unless all cursors were reset after
 // epoch was read.
 func (p *Progress) setHole(incarnation string, h hole, epoch int) {
 	p.mu.Lock()
@@ -140,7 +140,7 @@ func (p *Progress) setHole(incarnation string, h hole, epoch int) {
 	}
 }
 
-// set moves a cursor, unless all were set back since epoch was read.
+// set moves a cursor, unless all were reset after epoch was read.
 func (p *Progress) set(incarnation string, pos wal.Position, epoch int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -153,16 +153,16 @@ func (p *Progress) set(incarnation string, pos wal.Position, epoch int) {
 	p.cursors[incarnation] = pos
 }
 
-// witness is what was seen of that incarnation's log.
+// witness returns the last seen end of that incarnation's log.
 func (p *Progress) witness(incarnation string) wal.Witness {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.witnesses[incarnation]
 }
 
-// saw replaces what was seen of that incarnation's log; the member has compared
-// the earlier witness with its log by then. An answer that comes late does not
-// replace what a later one has shown.
+// saw replaces the witness of that incarnation's log; by then, the member has
+// compared its log with the earlier witness. A delayed answer does not replace a
+// newer one.
 func (p *Progress) saw(incarnation string, w wal.Witness) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -176,13 +176,15 @@ func (p *Progress) saw(incarnation string, w wal.Witness) {
 	p.witnesses[incarnation] = w
 }
 
-// cursor is the item that makes a position durable, with what was seen.
+// cursor returns the item that makes a position durable, together with its
+// witness.
 func (p *Progress) cursor(incarnation string, pos wal.Position) store.Item {
 	return store.NewWitnessedCursor(incarnation, pos, p.witness(incarnation))
 }
 
-// keep makes a cursor durable by put, unless all cursors were set back since epoch
-// was read: then a start must not find it. No reset begins before put returns.
+// keep makes a cursor durable by put, unless all cursors were reset after epoch
+// was read: a later start must not find such a cursor. No reset begins before put
+// returns.
 func (p *Progress) keep(ctx context.Context, epoch int, put func() error) (stale bool, err error) {
 	if err := p.puts.Acquire(ctx, 1); err != nil {
 		return false, err
@@ -194,12 +196,12 @@ func (p *Progress) keep(ctx context.Context, epoch int, put func() error) (stale
 	return false, put()
 }
 
-// manyPuts is more than there are pullers.
+// manyPuts exceeds the number of pullers.
 const manyPuts = 1 << 20
 
-// reset sets every cursor back: records were lost, so nothing is known to be
-// held any more. It returns whose cursors there were. When ctx ends, it does not
-// wait for the cursors on their way to the disk.
+// reset clears every cursor: records were lost, so nothing is known to be held
+// any longer. It returns the incarnations that had cursors. When ctx ends, it
+// does not wait for cursors on their way to the disk.
 func (p *Progress) reset(ctx context.Context) (incarnations []string) {
 	if p.puts.Acquire(ctx, manyPuts) == nil {
 		defer p.puts.Release(manyPuts)

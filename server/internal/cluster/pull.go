@@ -12,47 +12,53 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// puller takes in the whole log of one other member: first which records there
-// are, then those that this node lacks. Progress is a cursor, which becomes
-// durable in one commit with the records before it.
+// puller copies the whole log of one other member: it lists the records, then
+// fetches those that this node lacks. Its progress is a cursor, which becomes
+// durable in the same commit as the records before it.
 type puller struct {
 	c      *Cluster
 	member control.Member
 	log    *slog.Logger
 
 	// Only run's goroutine uses these.
-	noted wal.Position // the cursor that is durable
-	// notedOpening is the opening of the member's log that is durable with it.
-	notedOpening wal.Opening
-	notedAt      time.Time
-	unnoted      int64 // bytes of records seen since then
-	unnotedAt    int   // their number
-	hole         hole
-	full         bool // the last note found no room; tried again after CursorEvery
-	epoch        int  // of the cursor that hole is about
+	noted wal.Position // the durable cursor
+	// notedOpening is the opening of the member's log in the durable cursor.
+	notedOpening   wal.Opening
+	notedAt        time.Time
+	unnotedBytes   int64 // of records seen since then
+	unnotedRecords int
+	hole           hole
+	full           bool // the last note found the volume full; retried after CursorEvery
+	epoch          int  // of the cursor that hole belongs to
 
 	mu sync.Mutex
-	// heard is when the member answered last; connected, whether it still may.
+	// heard is the time of the member's last answer; connected, whether the stream
+	// is open.
 	heard     time.Time
 	connected bool
-	// startEnd is the end that the member's log had when it was first heard
-	// of; caughtUp, that everything before it is held.
+	// startEnd is the end of the member's log in its first answer; caughtUp means
+	// that everything before it is held.
 	startEnd wal.Position
 	caughtUp bool
 	behind   int64
+	// asked is when the request of the latest processed answer was sent, end the end
+	// of the member's log in that answer, and read how far the log has been processed.
+	asked     time.Time
+	end, read wal.Position
 }
 
 func newPuller(c *Cluster, m control.Member) *puller {
 	return &puller{c: c, member: m, log: c.log.With("peer", m.Name)}
 }
 
-// run pulls until ctx ends, and then notes durably how far it came.
+// run pulls until ctx ends, and then makes its progress durable.
 func (p *puller) run(ctx context.Context) {
 	p.noted, _ = p.c.progress.at(p.member.Incarnation)
 	p.hole, p.epoch = p.c.progress.hole(p.member.Incarnation)
@@ -74,17 +80,17 @@ func (p *puller) run(ctx context.Context) {
 		}
 		retry.wait(ctx)
 	}
-	if p.unnotedAt > 0 {
+	if p.unnotedRecords > 0 {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		at, epoch := p.c.progress.at(p.member.Incarnation)
 		if err := p.note(last, at, epoch); err != nil {
-			p.log.Debug("the last cursor was not noted; its records are looked at again", "error", err)
+			p.log.Debug("the last cursor was not made durable; its records will be checked again", "error", err)
 		}
 	}
 }
 
-// session pulls through one stream; moved tells whether anything came.
+// session pulls through one stream; moved reports whether there was any progress.
 func (p *puller) session(ctx context.Context) (moved bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -97,14 +103,14 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	// The first answer comes at once: it tells how far there is to go.
+	// The first answer comes at once: it shows how much is left.
 	wait := time.Duration(0)
 	for {
 		cursor, epoch := p.c.progress.at(p.member.Incarnation)
 		if err := p.noteIfDue(ctx, cursor, epoch); err != nil {
 			return moved, err
 		}
-		if epoch != p.epoch { // all cursors were set back
+		if epoch != p.epoch { // all cursors were reset
 			p.epoch, p.hole = epoch, hole{}
 		}
 		from := p.hole.next(cursor)
@@ -115,9 +121,9 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 		began := time.Now()
 		res, err := stream.Recv()
 		if status.Code(err) == codes.OutOfRange {
-			// It is not the log that it was, and the member has noted that.
-			// Reading everything again misses nothing.
-			p.log.Warn("a member's log is not what it was; the whole of it is read again", "error", err)
+			// The log was replaced or restored to an older state, and the member has
+			// recorded that. Reading everything again misses nothing.
+			p.log.Warn("a member's log was replaced or restored to an older state; it is read again from the beginning", "error", err)
 			p.hole = hole{}
 			p.c.progress.setHole(p.member.Incarnation, p.hole, epoch)
 			return true, p.rewind(ctx, epoch)
@@ -138,19 +144,19 @@ func (p *puller) session(ctx context.Context) (moved bool, err error) {
 		moved = true
 		passed := p.hole.pass(cursor, next, res)
 		p.c.progress.setHole(p.member.Incarnation, p.hole, epoch)
-		if err := p.reached(ctx, passed, epoch, res); err != nil {
+		if err := p.reached(ctx, passed, epoch, began, res); err != nil {
 			return moved, err
 		}
 		wait = p.waitFor()
 		p.hold(ctx, fetched, began)
 		if p.hole.unsettled() {
-			pause(ctx, p.c.timings.Backoff) // it may be long until the member can read all of its log
+			sleep.For(ctx, p.c.timings.Backoff) // the member's disk may take long to recover
 		}
 	}
 }
 
-// request asks for what follows from, and says what was seen of the log so far: no
-// less than what this node has taken in.
+// request asks for the log from a position on. It carries the witness of the log:
+// no less than this node has pulled.
 func (p *puller) request(from wal.Position, wait time.Duration) *peerpb.PullRequest {
 	w := p.c.progress.witness(p.member.Incarnation)
 	return &peerpb.PullRequest{
@@ -159,17 +165,18 @@ func (p *puller) request(from wal.Position, wait time.Duration) *peerpb.PullRequ
 	}
 }
 
-// waitFor is how long the member may wait for something new: not beyond the
-// time at which progress has to be noted.
+// waitFor is how long the member may wait for new records: at most until progress
+// has to be made durable.
 func (p *puller) waitFor() time.Duration {
-	if p.unnotedAt == 0 {
+	if p.unnotedRecords == 0 {
 		return p.c.timings.PullWait
 	}
 	due := time.Until(p.notedAt.Add(p.c.timings.CursorEvery))
 	return min(max(due, 10*time.Millisecond), p.c.timings.PullWait)
 }
 
-// take brings what of an answer is lacking here, and returns its size.
+// take fetches the records of an answer that this node lacks, and returns their
+// size.
 func (p *puller) take(ctx context.Context, client peerpb.PeerClient, res *peerpb.PullResponse) (fetched int64, err error) {
 	keys, err := parseKeys(res.Keys)
 	if err != nil || len(keys) != len(res.Positions) || len(keys) != len(res.Sizes) {
@@ -180,17 +187,17 @@ func (p *puller) take(ctx context.Context, client peerpb.PeerClient, res *peerpb
 	if res.Gaps > 0 {
 		p.hole.found()
 		p.c.metrics.gaps.WithLabelValues(p.member.Name).Add(float64(res.Gaps))
-		p.log.Warn("a member cannot read a part of its log; other members may have it", "gaps", res.Gaps, "before", wal.Position(res.Next))
+		p.log.Warn("a member cannot read a part of its log; other members may have those records", "gaps", res.Gaps, "before", wal.Position(res.Next))
 	}
 	for _, size := range res.Sizes {
-		p.unnoted += int64(size)
+		p.unnotedBytes += int64(size)
 	}
-	p.unnotedAt += len(keys)
+	p.unnotedRecords += len(keys)
 	patient := true
 	for {
 		lacking, err := p.c.lacking(keys)
 		if err != nil {
-			return fetched, fmt.Errorf("looking up what is held: %w", err)
+			return fetched, fmt.Errorf("looking up the records held: %w", err)
 		}
 		mine, claim, others := p.c.fetching.claim(keys, lacking)
 		if !patient {
@@ -209,8 +216,8 @@ func (p *puller) take(ctx context.Context, client peerpb.PeerClient, res *peerpb
 	}
 }
 
-// bringAll brings the records of which in pieces of a bounded size; with the
-// last of all also the cursor.
+// bringAll fetches the records of which in pieces of a bounded size; the last
+// piece includes the cursor.
 func (p *puller) bringAll(ctx context.Context, client peerpb.PeerClient, keys []store.Key, res *peerpb.PullResponse, which []int, last bool) (fetched int64, err error) {
 	for start := 0; start < len(which); {
 		end, size := pieceEnd(start, len(which), func(i int) int { return int(res.Sizes[which[i]]) })
@@ -223,8 +230,8 @@ func (p *puller) bringAll(ctx context.Context, client peerpb.PeerClient, keys []
 	return fetched, nil
 }
 
-// pieceEnd returns where a piece that begins at start ends, so that it has at
-// most fetchBytes or a single element, and its size.
+// pieceEnd returns the end and the size of a piece that begins at start: at most
+// fetchBytes, or a single element.
 func pieceEnd(start, count int, sizeOf func(i int) int) (end, size int) {
 	for end = start; end < count && (end == start || size+sizeOf(end) <= fetchBytes); end++ {
 		size += sizeOf(end)
@@ -232,8 +239,8 @@ func pieceEnd(start, count int, sizeOf func(i int) int) (end, size int) {
 	return end, size
 }
 
-// lacking returns the indexes of the keys that are not held durably, or, while
-// this node is being refilled, are held damaged.
+// lacking returns the indexes of the keys that are not durable here, or, while
+// this node is being refilled, are damaged.
 func (c *Cluster) lacking(keys []store.Key) ([]int, error) {
 	if c.refilling.Load() {
 		return c.unreadable(keys)
@@ -259,8 +266,8 @@ func (c *Cluster) lacking(keys []store.Key) ([]int, error) {
 	return lacking, nil
 }
 
-// unreadable returns the indexes of the keys whose records cannot be read here,
-// after looking at every byte: the index alone does not know what is damaged.
+// unreadable returns the indexes of the keys whose records cannot be read here.
+// It reads every byte, since the index alone does not show damage.
 func (c *Cluster) unreadable(keys []store.Key) ([]int, error) {
 	var bad []int
 	for i, k := range keys {
@@ -277,7 +284,7 @@ func (c *Cluster) unreadable(keys []store.Key) ([]int, error) {
 	return bad, nil
 }
 
-// bring fetches records and makes them durable, with the last ones also the
+// bring fetches records and makes them durable, the last ones together with the
 // cursor behind them.
 func (p *puller) bring(ctx context.Context, client peerpb.PeerClient, keys []store.Key, res *peerpb.PullResponse, which []int, last bool) error {
 	wanted := make([]store.Key, len(which))
@@ -292,7 +299,7 @@ func (p *puller) bring(ctx context.Context, client peerpb.PeerClient, keys []sto
 	if missed := len(wanted) - len(items); missed > 0 {
 		p.hole.missed()
 		p.c.metrics.gaps.WithLabelValues(p.member.Name).Add(float64(missed))
-		p.log.Warn("a member cannot read records of its log; other members may have them", "records", missed)
+		p.log.Warn("a member did not return records of its log; other members may have them", "records", missed)
 	}
 	if len(items) > 0 {
 		if err := p.c.rewriteHeld(ctx, items); err != nil {
@@ -300,15 +307,15 @@ func (p *puller) bring(ctx context.Context, client peerpb.PeerClient, keys []sto
 		}
 	}
 	if err := p.keep(ctx, items, wal.Position(res.Next), last && !p.hole.open()); err != nil {
-		return fmt.Errorf("keeping %d records: %w", len(items), err)
+		return fmt.Errorf("storing %d records: %w", len(items), err)
 	}
 	p.c.recent.add(items)
 	p.c.metrics.caughtUp.WithLabelValues(p.member.Name).Add(float64(len(items)))
 	return nil
 }
 
-// keep makes records durable, and with the last ones of an answer also the cursor
-// behind them, unless all cursors were set back meanwhile.
+// keep makes records durable, the last ones of an answer together with the cursor
+// behind them, unless all cursors were reset meanwhile.
 func (p *puller) keep(ctx context.Context, records []store.Item, cursor wal.Position, last bool) error {
 	if last {
 		stale, err := p.c.progress.keep(ctx, p.epoch, func() error {
@@ -327,7 +334,7 @@ func (p *puller) keep(ctx context.Context, records []store.Item, cursor wal.Posi
 	return p.c.putAndWait(ctx, records)
 }
 
-// putAndWait makes items durable here, patiently.
+// putAndWait makes items durable here; it waits while the store is busy.
 func (c *Cluster) putAndWait(ctx context.Context, items []store.Item) error {
 	done := make(chan error, 1)
 	if err := putPatiently(ctx, c.store, items, func(res store.PutResult) { done <- res.Err }); err != nil {
@@ -341,8 +348,8 @@ func (c *Cluster) putAndWait(ctx context.Context, items []store.Item) error {
 	}
 }
 
-// fetch asks a member for records until it has looked at all of them, and
-// returns those that it has, in order.
+// fetch asks a member for records until it has processed all keys, and returns
+// those that it has, in order.
 func (c *Cluster) fetch(ctx context.Context, client peerpb.PeerClient, keys []store.Key, positions []uint64) (items []store.Item, unread int, err error) {
 	for len(keys) > 0 {
 		n := min(len(keys), fetchKeys)
@@ -360,7 +367,7 @@ func (c *Cluster) fetch(ctx context.Context, client peerpb.PeerClient, keys []st
 		}
 		looked := int(res.LookedAt)
 		if looked == 0 || looked > n {
-			return nil, 0, fmt.Errorf("the member looked at %d of %d records", looked, n)
+			return nil, 0, fmt.Errorf("the member processed %d of %d keys", looked, n)
 		}
 		if items, err = c.appendFetched(items, res.Items, keys[:looked]); err != nil {
 			return nil, 0, err
@@ -374,12 +381,12 @@ func (c *Cluster) fetch(ctx context.Context, client peerpb.PeerClient, keys []st
 	return items, unread, nil
 }
 
-// fetchKeys bounds the keys of one request.
+// fetchKeys is the maximum number of keys in one request.
 const fetchKeys = 4096
 
-// appendFetched appends the items in b, which are some of those asked for, in
-// their order. One that cannot be parsed counts as one that the member does not
-// have: it must not keep the others from coming.
+// appendFetched appends the items in b, which are some of those requested, in the
+// same order. An item that cannot be parsed counts as missing: it must not block
+// the others.
 func (c *Cluster) appendFetched(items []store.Item, b []byte, asked []store.Key) ([]store.Item, error) {
 	for len(b) > 0 {
 		kind, payload, rest, err := store.CutRecord(b)
@@ -390,14 +397,14 @@ func (c *Cluster) appendFetched(items []store.Item, b []byte, asked []store.Key)
 		it, err := store.ParseRecord(kind, payload)
 		if err != nil {
 			c.metrics.malformed.Inc()
-			c.log.Error("a member sent a record that is none; it is passed over", "error", err)
+			c.log.Error("a member sent an invalid record; it is skipped", "error", err)
 			continue
 		}
 		for len(asked) > 0 && asked[0] != it.Key {
 			asked = asked[1:]
 		}
 		if len(asked) == 0 {
-			return nil, fmt.Errorf("the member sent %v, which was not asked for", it.Key)
+			return nil, fmt.Errorf("the member sent %v, which was not requested", it.Key)
 		}
 		asked = asked[1:]
 		items = append(items, it)
@@ -405,25 +412,26 @@ func (c *Cluster) appendFetched(items []store.Item, b []byte, asked []store.Key)
 	return items, nil
 }
 
-// noteIfDue makes progress durable that brought nothing new. Only records count:
-// a note is itself an entry of the log that the others pull, and noting that
-// would never end.
+// noteIfDue makes progress without new records durable. Only records count as
+// progress: a cursor is itself an entry in the log that the others pull, so
+// counting cursors would never end.
 func (p *puller) noteIfDue(ctx context.Context, at wal.Position, epoch int) error {
-	if p.unnotedAt == 0 || at == p.noted {
+	if p.unnotedRecords == 0 || at == p.noted {
 		return nil
 	}
-	if (p.full || p.unnoted < noteBytes) && time.Since(p.notedAt) < p.c.timings.CursorEvery {
+	if (p.full || p.unnotedBytes < noteBytes) && time.Since(p.notedAt) < p.c.timings.CursorEvery {
 		return nil
 	}
 	return p.note(ctx, at, epoch)
 }
 
-// noteBytes is how much is looked at again after a crash, at most.
+// noteBytes is the maximum amount that is checked again after a crash.
 const noteBytes = 64 << 20
 
-// note makes progress durable. On a full volume it is put off, and the member is
-// asked on: its log is compared all the same, without which a read would count no
-// pair of a full member and one that has started anew.
+// note makes progress durable. On a full volume this is deferred and pulling
+// continues: each pull compares the witness with the member's log, and without
+// that comparison no read could count a full member together with one that has
+// restarted.
 func (p *puller) note(ctx context.Context, at wal.Position, epoch int) error {
 	stale, err := p.c.progress.keep(ctx, epoch, func() error {
 		return p.c.putAndWait(ctx, []store.Item{p.c.progress.cursor(p.member.Incarnation, at)})
@@ -435,35 +443,35 @@ func (p *puller) note(ctx context.Context, at wal.Position, epoch int) error {
 		p.notedAt, p.full = time.Now(), true
 		return nil
 	case err != nil:
-		return fmt.Errorf("noting the cursor: %w", err)
+		return fmt.Errorf("making the cursor durable: %w", err)
 	}
 	p.notedNow(at)
 	return nil
 }
 
 func (p *puller) notedNow(at wal.Position) {
-	p.noted, p.notedAt, p.unnoted, p.unnotedAt, p.full = at, time.Now(), 0, 0, false
+	p.noted, p.notedAt, p.unnotedBytes, p.unnotedRecords, p.full = at, time.Now(), 0, 0, false
 	p.notedOpening = p.c.progress.witness(p.member.Incarnation).Opening
 }
 
-// rewind begins again at the start of the member's log.
+// rewind restarts at the beginning of the member's log.
 func (p *puller) rewind(ctx context.Context, epoch int) error {
 	p.c.progress.set(p.member.Incarnation, 0, epoch)
 	p.c.progress.saw(p.member.Incarnation, wal.Witness{})
 	return p.note(ctx, 0, epoch)
 }
 
-// saw notes what an answer shows of the member's log; the member has compared what
-// was seen before by then.
+// saw records the end of the member's log from an answer; by then, the member has
+// compared its log with the earlier witness.
 func (p *puller) saw(res *peerpb.PullResponse) {
 	opening := wal.Opening{Number: res.OpeningNumber, ID: res.OpeningId}
 	p.c.progress.saw(p.member.Incarnation, wal.Witness{Opening: opening, End: wal.Position(res.End)})
 }
 
-// reached tells everybody how far this puller has come. An opening that is new is
-// noted durably at once: the member is held to it after its next start.
-func (p *puller) reached(ctx context.Context, next wal.Position, epoch int, res *peerpb.PullResponse) error {
-	p.advance(next, epoch, res)
+// reached publishes this puller's progress. A new opening is made durable at
+// once: the member's log is compared with it after its next start.
+func (p *puller) reached(ctx context.Context, next wal.Position, epoch int, asked time.Time, res *peerpb.PullResponse) error {
+	p.advance(next, epoch, asked, res)
 	tooSoon := p.full && time.Since(p.notedAt) < p.c.timings.CursorEvery
 	if tooSoon || p.c.progress.witness(p.member.Incarnation).Opening == p.notedOpening {
 		return nil
@@ -472,7 +480,7 @@ func (p *puller) reached(ctx context.Context, next wal.Position, epoch int, res 
 	return p.note(ctx, at, epoch)
 }
 
-func (p *puller) advance(next wal.Position, epoch int, res *peerpb.PullResponse) {
+func (p *puller) advance(next wal.Position, epoch int, asked time.Time, res *peerpb.PullResponse) {
 	p.c.progress.set(p.member.Incarnation, next, epoch)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -481,10 +489,12 @@ func (p *puller) advance(next wal.Position, epoch int, res *peerpb.PullResponse)
 	}
 	p.behind = int64(res.BehindBytes) + logBytes(next, wal.Position(res.Next))
 	p.caughtUp = p.caughtUp || next >= p.startEnd
+	p.asked, p.end, p.read = asked, wal.Position(res.End), wal.Position(res.Next)
 	p.c.metrics.lagBytes.WithLabelValues(p.member.Name).Set(float64(p.behind))
 }
 
-// hears notes that the member answers, whatever becomes of the answer here.
+// hears records that the member answers, even if its answer cannot be processed
+// here.
 func (p *puller) hears() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -497,7 +507,7 @@ func (p *puller) disconnected() {
 	p.connected = false
 }
 
-// hold keeps to the limit of the rate of catch-up.
+// hold enforces the rate limit of catch-up.
 func (p *puller) hold(ctx context.Context, fetched int64, began time.Time) {
 	rate := p.c.limits.CatchUpBytesRate
 	if rate <= 0 || fetched == 0 {
@@ -505,13 +515,13 @@ func (p *puller) hold(ctx context.Context, fetched int64, began time.Time) {
 	}
 	due := began.Add(time.Duration(float64(fetched) / float64(rate) * float64(time.Second)))
 	if wait := time.Until(due); wait > 0 {
-		pause(ctx, wait)
+		sleep.For(ctx, wait)
 	}
 }
 
-// logBytes is about how much log lies between two positions.
+// logBytes estimates the amount of log between two positions.
 func logBytes(from, to wal.Position) int64 {
-	const segment = 64 << 20 // the usual size; what is asked for is an estimate
+	const segment = 64 << 20 // the usual size; the result is an estimate
 	if from.Segment() == 0 {
 		from = 1 << 32
 	}

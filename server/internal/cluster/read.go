@@ -13,10 +13,11 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// Get returns the record of an id, with at most Limits.Voices signatures and votes:
-// store.ErrNotFound when its content is not held, *LostError when the content cannot
-// be read on any member, *UnavailableError when this node cannot be sure. Signatures
-// and votes that cannot be read are left out, and the record is partial.
+// Get returns the record of an id, with at most Limits.Voices signatures and
+// votes: store.ErrNotFound when its content is not held, *LostError when no
+// member can read the content, *UnavailableError when this node cannot be
+// certain. Unreadable signatures and votes are omitted, and the record is
+// partial.
 func (c *Cluster) Get(ctx context.Context, project string, id record.Hash, consistency Consistency) (*store.Stored, error) {
 	var without []store.Key
 	for {
@@ -42,15 +43,15 @@ func (c *Cluster) Get(ctx context.Context, project string, id record.Hash, consi
 	}
 }
 
-// MayOmit reports whether a read goes on, and says so, without a damaged record
-// that could not be repaired: when no member holds it, or when only the records of
-// this node are asked for.
+// MayOmit reports whether a read continues without a damaged record that could
+// not be repaired (and marks its answer): when no member holds the record, or
+// when only this node's records are requested.
 func MayOmit(err error, consistency Consistency) bool {
 	var lost *LostError
 	return errors.As(err, &lost) || consistency == Local && IsDamage(err)
 }
 
-// IsDamage reports whether err says that a record is damaged here and was not
+// IsDamage reports whether err means that a record is damaged here and was not
 // repaired.
 func IsDamage(err error) bool {
 	var lost *LostError
@@ -58,9 +59,9 @@ func IsDamage(err error) bool {
 	return errors.As(err, &lost) || errors.As(err, &u) && u.Code == CodeDamaged
 }
 
-// Claims opens the claims of a subject at this moment; they can be read until
-// ctx ends. With Quorum it has first brought here what other members hold of the
-// subject; an error of that comes at once.
+// Claims opens the claims of a subject at this moment; they can be read until ctx
+// ends. With Quorum it first fetches the records of the subject that other
+// members hold; an error of that is returned at once.
 func (c *Cluster) Claims(ctx context.Context, q store.ClaimQuery, consistency Consistency) (ClaimSource, error) {
 	set := &store.Set{Project: q.Project, Subject: q.Subject, Predicate: q.Predicate}
 	snap, err := c.level(ctx, set, consistency)
@@ -72,10 +73,9 @@ func (c *Cluster) Claims(ctx context.Context, q store.ClaimQuery, consistency Co
 	return claims.behind, nil
 }
 
-// ClaimSource yields the claims of a query as they were when it was opened, in
-// the order of store.Snapshot.Claims, those behind after. It may be called
-// several times. A claim whose content is known to be damaged is repaired first, or
-// yielded as Unreadable.
+// ClaimSource yields the claims of a query as of its opening, in the order of
+// store.Snapshot.Claims, starting behind after. It may be called several times. A
+// claim with damaged content is repaired first, or yielded as Unreadable.
 type ClaimSource = func(after *store.ClaimCursor) iter.Seq2[*store.Claim, error]
 
 // claimsAt are the claims of a subject at one moment.
@@ -113,8 +113,8 @@ func (cs *claimsAt) behind(after *store.ClaimCursor) iter.Seq2[*store.Claim, err
 	}
 }
 
-// damaged reports whether the content of a claim was found damaged and still cannot be
-// read: a disk may read again a range that it refused to read.
+// damaged reports whether the content of a claim was found damaged and is still
+// unreadable: a disk may recover a range that it refused to read.
 func (c *Cluster) damaged(claim *store.Claim) bool {
 	if !c.store.Damaged(claim.Position) {
 		return false
@@ -134,10 +134,10 @@ func (cs *claimsAt) close() {
 	cs.snap = nil
 }
 
-// Content reads the content that a claim stands for, mending it from a peer
-// when its bytes here are damaged. When that fails, the error is a *LostError or
-// an *UnavailableError with CodeDamaged, and a ClaimSource that is opened
-// afterwards knows of the damage.
+// Content reads the content of a claim and repairs it from a peer when its bytes
+// here are damaged. If that fails, the error is a *LostError or an
+// *UnavailableError with CodeDamaged, and a ClaimSource that is opened later
+// knows of the damage.
 func (c *Cluster) Content(ctx context.Context, claim *store.Claim) (*record.Content, error) {
 	key := contentKey(claim)
 	it, err := c.store.ReadAt(claim.Position)
@@ -150,7 +150,7 @@ func (c *Cluster) Content(ctx context.Context, claim *store.Claim) (*record.Cont
 	return it.Content(), nil
 }
 
-// readHeld reads a record through the index and mends it when it is damaged.
+// readHeld reads a record through the index and repairs it when it is damaged.
 func (c *Cluster) readHeld(ctx context.Context, key store.Key) (store.Item, error) {
 	it, err := c.store.Read(key)
 	var damage *store.DamageError
@@ -164,9 +164,9 @@ func (c *Cluster) readHeld(ctx context.Context, key store.Key) (store.Item, erro
 	return it, readError(ctx, err)
 }
 
-// readError is what an error of the own store means to one who reads: that nothing
-// is held, that what is held is damaged, or that this node's storage failed, and another
-// member can answer.
+// readError translates an error of this node's store for a reader: the record is
+// not held, it is damaged, or this node's storage failed and another member can
+// answer.
 func readError(ctx context.Context, err error) error {
 	var damage *store.DamageError
 	if err == nil || ctx.Err() != nil || errors.Is(err, store.ErrNotFound) || errors.As(err, &damage) {
@@ -175,8 +175,8 @@ func readError(ctx context.Context, err error) error {
 	return storageError(err)
 }
 
-// Subjects lists subjects that begin with prefix, in order of their bytes,
-// those behind after, at most limit.
+// Subjects lists at most limit subjects that begin with prefix and follow after,
+// in byte order.
 func (c *Cluster) Subjects(ctx context.Context, project, prefix, after string, limit int, consistency Consistency) ([]string, error) {
 	limit = min(limit, maxSubjects)
 	if consistency == Local {
@@ -198,8 +198,8 @@ func (c *Cluster) Subjects(ctx context.Context, project, prefix, after string, l
 		if err != nil {
 			return err
 		}
-		// A name that comes late in one list and is in no other would be cut
-		// off by the limit in both: nothing before it is missed.
+		// Each list is cut off at the limit; the first limit names of the union are
+		// complete all the same.
 		all = slices.Clone(own)
 		heldBy := map[string]int{}
 		for _, a := range answers {
@@ -220,7 +220,8 @@ func (c *Cluster) Subjects(ctx context.Context, project, prefix, after string, l
 	if err != nil {
 		return nil, err
 	}
-	// What only some hold has to be on a majority before it is shown.
+	// A subject that only some members hold has to be on a majority before it is
+	// shown.
 	for _, subject := range all {
 		if !unsure[subject] {
 			continue
@@ -234,7 +235,7 @@ func (c *Cluster) Subjects(ctx context.Context, project, prefix, after string, l
 	return all, nil
 }
 
-// retryReads plans and tries a read until the members do not change under it.
+// retryReads plans and tries a read until the members do not change during it.
 func (c *Cluster) retryReads(ctx context.Context, try func(context.Context, *plan) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timings.ReadWait)
 	defer cancel()
@@ -245,8 +246,8 @@ func (c *Cluster) retryReads(ctx context.Context, try func(context.Context, *pla
 			err = try(ctx, p)
 		}
 		if err == nil {
-			// What this node held counted by the rule of that generation only
-			// if it has not passed to a newer one since.
+			// This node's records count by the rule of that generation only if it has not
+			// passed to a newer one since.
 			err = c.control.CheckGeneration(p.state.Generation)
 		}
 		if err == nil {

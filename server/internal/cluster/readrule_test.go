@@ -14,13 +14,13 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// TestReadBringsWhatOnlyItsOwnNodeHoldsToAMajority: what a read has shown is seen
-// by later reads, also when the node that showed it is gone.
+// TestReadBringsWhatOnlyItsOwnNodeHoldsToAMajority: a record that a read has
+// shown is seen by later reads, even when the node that showed it is gone.
 func TestReadBringsWhatOnlyItsOwnNodeHoldsToAMajority(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t, noCatchUp)
 		a, b, c := w.nodes["a"], w.nodes["b"], w.nodes["c"]
-		alone := claim("s", 1) // as after a write that failed
+		alone := claim("s", 1) // as after a failed write
 		a.hold(alone)
 		_, err := a.cluster.Get(context.Background(), "p", alone.ID(), Quorum)
 		require.NoError(t, err)
@@ -28,12 +28,12 @@ func TestReadBringsWhatOnlyItsOwnNodeHoldsToAMajority(t *testing.T) {
 		a.crash(memfs.LoseAll)
 		for _, n := range []*node{b, c} {
 			_, err := n.cluster.Get(context.Background(), "p", alone.ID(), Quorum)
-			require.NoError(t, err, "%s misses what a has shown", n.name)
+			require.NoError(t, err, "%s misses the record that a has shown", n.name)
 		}
 	})
 }
 
-// asked is a store that counts the digests asked of it and does something at each.
+// asked is a store that counts requests for digests and calls a function at each.
 type asked struct {
 	Store
 	mu    sync.Mutex
@@ -65,7 +65,7 @@ func (s *asked) times() int {
 	return s.count
 }
 
-// readersAndAsked are a and b of three nodes, c is down; a reads, b is asked.
+// readersAndAsked returns a and b of three nodes; c is down, a reads, b is asked.
 func readersAndAsked(t *testing.T) (w *world, a, b *node, s *asked) {
 	t.Helper()
 	s = &asked{}
@@ -90,9 +90,9 @@ func (n *node) read(ctx context.Context) error {
 	return err
 }
 
-// TestMemberThatMovedOnWhileItAnsweredCountsInNoRead: b describes its set and
-// passes to a newer generation meanwhile. Since then it may have acknowledged by a
-// rule that the reader does not know.
+// TestMemberThatMovedOnWhileItAnsweredCountsInNoRead: b passes to a newer
+// generation while it computes its digest. Since then it may have acknowledged
+// writes by a rule that the reader does not know.
 func TestMemberThatMovedOnWhileItAnsweredCountsInNoRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, a, _, s := readersAndAsked(t)
@@ -108,8 +108,8 @@ func TestMemberThatMovedOnWhileItAnsweredCountsInNoRead(t *testing.T) {
 	})
 }
 
-// TestReadDuringWhichItsNodeMovedOnBeginsAgain: the reader itself passes to a newer
-// generation while it waits for answers; whom it heard counts by the older one.
+// TestReadDuringWhichItsNodeMovedOnBeginsAgain: the reader passes to a newer
+// generation while it waits for answers; the answers count by the older one.
 func TestReadDuringWhichItsNodeMovedOnBeginsAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, a, b, s := readersAndAsked(t)

@@ -11,8 +11,9 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// reason is a condition of a node that an operator should end. The table is all
-// there is: the health summary and the metric stemedb_health_reason come from it.
+// reason is a condition of a node that needs an operator. The table below is
+// complete: the health summary and the metric stemedb_health_reason are generated
+// from it.
 type reason struct {
 	code string
 	// find returns each instance of the condition, without its code.
@@ -37,7 +38,7 @@ func Reasons() []string {
 	return codes
 }
 
-// troubles are the conditions of this node that an operator should end.
+// troubles returns the conditions of this node that need an operator.
 func (c *Cluster) troubles() (all []Trouble) {
 	h, state := c.store.Health(), c.control.State()
 	for _, r := range reasons {
@@ -53,7 +54,7 @@ func findStorageFailed(_ *Cluster, h *store.Health, _ *control.State) []Trouble 
 	if h.State != store.StateFailed && h.State != store.StateIndexFailed {
 		return nil
 	}
-	return []Trouble{{Detail: h.Err.Error(), Remedy: "check the volume, then restart the node; it takes no writes before that"}}
+	return []Trouble{{Detail: h.Err.Error(), Remedy: "check the volume, then restart the node; it accepts no writes until then"}}
 }
 
 func findControlFailed(c *Cluster, _ *store.Health, _ *control.State) []Trouble {
@@ -61,7 +62,7 @@ func findControlFailed(c *Cluster, _ *store.Health, _ *control.State) []Trouble 
 	if err == nil {
 		return nil
 	}
-	return []Trouble{{Detail: err.Error(), Remedy: "the node tries to mend it by itself; when it lasts, do as the text says, or check the WAL volume and restart the node"}}
+	return []Trouble{{Detail: err.Error(), Remedy: "the node tries to repair it automatically; if it persists, follow the advice in the detail, or check the WAL volume and restart the node"}}
 }
 
 func findNotWhole(c *Cluster, _ *store.Health, state *control.State) []Trouble {
@@ -71,7 +72,7 @@ func findNotWhole(c *Cluster, _ *store.Health, state *control.State) []Trouble {
 	case member && m.Whole && c.store.Whole(), !member && !joining:
 		return nil
 	case !member:
-		return []Trouble{{Detail: messageJoining, Remedy: "wait; \"stemedb cluster status\" shows for whom the change of members waits"}}
+		return []Trouble{{Detail: messageJoining, Remedy: "wait; \"stemedb cluster status\" shows which members the change waits for"}}
 	}
 	return []Trouble{{Detail: c.lost(), Remedy: remedy.Lost(len(state.Members), c.name)}}
 }
@@ -83,7 +84,7 @@ func findReadOnly(_ *Cluster, h *store.Health, _ *control.State) []Trouble {
 	return []Trouble{{Detail: h.Err.Error(), Remedy: remedySpace}}
 }
 
-const remedySpace = "free or add space on the volume; writes go on by themselves"
+const remedySpace = "free or add space on the volume; writes then resume automatically"
 
 func findNearlyFull(_ *Cluster, h *store.Health, _ *control.State) (all []Trouble) {
 	names := map[string]string{"wal": "WAL", "packs": "DB"} // as the settings call them
@@ -104,15 +105,15 @@ func findDamaged(c *Cluster, _ *store.Health, state *control.State) []Trouble {
 	}
 	return []Trouble{{
 		Detail: "damaged records are being replaced by other members' copies",
-		Remedy: "start the members that are not alive; replace a disk that does this often",
+		Remedy: "start the members that are not alive; replace a disk that damages records repeatedly",
 	}}
 }
 
-// reasonMetric has a series for every row of the table.
+// reasonMetric has one series for each row of the table.
 type reasonMetric struct{ c *Cluster }
 
 var reasonDesc = prometheus.NewDesc("stemedb_health_reason",
-	"1 while the health summary of this node gives this reason, else 0.", []string{"reason"}, nil)
+	"1 while the health summary of this node has this reason, otherwise 0.", []string{"reason"}, nil)
 
 func (m reasonMetric) Describe(out chan<- *prometheus.Desc) { out <- reasonDesc }
 

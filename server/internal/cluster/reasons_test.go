@@ -15,7 +15,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// reasonValues reads the metric, and how many series it has of each reason.
+// reasonValues reads the metric and the number of its series for each reason.
 func (n *node) reasonValues() (values map[string]float64) {
 	families, err := n.metrics.Gather()
 	require.NoError(n.w.t, err)
@@ -49,8 +49,8 @@ func (c *table) Err() error {
 	return nil
 }
 
-// Each reason is made to happen: the status names it with a remedy, and the metric
-// has a series of it from the start, which turns 1. A reason that is missing here
+// Each reason is provoked: the status names it with a remedy, and its series of
+// the metric exists from the start and becomes 1. A reason that is missing here
 // fails the test.
 func TestEveryHealthReasonIsNamedWithARemedyAndIsAMetric(t *testing.T) {
 	const capacity = 1 << 30
@@ -70,12 +70,12 @@ func TestEveryHealthReasonIsNamedWithARemedyAndIsAMetric(t *testing.T) {
 		CodeNearlyFull: func(t *testing.T, _ *world, a *node) {
 			a.fillTo("db", 19<<20)
 			time.Sleep(time.Minute)
-			require.Empty(t, a.troublesWith(CodeReadOnly), "it is warned of before")
+			require.Empty(t, a.troublesWith(CodeReadOnly), "the warning comes first")
 		},
 		CodeDamaged: func(t *testing.T, w *world, a *node) {
 			ids := a.write(claim("rotten subject", 1))
 			time.Sleep(time.Minute)
-			for _, other := range []string{"b", "c"} { // nobody can give a copy
+			for _, other := range []string{"b", "c"} { // no member can supply a copy
 				w.net.Cut("a", other)
 			}
 			a.rot("rotten subject")
@@ -115,15 +115,15 @@ func TestEveryHealthReasonIsNamedWithARemedyAndIsAMetric(t *testing.T) {
 	}
 }
 
-// fillTo leaves so many bytes free on a volume.
+// fillTo fills a volume up to that many free bytes.
 func (n *node) fillTo(dir string, free uint64) {
 	left, total, err := n.disk.Free(dir)
 	require.NoError(n.w.t, err)
 	n.disk.SetCapacity(dir, total-left+free)
 }
 
-// A volume is named, and the reason goes when there is room again; it does not come
-// and go while the free space moves around the bound.
+// The volume is named, and the reason disappears when there is space again; it
+// does not flap while the free space varies around the threshold.
 func TestNearlyFullNamesTheVolumeAndPasses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const mib = 1 << 20
@@ -141,12 +141,12 @@ func TestNearlyFullNamesTheVolumeAndPasses(t *testing.T) {
 			return volumes
 		}
 		require.Empty(t, nearly())
-		// The bound is the reserve and a tenth of the volume, here its used part and
-		// what is left.
+		// The threshold is the reserve plus a tenth of the volume, here of its used and
+		// free parts.
 		fillTo := func(dir string, free uint64) {
 			a.fillTo(dir, free)
 			time.Sleep(10 * time.Second)
-			a.fillTo(dir, free) // the log may have given up a segment that it was preparing
+			a.fillTo(dir, free) // the log may have released a segment that it was preparing
 		}
 		fillTo("wal", 18*mib)
 		require.Equal(t, []string{"wal"}, nearly())
@@ -163,8 +163,9 @@ func TestNearlyFullNamesTheVolumeAndPasses(t *testing.T) {
 	})
 }
 
-// The reason for a loss, the readiness and the header of reads, for one member and
-// for three: nobody refills a single node, and it is never told to empty anything.
+// The reason for a loss, the readiness and the header of reads, for one member
+// and for three: nobody can refill a single node, and no text advises to empty
+// its volumes.
 func TestAdviceAfterALossFitsTheNumberOfMembers(t *testing.T) {
 	for members, names := range map[int][]string{1: {"a"}, 3: {"a", "b", "c"}} {
 		synctest.Test(t, func(t *testing.T) {

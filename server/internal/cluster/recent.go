@@ -7,10 +7,10 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// recentKeys remembers the keys that became durable here last, in two
-// generations of a bounded size. Every record that is written comes by again in
-// the logs of all peers a moment later; this answers "held already" for those
-// without asking the index.
+// recentKeys remembers the keys that became durable here most recently, in two
+// generations of a bounded size. Every record written here appears in the logs of
+// all peers a moment later; this cache recognises it without a look-up in the
+// index.
 type recentKeys struct {
 	seeds [2]maphash.Seed
 	size  int
@@ -19,8 +19,8 @@ type recentKeys struct {
 	young, old map[recentKey]struct{}
 }
 
-// recentKey stands for a store.Key: 128 bits under random seeds, so that no
-// sender can make two keys look alike, and chance does not either.
+// recentKey represents a store.Key: 128 bits with random seeds, so that
+// collisions are improbable and no sender can construct one.
 type recentKey [2]uint64
 
 func newRecentKeys(size int) *recentKeys {
@@ -34,7 +34,7 @@ func (r *recentKeys) of(k *store.Key) recentKey {
 	return recentKey{maphash.Comparable(r.seeds[0], *k), maphash.Comparable(r.seeds[1], *k)}
 }
 
-// add notes items that are durable.
+// add remembers durable items.
 func (r *recentKeys) add(items []store.Item) {
 	hashes := make([]recentKey, len(items))
 	for i := range items {
@@ -68,7 +68,7 @@ func (r *recentKeys) missing(keys []store.Key) []int {
 	return missing
 }
 
-// forget drops everything: after a loss nothing is known to be held.
+// forget clears the cache: after a loss nothing is known to be held.
 func (r *recentKeys) forget() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -11,9 +11,9 @@ import (
 )
 
 // repair fetches a record whose bytes here are damaged from any member that can
-// read it, and writes it anew. It returns a *LostError when all members were asked and
-// none has it, and an *UnavailableError when one of them may have it and did not give
-// it, or when it cannot be written here.
+// read it, and writes it again. It returns a *LostError when all members answered
+// and none has it, and an *UnavailableError when one of them may have it and did
+// not return it, or when it cannot be written here.
 func (c *Cluster) repair(ctx context.Context, key store.Key) error {
 	_, err, _ := c.repairs.Do(key.String(), func() (any, error) {
 		it, err := c.findElsewhere(ctx, key)
@@ -25,7 +25,7 @@ func (c *Cluster) repair(ctx context.Context, key store.Key) error {
 			return nil, err
 		}
 		if err != nil {
-			return nil, unavailable(CodeDamaged, "the record's bytes on this node are damaged, and no other member could give it", err)
+			return nil, unavailable(CodeDamaged, "the record's bytes on this node are damaged, and no other member could supply it", err)
 		}
 		if err := c.rewrite(ctx, []store.Item{it}); err != nil {
 			return nil, unavailable(CodeDamaged, "the record's bytes on this node are damaged, and the copy of another member could not be written here", err)
@@ -39,7 +39,7 @@ func (c *Cluster) repair(ctx context.Context, key store.Key) error {
 	return nil
 }
 
-// findElsewhere asks one member after the other for a record.
+// findElsewhere asks the members for a record, one after the other.
 func (c *Cluster) findElsewhere(ctx context.Context, key store.Key) (store.Item, error) {
 	var failures []error
 	members := c.control.State().Everyone()
@@ -69,7 +69,7 @@ func (c *Cluster) findElsewhere(ctx context.Context, key store.Key) (store.Item,
 // errUnread: a member holds a record and cannot read it now.
 var errUnread = errors.New("the member's disk cannot read the record now")
 
-// rewrite writes records anew whose stored bytes are damaged.
+// rewrite writes records again whose stored bytes are damaged.
 func (c *Cluster) rewrite(ctx context.Context, items []store.Item) error {
 	done := make(chan error, 1)
 	if err := c.store.Repair(items, func(res store.PutResult) { done <- res.Err }); err != nil {
@@ -86,9 +86,8 @@ func (c *Cluster) rewrite(ctx context.Context, items []store.Item) error {
 	}
 }
 
-// rewriteHeld rewrites those of the items that the index calls held. While this node
-// is being refilled, a record that came although it is held came because it is
-// damaged.
+// rewriteHeld rewrites those of the items that the index lists. While this node
+// is being refilled, a listed record is fetched only if it is damaged.
 func (c *Cluster) rewriteHeld(ctx context.Context, items []store.Item) error {
 	if !c.refilling.Load() {
 		return nil
@@ -116,8 +115,8 @@ func (c *Cluster) rewriteHeld(ctx context.Context, items []store.Item) error {
 	return c.rewrite(ctx, damaged)
 }
 
-// preferred orders the other members by how likely they answer soon: those that
-// take part in replication, then the living; among equals each in its turn.
+// preferred orders the other members by how likely they answer soon: connected
+// ones first, then those that are alive; equals take turns.
 func (c *Cluster) preferred(members []control.Member) []control.Member {
 	others := make([]control.Member, 0, len(members))
 	for _, m := range members {

@@ -6,32 +6,36 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
 	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// How scrubbing narrows down: buckets of ids by prefix, one byte at a time.
+// Scrubbing narrows down differences by buckets of id prefixes, one byte at a
+// time.
 const (
 	// maxPrefix bounds the depth; 2^32 buckets hold one record each.
 	maxPrefix = 4
-	// bucketLimit is how many keys of a bucket are listed instead of
-	// narrowing it down further.
+	// bucketLimit is the largest bucket that is listed instead of being narrowed
+	// down further.
 	bucketLimit = 4096
-	// suspectLimit bounds what one round looks into; the next one goes on.
+	// suspectLimit bounds the keys of one round; the next round continues.
 	suspectLimit = 10_000
 )
 
-// scrub compares everything with one member after the other, slowly, for ever.
-// It finds what replication and catch-up should have brought and did not: a
-// defect of the program, or of a disk that nobody has read from.
+// scrub continuously compares all records with one member after the other. It
+// finds records that replication and catch-up should have delivered and did not,
+// because of a bug or of undetected damage on a disk.
 func (c *Cluster) scrub(ctx context.Context) {
 	if c.timings.ScrubEvery < 0 {
 		return
 	}
 	for {
-		if pause(ctx, c.timings.ScrubEvery); ctx.Err() != nil {
+		if !sleep.For(ctx, c.timings.ScrubEvery) {
 			return
 		}
 		for _, m := range c.control.State().Everyone() {
@@ -39,14 +43,14 @@ func (c *Cluster) scrub(ctx context.Context) {
 				continue
 			}
 			if err := c.scrubWith(ctx, m); err != nil && ctx.Err() == nil {
-				c.log.Info("comparing records with a member was broken off", "peer", m.Name, "error", err)
+				c.log.Info("comparing records with a member was interrupted", "peer", m.Name, "error", err)
 			}
 		}
 	}
 }
 
-// scrubWith compares with one member and fetches what this node lacks; the
-// other direction is the other member's scrub.
+// scrubWith compares with one member and fetches the records that this node
+// lacks; the other member's scrub covers the other direction.
 func (c *Cluster) scrubWith(ctx context.Context, m control.Member) error {
 	if err := c.followsTail(m); err != nil {
 		return err
@@ -61,11 +65,12 @@ func (c *Cluster) scrubWith(ctx context.Context, m control.Member) error {
 		return err
 	}
 	if len(s.suspects) > 0 {
-		// What is only on its way has arrived after a while.
-		if pause(ctx, c.timings.ScrubSettle); ctx.Err() != nil {
+		listed := time.Now()
+		// Records in transit arrive in the meantime.
+		if !sleep.For(ctx, c.timings.ScrubSettle) {
 			return ctx.Err()
 		}
-		if err := c.followsTail(m); err != nil {
+		if err := c.awaitLogOf(ctx, m, listed); err != nil {
 			return err
 		}
 		if err := c.fetchDifferences(ctx, m, client, s.suspects); err != nil {
@@ -76,11 +81,11 @@ func (c *Cluster) scrubWith(ctx context.Context, m control.Member) error {
 	return nil
 }
 
-// followsTail refuses to compare while catch-up is still at work.
+// followsTail returns an error while catch-up is still running.
 func (c *Cluster) followsTail(m control.Member) error {
 	l, ok := c.linkTo(m.ID())
 	if !ok {
-		return fmt.Errorf("%s is no member any more", m.Name)
+		return fmt.Errorf("%s is no longer a member", m.Name)
 	}
 	l.puller.mu.Lock()
 	defer l.puller.mu.Unlock()
@@ -88,6 +93,38 @@ func (c *Cluster) followsTail(m control.Member) error {
 		return fmt.Errorf("this node has not caught up with %s", m.Name)
 	}
 	return nil
+}
+
+// awaitLogOf waits until this node has processed all that a member's log held at a
+// moment. It returns an error if that takes too long: the process may have been paused,
+// or the network slow, and then nothing can be said about records that are lacking.
+func (c *Cluster) awaitLogOf(ctx context.Context, m control.Member, moment time.Time) error {
+	var end wal.Position
+	for deadline := time.Now().Add(2 * c.timings.PullWait); ; {
+		l, ok := c.linkTo(m.ID())
+		if !ok {
+			return fmt.Errorf("%s is no longer a member", m.Name)
+		}
+		asked, latest, read := l.puller.processed()
+		if end == 0 && asked.After(moment) {
+			end = latest
+		}
+		if end > 0 && read >= end {
+			return c.followsTail(m)
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("this node has not caught up with %s", m.Name)
+		}
+		if !sleep.For(ctx, c.timings.Backoff) {
+			return ctx.Err()
+		}
+	}
+}
+
+func (p *puller) processed() (asked time.Time, end, read wal.Position) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.asked, p.end, p.read
 }
 
 func (c *Cluster) fetchDifferences(ctx context.Context, m control.Member, client peerpb.PeerClient, suspects []store.Key) error {
@@ -100,7 +137,7 @@ func (c *Cluster) fetchDifferences(ctx context.Context, m control.Member, client
 		keys[i] = suspects[k]
 	}
 	c.metrics.scrubFound.WithLabelValues(m.Name).Add(float64(len(keys)))
-	c.log.Error("this node lacked records although it had caught up; it fetches them now", "peer", m.Name, "records", len(keys), "first", keys[0].String())
+	c.log.Error("this node lacked records although it had caught up; fetching them now", "peer", m.Name, "records", len(keys), "first", keys[0].String())
 	items, _, err := c.fetch(ctx, client, keys, nil)
 	if err != nil || len(items) == 0 {
 		return err
@@ -108,14 +145,14 @@ func (c *Cluster) fetchDifferences(ctx context.Context, m control.Member, client
 	return c.putAndWait(ctx, items)
 }
 
-// comparison is one walk over the buckets of this node and another one.
+// comparison is one comparison of the buckets of this node and another one.
 type comparison struct {
 	c        *Cluster
 	client   peerpb.PeerClient
-	suspects []store.Key // the member holds them, this node did not
+	suspects []store.Key // held by the member and not by this node
 }
 
-// narrow compares the 256 buckets below a prefix and looks into those that
+// narrow compares the 256 buckets below a prefix and descends into those that
 // differ.
 func (s *comparison) narrow(ctx context.Context, prefix []byte) error {
 	own, err := s.c.store.BucketDigests(ctx, prefix)
@@ -146,7 +183,7 @@ func (s *comparison) narrow(ctx context.Context, prefix []byte) error {
 	return nil
 }
 
-// receiveKeys reads the keys of a bucket, of which there are few.
+// receiveKeys reads the keys of a small bucket.
 func receiveKeys(recv func() (*peerpb.SetKeysResponse, error)) ([]store.Key, error) {
 	var all []store.Key
 	for {

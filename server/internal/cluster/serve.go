@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/control"
@@ -16,15 +17,15 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// service answers the other members. That a call is meant for this incarnation,
-// in this cluster, by a caller that is up to date, package control has checked
-// before it comes here.
+// service answers the other members. Package control has already checked that a
+// call is addressed to this incarnation and cluster, and that its caller is up to
+// date.
 type service struct {
 	peerpb.UnimplementedPeerServer
 	c *Cluster
 }
 
-// Pull tells what stands in this node's log, one answer for each request.
+// Pull lists the records in this node's log, one answer for each request.
 func (s *service) Pull(stream peerpb.Peer_PullServer) error {
 	for {
 		req, err := stream.Recv()
@@ -55,7 +56,7 @@ func (s *service) pull(ctx context.Context, req *peerpb.PullRequest) (*peerpb.Pu
 		return nil, err
 	}
 	if end := s.c.store.End(); from > end {
-		return nil, status.Errorf(codes.OutOfRange, "position %v lies behind the end of this log, %v", from, end)
+		return nil, status.Errorf(codes.OutOfRange, "position %v is behind the end of this log, %v", from, end)
 	}
 	if err := s.awaitTail(ctx, from, time.Duration(req.WaitMs)*time.Millisecond); err != nil {
 		return nil, err
@@ -63,18 +64,19 @@ func (s *service) pull(ctx context.Context, req *peerpb.PullRequest) (*peerpb.Pu
 	limit := min(max(int(req.LimitBytes), 1), s.c.limits.PullBytes)
 	before := lossOf(s.c.store)
 	keys, next, gaps, err := s.c.store.ScanKeys(from, limit)
-	if errors.Is(err, wal.ErrNoEntry) { // the caller's mistake, or that of its disk
+	if errors.Is(err, wal.ErrNoEntry) { // an error of the caller or of its disk
 		return nil, status.Errorf(codes.OutOfRange, "no record begins at position %v of this log", from)
 	}
 	if err != nil {
 		return nil, status.Errorf(codes.Internal, "reading the log from %v: %v", from, err)
 	}
-	// Whole tells that what the scan passed over has been written anew before end: it
-	// must have been so all along, for a disk may also give again what it did not.
+	// whole means that the records that the scan skipped have been rewritten before
+	// end. The state must not have changed during the scan, because a disk may also
+	// recover skipped records.
 	whole := before.whole && lossOf(s.c.store) == before
 	end, opening := s.c.store.End(), s.c.store.Opening()
 	if opening == (wal.Opening{}) {
-		return nil, status.Error(codes.Unavailable, "this node's volumes were put back to an older state; its process is about to end")
+		return nil, status.Error(codes.Unavailable, "this node's volumes were restored to an older state; its process is about to end")
 	}
 	res := &peerpb.PullResponse{
 		OpeningNumber: opening.Number, OpeningId: opening.ID,
@@ -96,12 +98,12 @@ func (s *service) pull(ctx context.Context, req *peerpb.PullRequest) (*peerpb.Pu
 	return res, nil
 }
 
-// tailBytes is how near the end of the log a puller follows its tail instead of
-// catching up.
+// tailBytes is the distance from the end of the log below which a puller follows
+// the tail instead of catching up.
 const tailBytes = 256 << 10
 
-// awaitTail waits until the log goes on behind from, and a little longer, so
-// that a busy log is told of in runs and not record by record.
+// awaitTail waits until the log grows beyond from, and a little longer, so that
+// records of a busy log are sent in batches.
 func (s *service) awaitTail(ctx context.Context, from wal.Position, wait time.Duration) error {
 	if end := s.c.store.End(); wait <= 0 || logBytes(from, end) > tailBytes {
 		return nil
@@ -111,7 +113,7 @@ func (s *service) awaitTail(ctx context.Context, from wal.Position, wait time.Du
 	for {
 		moved := s.c.store.Watch()
 		if s.c.store.End() > from {
-			pause(ctx, s.c.timings.TailLinger)
+			sleep.For(ctx, s.c.timings.TailLinger)
 			return ctx.Err()
 		}
 		select {
@@ -126,11 +128,11 @@ func (s *service) awaitTail(ctx context.Context, from wal.Position, wait time.Du
 	}
 }
 
-// fetchBytes bounds an answer of Fetch, but for its last record.
+// fetchBytes bounds an answer of Fetch, except for its last record.
 const fetchBytes = 1 << 20
 
-// Fetch returns records. Those that are not held, or cannot be read, are left
-// out: the caller looks for them elsewhere.
+// Fetch returns records. It omits those that are not held or cannot be read: the
+// caller tries other members.
 func (s *service) Fetch(ctx context.Context, req *peerpb.FetchRequest) (*peerpb.FetchResponse, error) {
 	keys, err := parseKeys(req.Keys)
 	if err != nil || len(req.Positions) > 0 && len(req.Positions) != len(keys) {
@@ -153,7 +155,7 @@ func (s *service) Fetch(ctx context.Context, req *peerpb.FetchRequest) (*peerpb.
 				res.Unread++
 			}
 			if !errors.Is(err, store.ErrNotFound) {
-				s.c.log.Warn("a record that a peer asked for cannot be read", "key", k.String(), "error", err)
+				s.c.log.Warn("a record requested by a peer cannot be read", "key", k.String(), "error", err)
 			}
 			continue
 		}
@@ -173,8 +175,8 @@ func mayPass(err error) bool {
 	return !errors.Is(err, store.ErrNotFound) && !errors.As(err, &damage)
 }
 
-// readItem reads a record at its place in the log if that is known, otherwise
-// (or when something else stands there) through the index.
+// readItem reads a record at its position in the log if that is known, otherwise
+// (or if another record is there) through the index.
 func (s *service) readItem(k store.Key, at wal.Position) (store.Item, error) {
 	if at > 0 {
 		if it, err := s.c.store.ReadAt(at); err == nil && it.Key == k {
@@ -204,17 +206,18 @@ func parseSet(req *peerpb.SetRequest) (set store.Set, err error) {
 	return set, err
 }
 
-// countsInReads refuses what only a whole member may answer. The control table
-// may still call this node whole when its store has just found a loss.
+// countsInReads returns an error unless this node may answer as a whole member.
+// The control table may still list this node as whole when its store has just
+// found a loss.
 func (s *service) countsInReads(ctx context.Context) error {
 	if !s.c.store.Whole() && s.c.Incomplete() == "" {
 		return status.Error(codes.FailedPrecondition, "this member lost records and is not whole")
 	}
 	if waits := s.c.unvouched(s.c.control.State()); waits != "" {
-		return status.Error(codes.FailedPrecondition, "this member has just started and waits for "+waits+" to compare its log with what they saw of it")
+		return status.Error(codes.FailedPrecondition, "this member has just started and waits for "+waits+" to compare their witnesses with its log")
 	}
 	if caller := control.CallerID(ctx); caller != "" && !s.c.compared(caller) {
-		return status.Error(codes.FailedPrecondition, "this member has started, and the caller has not compared its log since with what it saw of it")
+		return status.Error(codes.FailedPrecondition, "this member has restarted, and the caller has not yet compared its witness with this member's log")
 	}
 	return nil
 }
@@ -238,10 +241,11 @@ func (s *service) SetDigest(ctx context.Context, req *peerpb.SetRequest) (*peerp
 	return &peerpb.SetDigestResponse{Digest: d.Sum[:], Count: d.Count}, nil
 }
 
-// placesPerMessage bounds a message of places, in bytes, but for its last one.
+// placesPerMessage bounds a message of places, in bytes, except for the last
+// place.
 const placesPerMessage = 128 << 10
 
-// SetKeys lists a set that this node holds, as fast as the caller takes it in.
+// SetKeys lists a set that this node holds, as fast as the caller reads it.
 func (s *service) SetKeys(req *peerpb.SetRequest, stream peerpb.Peer_SetKeysServer) error {
 	if err := s.countsInReads(stream.Context()); err != nil {
 		return err
@@ -261,7 +265,7 @@ func (s *service) SetKeys(req *peerpb.SetRequest, stream peerpb.Peer_SetKeysServ
 		if err := stream.Send(&peerpb.SetKeysResponse{Places: places}); err != nil {
 			return err
 		}
-		places = make([]byte, 0, placesPerMessage+1024) // Send may still read the other
+		places = make([]byte, 0, placesPerMessage+1024) // Send may still be reading the other buffer
 	}
 	if len(places) > 0 {
 		if err := stream.Send(&peerpb.SetKeysResponse{Places: places}); err != nil {
@@ -297,7 +301,7 @@ func sendKeys(keys []store.Key, send func(*peerpb.SetKeysResponse) error) error 
 // maxSubjects bounds one page of subjects.
 const maxSubjects = 10_000
 
-// Subjects lists names that this node holds.
+// Subjects lists the names that this node holds.
 func (s *service) Subjects(ctx context.Context, req *peerpb.SubjectsRequest) (*peerpb.SubjectsResponse, error) {
 	if err := s.countsInReads(ctx); err != nil {
 		return nil, err
@@ -313,7 +317,7 @@ func (s *service) Subjects(ctx context.Context, req *peerpb.SubjectsRequest) (*p
 	return &peerpb.SubjectsResponse{Subjects: subjects}, nil
 }
 
-// Buckets tells the digests of the buckets below a prefix of ids.
+// Buckets returns the digests of the buckets below a prefix of ids.
 func (s *service) Buckets(ctx context.Context, req *peerpb.BucketsRequest) (*peerpb.BucketsResponse, error) {
 	if len(req.Prefix) > maxPrefix {
 		return nil, status.Errorf(codes.InvalidArgument, "a prefix of %d bytes", len(req.Prefix))

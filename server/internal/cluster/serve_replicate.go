@@ -11,19 +11,21 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/cluster/peerpb"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// Replicate makes a peer's records durable here and says so. Messages go to the
-// log as they come, so that many are synced at once; what waits for the disk is
-// bounded, and the stream's flow control then holds the peer back.
+// Replicate makes a peer's records durable here and acknowledges them. Messages
+// go to the log as they arrive, so that many share a sync; the amount that waits
+// for the disk is bounded, and the stream's flow control then slows the peer
+// down.
 func (s *service) Replicate(stream peerpb.Peer_ReplicateServer) error {
 	c := s.c
 	t := &taken{c: c, wake: make(chan struct{}, 1), room: make(chan struct{}, 1), limit: c.limits.StreamBytes}
-	// Receiving has a goroutine of its own; it ends with the stream, after this
-	// call has returned, and Run waits for it.
+	// Receiving has a separate goroutine, which ends with the stream, after this
+	// call has returned; Run waits for it.
 	if !c.goServe(func() { t.fail(t.receive(stream)) }) {
 		return status.Error(codes.Unavailable, "the node is shutting down")
 	}
@@ -54,33 +56,33 @@ func (s *service) Replicate(stream peerpb.Peer_ReplicateServer) error {
 	}
 }
 
-// taken is what one stream has brought.
+// taken holds the messages of one stream.
 type taken struct {
 	c     *Cluster
-	wake  chan struct{} // cap 1: progress has something new
-	room  chan struct{} // cap 1: waiting went down
+	wake  chan struct{} // cap 1: progress has changed
+	room  chan struct{} // cap 1: waiting has decreased
 	limit int64
 
 	mu      sync.Mutex
 	started bool
 	// waiting is the size of the messages that are not durable yet.
 	waiting int64
-	// durableTo: every message up to it is durable; the states of those behind
-	// it, which may finish in any order, are in pending.
+	// durableTo: every message up to it is durable; pending holds the states of
+	// those behind it, which may finish in any order.
 	durableTo uint64
 	pending   []message
-	durable   []store.Item // since the last progress, for the recent keys
+	durable   []store.Item // since the last call of progress, for the recent keys
 	err       error
 }
 
-// message is one that came and is not below durableTo yet.
+// message is a received message that is not below durableTo yet.
 type message struct {
 	items   []store.Item
 	size    int64
 	durable bool
 }
 
-// receive takes messages until the stream ends; the error says why.
+// receive reads messages until the stream ends; the error is the reason.
 func (t *taken) receive(stream peerpb.Peer_ReplicateServer) error {
 	for seq := uint64(0); ; seq++ {
 		req, err := stream.Recv()
@@ -91,7 +93,7 @@ func (t *taken) receive(stream peerpb.Peer_ReplicateServer) error {
 			return err
 		}
 		if req.Seq != seq {
-			return status.Errorf(codes.InvalidArgument, "message %d came where %d was due", req.Seq, seq)
+			return status.Errorf(codes.InvalidArgument, "got message %d, want %d", req.Seq, seq)
 		}
 		if seq == 0 && len(req.Items) == 0 {
 			t.start()
@@ -99,7 +101,7 @@ func (t *taken) receive(stream peerpb.Peer_ReplicateServer) error {
 		}
 		items, err := store.ParseRecords(req.Items)
 		if err == nil && (len(items) == 0 || seq == 0) {
-			err = errors.New("the first message has no records, the others have")
+			err = errors.New("the first message must be empty, the others must have records")
 		}
 		if err != nil {
 			t.c.metrics.malformed.Inc()
@@ -118,9 +120,9 @@ func (t *taken) put(ctx context.Context, seq, generation uint64, items []store.I
 	err := putPatiently(ctx, t.c.store, items, func(res store.PutResult) {
 		err := res.Err
 		if err == nil {
-			// The record is durable. If this node has passed the caller's
-			// generation, it may have noted the end of its log before the
-			// record was in it; then the ack would count for nothing.
+			// The record is durable. If this node has passed the caller's generation, it
+			// may have recorded the end of its log before the record was in it; the ack
+			// would then be invalid.
 			err = t.c.control.CheckGeneration(generation)
 		} else {
 			err = storageStatus(err)
@@ -133,7 +135,7 @@ func (t *taken) put(ctx context.Context, seq, generation uint64, items []store.I
 	return storageStatus(err)
 }
 
-// admit waits until there is room for the message and counts it in.
+// admit waits until there is room for the message and reserves it.
 func (t *taken) admit(ctx context.Context, items []store.Item, size int64) error {
 	for {
 		t.mu.Lock()
@@ -172,15 +174,15 @@ func (t *taken) finish(seq uint64, err error) {
 		t.durableTo += uint64(n)
 	}
 	t.mu.Unlock()
-	notify(t.wake)
-	notify(t.room)
+	sleep.Wake(t.wake)
+	sleep.Wake(t.room)
 }
 
 func (t *taken) start() {
 	t.mu.Lock()
 	t.started = true
 	t.mu.Unlock()
-	notify(t.wake)
+	sleep.Wake(t.wake)
 }
 
 func (t *taken) fail(err error) {
@@ -189,7 +191,7 @@ func (t *taken) fail(err error) {
 		t.err = err
 	}
 	t.mu.Unlock()
-	notify(t.wake)
+	sleep.Wake(t.wake)
 }
 
 func (t *taken) progress() (seq uint64, started bool, durable []store.Item, err error) {
@@ -199,20 +201,12 @@ func (t *taken) progress() (seq uint64, started bool, durable []store.Item, err 
 	return t.durableTo, t.started, durable, t.err
 }
 
-// notify wakes whoever waits on a channel of capacity 1.
-func notify(ch chan struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default:
-	}
-}
-
-// busyPause is how long a writer waits for a full queue of the local disk.
+// busyPause is the interval between attempts while the store's queue is full.
 const busyPause = 5 * time.Millisecond
 
-// putPatiently puts items, waiting while the store's queues are full: whoever
-// calls is held back by that, as it should be. The error is the store's; when
-// ctx ended the wait it is ctx's as well.
+// putPatiently puts items and waits while the store's queues are full; this
+// backpressure is intended. The error is the store's, joined with that of ctx if
+// ctx ended the wait.
 func putPatiently(ctx context.Context, s Store, items []store.Item, done func(store.PutResult)) error {
 	for {
 		err := s.Put(items, done)
@@ -222,13 +216,13 @@ func putPatiently(ctx context.Context, s Store, items []store.Item, done func(st
 		if !errors.Is(err, wal.ErrBusy) && !errors.Is(err, store.ErrBusy) {
 			return err
 		}
-		if pause(ctx, busyPause); ctx.Err() != nil {
+		if !sleep.For(ctx, busyPause) {
 			return fmt.Errorf("%w: %w", ctx.Err(), err)
 		}
 	}
 }
 
-// storageStatus tells a peer what the store said.
+// storageStatus translates an error of the store for a peer.
 func storageStatus(err error) error {
 	if errors.Is(err, wal.ErrReadOnly) {
 		return status.Error(codes.ResourceExhausted, err.Error())

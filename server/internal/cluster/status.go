@@ -6,7 +6,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control"
 )
 
-// Status tells what this node knows of its cluster.
+// Status returns the cluster as this node sees it.
 func (c *Cluster) Status() Status {
 	state := c.control.State()
 	leader, _ := c.control.Leader()

@@ -6,13 +6,13 @@ import (
 	"github.com/stemedb/stemedb/record"
 )
 
-// Consistency says what a read has to see.
+// Consistency selects the records that a read has to see.
 type Consistency uint8
 
 const (
 	// Quorum sees every write that was acknowledged before.
 	Quorum Consistency = iota
-	// Local sees what this very node holds.
+	// Local sees the records of this node only.
 	Local
 )
 
@@ -23,20 +23,20 @@ func (c Consistency) String() string {
 	return "quorum"
 }
 
-// WriteResult is what became of one record.
+// WriteResult is the outcome for one record.
 type WriteResult struct {
 	// ID is the id of the content, or of the vote; set whenever the record
 	// could be encoded.
 	ID record.Hash
-	// Created is false when everything of the record was held already.
+	// Created is false when the whole record was held already.
 	Created bool
-	// Err is nil when the record is durable on a majority. A
-	// *record.FieldError says what is wrong with it, an *UnavailableError that
-	// it has to be sent again.
+	// Err is nil when the record is durable on a majority. A *record.FieldError
+	// means that the record is invalid, an *UnavailableError that it has to be sent
+	// again.
 	Err error
 }
 
-// Status is what this node knows of its cluster.
+// Status is the cluster as this node sees it.
 type Status struct {
 	ClusterID  string         `json:"cluster_id"`
 	Generation uint64         `json:"generation"`
@@ -45,14 +45,14 @@ type Status struct {
 	Ready      bool           `json:"ready"`
 	Reason     string         `json:"reason,omitempty"` // why it is not ready
 	Members    []MemberStatus `json:"members"`
-	// Troubles lists conditions of this node that an operator should end.
+	// Troubles lists conditions of this node that need an operator.
 	Troubles []Trouble `json:"troubles,omitempty"`
-	// Change is the kind of the open change of members, WaitsFor what it
-	// waits for, as far as the leader told.
+	// Change is the kind of the open change of members, WaitsFor the leader's latest
+	// report of what it waits for.
 	Change   string   `json:"change,omitempty"`
 	ChangeID uint64   `json:"change_id,omitempty"`
 	WaitsFor []string `json:"waits_for,omitempty"`
-	// WriteQuorum and ReadQuorum tell whether enough members are alive.
+	// WriteQuorum and ReadQuorum report whether enough members are alive.
 	WriteQuorum bool `json:"write_quorum"`
 	ReadQuorum  bool `json:"read_quorum"`
 	// TimeSure: a majority of the members' clocks agree on the time, and this
@@ -60,7 +60,7 @@ type Status struct {
 	TimeSure bool `json:"time_sure"`
 }
 
-// Trouble is one condition of a node: Code is one of Reasons.
+// Trouble is one condition of a node; Code is one of Reasons.
 type Trouble struct {
 	Code   string `json:"code"`
 	Detail string `json:"detail"`
@@ -75,15 +75,15 @@ type MemberStatus struct {
 	Self        bool   `json:"self,omitempty"`
 	Alive       bool   `json:"alive"`
 	Whole       bool   `json:"whole"`
-	// Connected tells whether writes reach it through an open stream.
+	// Connected reports whether an open stream carries writes to it.
 	Connected bool `json:"connected"`
-	// LagBytes is how much of that member's log this node has not taken in,
-	// -1 when it has not been heard of since this node started. 0 for self.
+	// LagBytes is how much of that member's log this node has not pulled yet: -1
+	// when the member has not answered since this node started, 0 for self.
 	LagBytes int64 `json:"lag_bytes"`
-	// LastHeard is when its log was heard of last; zero when never.
+	// LastHeard is the time of its last answer to a pull; zero if there was none.
 	LastHeard time.Time `json:"last_heard,omitzero"`
-	// ClockSkew is the member's clock less the cluster's time, in seconds; nil
-	// when it is not known.
+	// ClockSkew is the member's clock minus the cluster's time, in seconds; nil when
+	// unknown.
 	ClockSkew *float64 `json:"clock_skew_seconds,omitempty"`
 	PeerAddr  string   `json:"peer_addr,omitempty"`
 	APIAddr   string   `json:"api_addr,omitempty"`

@@ -47,8 +47,8 @@ func TestARecordThatTheOwnDiskRefusesNowIsNotLost(t *testing.T) {
 	}
 }
 
-// a and c hold a record damaged, and b's disk refuses to read it now. The record is not
-// lost: as soon as the disk reads again, b gives its copy.
+// a and c hold a record damaged, and b's disk refuses to read it now. The record
+// is not lost: as soon as the disk reads again, b supplies its copy.
 func TestARecordThatAMembersDiskRefusesNowIsNotLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -118,8 +118,8 @@ func TestAClaimThatTheDiskReadsAgainIsNotLeftOut(t *testing.T) {
 	}
 }
 
-// A damaged record cannot be replaced, because the volume is full. The error says so,
-// and does not blame the other members, who hold it.
+// A damaged record cannot be replaced, because the volume is full. The error says
+// so, and does not blame the other members, which hold it.
 func TestARepairOnAFullVolumeSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t, func(w *world) { w.opts = func(o *store.Options) { o.SegmentSize = 256 << 10 } })
@@ -193,9 +193,9 @@ func TestANodeDoesNotCountItsOwnAcknowledgementFromBeforeItsLoss(t *testing.T) {
 	})
 }
 
-// A start rebuilds the index of a single node while the disk refuses to read a pack, so
-// the index lacks its records. The disk reads again, and the loss is accepted before that
-// is noticed. Another start finds the records.
+// A start rebuilds the index of a single node while the disk refuses to read a
+// pack, so the index lacks its records. The disk recovers, and the loss is
+// accepted before that is noticed. Another start finds the records.
 func TestAnAcceptanceAfterAnOutageDuringAStartHidesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "a")
@@ -227,9 +227,9 @@ func TestAnAcceptanceAfterAnOutageDuringAStartHidesNothing(t *testing.T) {
 	})
 }
 
-// b's entry of a record turns out to be another, valid record, as if memory had rotted
-// between the check of the record and the checksum of its entry. The index knows which
-// record should be there, so b is not whole, and gets the record from c.
+// b's entry of a record is another, valid record, as if memory had been corrupted
+// between the check of the record and the computation of the checksum. The index
+// has the original record, so b is not whole, and gets the record from c.
 func TestAnEntryThatIsAnotherRecordIsDamage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -249,7 +249,7 @@ func TestAnEntryThatIsAnotherRecordIsDamage(t *testing.T) {
 		b.start()
 		b.control.follow()
 		time.Sleep(time.Minute)
-		require.NoError(t, b.notice(x.ID()), "another member gives it")
+		require.NoError(t, b.notice(x.ID()), "another member supplies it")
 		require.Equal(t, 1, b.store.Health().Losses, "it is known that b's own log does not hold it")
 		time.Sleep(5 * time.Minute)
 		require.True(t, b.store.Whole())
@@ -261,9 +261,9 @@ func TestAnEntryThatIsAnotherRecordIsDamage(t *testing.T) {
 	})
 }
 
-// The same, and b crashes: its start reads the tail of its log again, so that the index
-// has both records at the position of the entry, and is rebuilt. b still knows that it
-// lacks a record.
+// The same, and b crashes: its start reads the tail of its log again, so that the
+// index has both records at the position of the entry, and is rebuilt. b still
+// reports that it lacks a record.
 func TestAnEntryThatIsAnotherRecordIsDamageAfterACrash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)

@@ -8,12 +8,12 @@ import (
 	"github.com/stemedb/stemedb/record"
 )
 
-// verifiers is how many goroutines check signatures. Two keep a second group
-// under way while the first one's requests go on to the log.
+// verifiers is the number of goroutines that check signatures. With two, a second
+// group is checked while the first one's requests go to the log.
 const verifiers = 2
 
-// batchChunk is how many signatures of one large request are checked in one
-// go: enough for the gain of a batch, few enough to share the processors with
+// batchChunk is the number of signatures of one large request that are checked at
+// once: enough to gain from batching, few enough to share the processors with
 // other requests.
 const batchChunk = 128
 
@@ -25,18 +25,18 @@ type verifyJob struct {
 	done  chan struct{} // closed when left reaches 0
 }
 
-// signatureCheck checks signatures of concurrent requests together. Groups
-// form by themselves: whatever waits when a verifier is free is one group.
+// signatureCheck checks signatures of concurrent requests together: everything
+// that is queued when a verifier becomes free is one group.
 type signatureCheck struct {
 	verifier *record.Verifier
 	group    int
 	queue    chan verifyJob
 }
 
-// maxYields is how often a group that is not full lets others run first. Under
-// load many requests are about to bring a signature, and a signature costs half
-// as much in a group; with nothing else to run a yield costs next to nothing, so
-// that a single caller does not wait.
+// maxYields is how often an incomplete group yields to other goroutines. Under
+// load many requests are about to queue a signature, and a signature costs half
+// as much in a group; without load a yield costs almost nothing, so that a single
+// caller does not wait.
 const maxYields = 2
 
 func newSignatureCheck(cachedKeys, group int) *signatureCheck {
@@ -47,7 +47,7 @@ func newSignatureCheck(cachedKeys, group int) *signatureCheck {
 	}
 }
 
-// run checks what is queued until ctx ends.
+// run checks queued signatures until ctx ends.
 func (s *signatureCheck) run(ctx context.Context) {
 	var items []record.SignedItem
 	var jobs []verifyJob
@@ -88,7 +88,7 @@ func (s *signatureCheck) run(ctx context.Context) {
 	}
 }
 
-// check tells for each signature whether it is valid; an error means that ctx
+// check reports for each signature whether it is valid; an error means that ctx
 // ended first.
 func (s *signatureCheck) check(ctx context.Context, items []record.SignedItem) ([]bool, error) {
 	chunks := (len(items) + batchChunk - 1) / batchChunk

@@ -15,21 +15,22 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// Volumes can be put back to an older state, and neither this node's own files nor
-// the control table need show it. Its peers know what they saw of its log, and say
-// so with each pull: when a part of that is gone, this node has lost acknowledged
-// records. It notes that durably before it answers. After a start it counts in no
-// read before the other members have compared, as far as they can be heard of.
-// Members that lost records are included: they still know how far they saw the log.
+// Volumes can be restored to an older state, and this node's files and the
+// control table may not show it. Its peers remember how far they have seen its
+// log (the witness) and send that with each pull: if a part of it is missing,
+// this node has lost acknowledged records. It records that durably before it
+// answers. After a start it counts in no read until the reachable members have
+// compared. That includes members that lost records: they still have their
+// witness.
 
-// vouches are the members that have compared since the start.
+// vouches holds the members that have compared since the start.
 type vouches struct {
 	mu    sync.Mutex
 	by    map[string]bool // member ids
-	given bool            // by enough of them; stays
+	given bool            // by enough of them; never reset
 }
 
-// hearWitness compares this node's log with what a peer saw of it.
+// hearWitness compares this node's log with a peer's witness.
 func (c *Cluster) hearWitness(req *peerpb.PullRequest) error {
 	w := wal.Witness{Opening: wal.Opening{Number: req.OpeningNumber, ID: req.OpeningId}, End: wal.Position(req.SeenEnd)}
 	if w.Opening.Number == 0 {
@@ -40,7 +41,7 @@ func (c *Cluster) hearWitness(req *peerpb.PullRequest) error {
 	if errors.Is(err, wal.ErrRolledBack) {
 		c.metrics.rolledBack.Inc()
 		if !c.progress.rolledBack(w.End, req.Member+" has seen more of it: "+err.Error()) {
-			// The peer keeps its knowledge, and says it again.
+			// The peer keeps its witness and sends it again.
 			return status.Error(codes.Unavailable, err.Error())
 		}
 	}
@@ -62,8 +63,8 @@ func (c *Cluster) vouch(member string) {
 }
 
 // compared reports whether a member has compared this node's log since the start.
-// A read counts no pair of which one has not compared the other: whoever can be
-// asked can be heard.
+// A read counts no pair of members of which one has not compared the other's log:
+// a member that can be asked can also compare.
 func (c *Cluster) compared(member string) bool {
 	v := &c.vouches
 	v.mu.Lock()
@@ -71,8 +72,8 @@ func (c *Cluster) compared(member string) bool {
 	return v.by[member]
 }
 
-// unvouched names the members that have not compared since the start and
-// are still waited for; empty when there are none.
+// unvouched names the members that have not compared since the start and for
+// which this node still waits; empty if there are none.
 func (c *Cluster) unvouched(state *control.State) string {
 	v := &c.vouches
 	v.mu.Lock()
@@ -81,7 +82,7 @@ func (c *Cluster) unvouched(state *control.State) string {
 		return ""
 	}
 	if !state.Formed() {
-		return "the control table, which names those who have to"
+		return "the control table, which names the members that have to"
 	}
 	var waits []string
 	for _, m := range state.Members {

@@ -12,9 +12,9 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// TestTheWaitForPeersBeginsWhenTheyCanCompare: a node that starts is confirmed
-// later than StartWait, and refuses every pull until then. Afterwards it waits for
-// the member that does not pull at once, and does not wait for ever.
+// TestTheWaitForPeersBeginsWhenTheyCanCompare: a starting node is confirmed later
+// than StartWait, and refuses every pull until then. Afterwards it waits for a
+// member that does not pull at once, but not forever.
 func TestTheWaitForPeersBeginsWhenTheyCanCompare(t *testing.T) {
 	for _, back := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
@@ -45,8 +45,8 @@ func TestTheWaitForPeersBeginsWhenTheyCanCompare(t *testing.T) {
 	}
 }
 
-// A member that lost records still knows what it saw of this node's log, so a start
-// waits for its comparison as for that of a whole one.
+// A member that lost records still has its witness of this node's log, so a start
+// waits for its comparison as for that of a whole member.
 func TestAMemberWithALossIsWaitedForAsAWitness(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -65,8 +65,8 @@ func TestAMemberWithALossIsWaitedForAsAWitness(t *testing.T) {
 	})
 }
 
-// TestACursorIsDurableWithWhatWasSeenOfItsLog: the cursor that becomes durable with
-// the records of an answer comes with a witness that reaches as far.
+// TestACursorIsDurableWithWhatWasSeenOfItsLog: the cursor that becomes durable
+// with the records of an answer has a witness that reaches as far.
 func TestACursorIsDurableWithWhatWasSeenOfItsLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -86,9 +86,9 @@ func TestACursorIsDurableWithWhatWasSeenOfItsLog(t *testing.T) {
 	})
 }
 
-// TestACursorBehindTheEndOfALogIsARollback: a peer has taken in more of a log than
-// there is when its member starts again. The member notes the loss, although what
-// the peer saw of the log besides is there.
+// TestACursorBehindTheEndOfALogIsARollback: a peer has pulled more of a log than
+// exists when its member restarts. The member records the loss, although the rest
+// of the peer's witness matches.
 func TestACursorBehindTheEndOfALogIsARollback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -103,7 +103,7 @@ func TestACursorBehindTheEndOfALogIsARollback(t *testing.T) {
 		_, epoch := progress.at(incarnation)
 		progress.set(incarnation, end+4096, epoch)
 		b.start()
-		w.await("the note of the loss", func() bool { return b.store.Health().Losses > 0 })
+		w.await("the record of the loss", func() bool { return b.store.Health().Losses > 0 })
 	})
 }
 

@@ -16,14 +16,14 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// notary looks, whenever its node has made a cursor durable, whether everything
-// that the cursor vouches for is held.
+// notary checks, whenever its node has made a cursor durable, that every record
+// below the cursor is held.
 type notary struct {
 	Store
 
 	mu      sync.Mutex
 	sources map[string]Store // by incarnation
-	looked  int              // at how many records
+	looked  int              // number of records checked
 	missing []string
 }
 
@@ -45,7 +45,7 @@ func (n *notary) look() {
 	}
 }
 
-// compare looks for the records of a source's log before a position.
+// compare checks the records of a source's log before a position.
 func (n *notary) compare(incarnation string, at wal.Position) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -71,16 +71,16 @@ func (n *notary) compare(incarnation string, at wal.Position) {
 	}
 }
 
-// requireSound ends the test when a cursor vouched for what was not held.
+// requireSound fails the test if a cursor was ahead of the records held.
 func (n *notary) requireSound(t *testing.T, atLeast int) {
 	t.Helper()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	require.Empty(t, n.missing)
-	require.GreaterOrEqual(t, n.looked, atLeast, "the test saw no cursor that vouches for the records")
+	require.GreaterOrEqual(t, n.looked, atLeast, "the test saw no cursor that covers the records")
 }
 
-// slowReader takes its time over each record that a peer fetches.
+// slowReader is slow to read each record that a peer fetches.
 type slowReader struct {
 	Store
 	each time.Duration
@@ -138,7 +138,7 @@ func TestCursorComesWithTheLastPieceOfAnAnswer(t *testing.T) {
 }
 
 // TestCursorWaitsForWhatAnotherPullerFetches: b's log holds a record that c is
-// just fetching from a, and one of its own.
+// fetching from a, and one that only b has.
 func TestCursorWaitsForWhatAnotherPullerFetches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, n := notarised(t, 500*time.Millisecond)
@@ -147,19 +147,19 @@ func TestCursorWaitsForWhatAnotherPullerFetches(t *testing.T) {
 		both, own := claim("both", 1), claim("b alone", 2)
 		a.hold(both)
 		b.hold(both, own)
-		// b's answer comes while c fetches from a.
+		// b's answer arrives while c fetches from a.
 		w.net.SetDelayBetween("b", "c", 30*time.Millisecond, 30*time.Millisecond)
 		c.start()
 		w.await("b's own record", func() bool { return c.holds(own.ID()) })
-		require.False(t, c.holds(both.ID()), "the test is about the time in which the other one is on its way")
+		require.False(t, c.holds(both.ID()), "the test needs the other record to be in flight")
 		w.await("both records", func() bool { return c.holds(both.ID(), own.ID()) })
-		time.Sleep(3 * time.Hour) // so that progress is noted although tails linger here
+		time.Sleep(3 * time.Hour) // so that progress becomes durable despite the long TailLinger
 		n.requireSound(t, 6)
 	})
 }
 
 // TestProgressIsToldBehindTheRecords: the cursors that the leader asks for, to
-// close a change of members, are never ahead of what is held.
+// close a change of members, are never ahead of the records held.
 func TestProgressIsToldBehindTheRecords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, n := notarised(t, 500*time.Millisecond)
@@ -178,8 +178,8 @@ func TestProgressIsToldBehindTheRecords(t *testing.T) {
 }
 
 // TestSourceWithALostTailIsReadAgain: a peer's log is shorter than this node's
-// cursor over it, so it is another log than it was. What it holds now below the
-// cursor was never looked at.
+// cursor for it, so it is not the same log. Its records below the cursor have
+// never been read.
 func TestSourceWithALostTailIsReadAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t)
@@ -190,14 +190,14 @@ func TestSourceWithALostTailIsReadAgain(t *testing.T) {
 		b.shutdown()
 		unseen := claim("unseen", 1)
 		a.hold(unseen)
-		// b comes back with a cursor behind the end of a's log.
+		// b restarts with a cursor behind the end of a's log.
 		incarnation := w.member("a").Incarnation
 		beyond := a.store.End() + 1<<32
 		w.tune = func(c *Config) { c.Progress.set(incarnation, beyond, 0) }
 		b.start()
 		at := func() wal.Position { pos, _ := b.cluster.progress.at(incarnation); return pos }
 		require.Equal(t, beyond, at())
-		w.await("what a holds", func() bool { return b.holds(unseen.ID()) })
+		w.await("the record of a", func() bool { return b.holds(unseen.ID()) })
 		w.await("a cursor within a's log", func() bool { return at() == a.store.End() && b.store.Cursors()[incarnation] <= a.store.End() })
 	})
 }

@@ -12,13 +12,13 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control"
 )
 
-// withoutMending lets damage be a loss at once.
+// withoutMending makes damage a loss at once.
 func withoutMending(w *world) {
 	w.tune = func(c *Config) { c.Timings.MendWait = -1 }
 }
 
-// TestRefillIsNotTakenForDoneBeforeItBegan: the loss is on record, and this
-// node's copy of the control table, which is behind, still calls it whole.
+// TestRefillIsNotTakenForDoneBeforeItBegan: the loss is recorded, and this node's
+// stale copy of the control table still lists it as whole.
 func TestRefillIsNotTakenForDoneBeforeItBegan(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t, withoutMending)
@@ -43,16 +43,16 @@ func TestRefillIsNotTakenForDoneBeforeItBegan(t *testing.T) {
 
 		a.control.lag(false)
 		time.Sleep(10 * time.Second)
-		require.True(t, a.cluster.refilling.Load(), "its copy says so now, and no refill has been closed")
+		require.True(t, a.cluster.refilling.Load(), "its copy shows the loss now, and no refill has been closed")
 		w.setMembers("a", "b", "c")
 		w.await("the end of the refill", func() bool { return a.store.Whole() && !a.cluster.refilling.Load() })
 		require.Equal(t, 1, reported())
 	})
 }
 
-// TestRefillLooksAtEverythingAgain: one record was found to be damaged and brought
-// back by the read that found it. Another one is damaged as well, and nothing but
-// the refill looks at it: the cursors must not say that all is held.
+// TestRefillLooksAtEverythingAgain: one record was found damaged and repaired by
+// the read that found it. Another damaged record is read only by the refill: the
+// cursors must not claim that everything is held.
 func TestRefillLooksAtEverythingAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t, withoutMending)
@@ -74,8 +74,8 @@ func TestRefillLooksAtEverythingAgain(t *testing.T) {
 	})
 }
 
-// TestLossIsReportedAgain: the copy went past the report and the refill at once,
-// so that nothing shows whether there was a refill.
+// TestLossIsReportedAgain: the copy skipped from before the report to after the
+// refill, so that it does not show whether there was a refill.
 func TestLossIsReportedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := threeNodes(t, withoutMending)
@@ -103,7 +103,7 @@ func TestLossIsReportedAgain(t *testing.T) {
 	})
 }
 
-// lossAtTheEnd finds a loss in the moment before the store is called whole.
+// lossAtTheEnd finds a loss just before the store is marked as whole.
 type lossAtTheEnd struct {
 	Store
 	find func()
@@ -117,8 +117,8 @@ func (s *lossAtTheEnd) SetWhole(losses int) error {
 	return s.Store.SetWhole(losses)
 }
 
-// TestLossAtTheEndOfARefill: a loss that is found when an earlier one has just
-// been made good for gets a refill of its own.
+// TestLossAtTheEndOfARefill: a loss that is found just after the repair of an
+// earlier one gets a separate refill.
 func TestLossAtTheEndOfARefill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		end := &lossAtTheEnd{}

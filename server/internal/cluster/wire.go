@@ -8,7 +8,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// What travels in the bytes fields of package peerpb:
+// Encoding of the bytes fields of package peerpb:
 //
 //	items:  records of package store
 //	keys:   { store.Key.AppendBinary }*
@@ -16,7 +16,7 @@ import (
 
 var errCutShort = errors.New("cut short")
 
-// appendKeys appends keys; all of them are of records.
+// appendKeys appends keys of records.
 func appendKeys(dst []byte, keys ...store.Key) ([]byte, error) {
 	var err error
 	for _, k := range keys {
@@ -27,7 +27,7 @@ func appendKeys(dst []byte, keys ...store.Key) ([]byte, error) {
 	return dst, nil
 }
 
-// parseKeys reads keys that a peer sent.
+// parseKeys parses keys from a peer.
 func parseKeys(b []byte) ([]store.Key, error) {
 	keys := make([]store.Key, 0, len(b)/64+1)
 	for len(b) > 0 {
@@ -36,7 +36,7 @@ func parseKeys(b []byte) ([]store.Key, error) {
 			return nil, err
 		}
 		if !k.Kind.Record() {
-			return nil, fmt.Errorf("key %v does not travel between nodes", k)
+			return nil, fmt.Errorf("key %v is not exchanged between nodes", k)
 		}
 		keys = append(keys, k)
 		b = rest
@@ -48,7 +48,7 @@ func appendPlace(dst, place []byte) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(place))), place...)
 }
 
-// cutPlace takes one place off b.
+// cutPlace removes one place from b.
 func cutPlace(b []byte) (place, rest []byte, err error) {
 	size, n := binary.Uvarint(b)
 	if n <= 0 || size > uint64(len(b)-n) {

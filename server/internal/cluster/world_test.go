@@ -98,7 +98,7 @@ func (w *world) startAll() {
 	}
 }
 
-// member is the present incarnation of a node.
+// member is the current incarnation of a node.
 func (w *world) member(name string) control.Member {
 	n := w.nodes[name]
 	return control.Member{Name: name, Incarnation: n.store.Identity().Incarnation, PeerAddr: name + ":18182", Whole: true}
@@ -112,7 +112,7 @@ func (w *world) members(names ...string) []control.Member {
 	return ms
 }
 
-// setMembers makes these the members, all whole, with no change open.
+// setMembers sets the members, all whole, with no change open.
 func (w *world) setMembers(names ...string) {
 	ms := w.members(names...)
 	w.change(func(s *control.State) {
@@ -134,7 +134,7 @@ func (w *world) change(edit func(*control.State)) {
 	}
 }
 
-// commit makes a new state that no node has seen.
+// commit creates a new state that no node has seen.
 func (w *world) commit(edit func(*control.State)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -171,7 +171,7 @@ func (w *world) awaitConnected() {
 	})
 }
 
-// hears tells whether the node pulls from a member.
+// hears reports whether the node pulls from a member.
 func (n *node) hears(id string) bool {
 	l, ok := n.cluster.linkTo(id)
 	if !ok {
@@ -182,7 +182,7 @@ func (n *node) hears(id string) bool {
 	return l.puller.connected
 }
 
-// await waits, in the time of the test, until something holds.
+// await waits, in the test's time, until a condition holds.
 func (w *world) await(what string, holds func() bool) {
 	w.t.Helper()
 	for deadline := time.Now().Add(5 * time.Minute); !holds(); {
@@ -229,7 +229,7 @@ func (n *node) start() {
 	}()
 }
 
-// shutdown stops the node in an orderly way.
+// shutdown stops the node gracefully.
 func (n *node) shutdown() {
 	if n.cluster == nil {
 		return
@@ -242,14 +242,14 @@ func (n *node) shutdown() {
 	n.cluster, n.store, n.control = nil, nil, nil
 }
 
-// crash ends the node as a cut of its power does; what was not synced is lost.
+// crash cuts the node's power; data that was not synced is lost.
 func (n *node) crash(mode memfs.Mode) {
 	n.disk.CutPowerAfter(0)
 	n.shutdown()
 	n.disk.Crash(mode)
 }
 
-// lose takes away everything that the node has stored.
+// lose deletes everything that the node has stored.
 func (n *node) lose() {
 	n.crash(memfs.LoseAll)
 	n.disk.Wipe("")
@@ -264,7 +264,7 @@ type table struct {
 	state    *control.State
 	changed  chan struct{}
 	conns    map[string]*grpc.ClientConn
-	lagging  bool // does not follow
+	lagging  bool // does not follow the table
 	reported int
 	clock    clock.Shifted
 	unsure   atomic.Bool
@@ -294,8 +294,8 @@ func (c *table) Watch() <-chan struct{} {
 func (c *table) Leader() (string, bool)   { return "a", true }
 func (c *table) ChangeWaitsFor() []string { return nil }
 
-// Now is the cluster's time as the test sets it; unsure, it is only that of the
-// node's own clock.
+// Now is the cluster's time as set by the test; unsure means that it is only the
+// node's clock.
 func (c *table) Now() (time.Time, bool) { return c.clock.Now(), !c.unsure.Load() }
 
 func (c *table) ClockSkew(string) (time.Duration, bool) { return -90 * time.Second, !c.unsure.Load() }
@@ -389,7 +389,7 @@ func (c *table) close() {
 	}
 }
 
-// memberConn says for whom each call is.
+// memberConn adds the target to each call.
 type memberConn struct {
 	c    *table
 	conn *grpc.ClientConn
@@ -448,7 +448,7 @@ func (c *table) stream(srv any, s grpc.ServerStream, _ *grpc.StreamServerInfo, n
 	return next(srv, s)
 }
 
-// agent signs in tests.
+// agent is a signer for tests.
 var agent = ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
 
 func claim(subject string, n int) *record.Assertion {
@@ -468,7 +468,8 @@ func claims(subject string, from, count int) []*record.Assertion {
 	return as
 }
 
-// write asserts through a node and returns the ids; every one must be taken.
+// write asserts through a node and returns the ids; every record must be
+// accepted.
 func (n *node) write(as ...*record.Assertion) []record.Hash {
 	n.w.t.Helper()
 	ids := make([]record.Hash, len(as))
@@ -479,7 +480,7 @@ func (n *node) write(as ...*record.Assertion) []record.Hash {
 	return ids
 }
 
-// holds tells whether this very node holds an assertion with its signature.
+// holds reports whether this node itself holds an assertion with its signature.
 func (n *node) holds(ids ...record.Hash) bool {
 	for _, id := range ids {
 		s, err := n.cluster.Get(context.Background(), "p", id, Local)

@@ -15,39 +15,40 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// write is one request's records on their way to a majority. It is shared by
-// the request that waits, this node's log and one queue per peer.
+// write holds one request's records on their way to a majority. It is shared by
+// the waiting request, this node's log and one queue per peer.
 type write struct {
 	items []store.Item
-	// wire holds the items as they travel; message i ends at cuts[i]. Made when
-	// the first peer is offered the write.
+	// wire holds the encoded items; message i ends at cuts[i]. Encoded when the
+	// write is offered to the first peer.
 	encoding sync.Once
 	wire     []byte
 	cuts     []int
 
 	// done is closed when the write rule holds.
 	done chan struct{}
-	// settled tells that nobody waits any more, because the rule holds or
-	// because the request gave up: a queue may forget the write then, since
-	// catch-up brings the records as well.
+	// settled means that nobody waits any longer, because the rule holds or the
+	// request gave up: a queue may then drop the write, since catch-up delivers the
+	// records too.
 	settled atomic.Bool
-	// abandoned is set as well when the request gave up: a peer's queue that has
-	// not sent the write by then drops it, so that nothing becomes durable long
-	// after its Permit was asked.
+	// abandoned is also set when the request gave up: a peer's queue that has not
+	// sent the write by then drops it, so that nothing becomes durable long after
+	// its Permit was asked.
 	abandoned atomic.Bool
 
 	mu sync.Mutex
 	// acks are the ids of members that made every item durable, each with a
 	// generation that the member had not passed then. A member that reports a loss
-	// at a later one may have lost the items again (control.State.Acknowledged).
+	// at a later generation may have lost the items again
+	// (control.State.Acknowledged).
 	acks map[string]uint64
-	// fresh is what the local store said to be new; nil until it is done.
+	// fresh is the local store's report of new items; nil until the put is done.
 	fresh    []bool
 	localErr error
 	won      bool
 }
 
-// ack notes that member made every item durable when it had not passed the
+// ack records that member made every item durable before it passed the
 // generation, and settles the write when the write rule holds.
 func (w *write) ack(member string, generation uint64, newest func() *control.State) {
 	w.mu.Lock()
@@ -59,16 +60,16 @@ func (w *write) ack(member string, generation uint64, newest func() *control.Sta
 	w.evaluate(newest)
 }
 
-// judge evaluates the rule again, after the state has changed.
+// judge reevaluates the rule after a change of the state.
 func (w *write) judge(newest func() *control.State) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.evaluate(newest)
 }
 
-// evaluate asks for the state after the acks are known, under the lock. So
-// whenever the rule of an old state lets the write win, every ack that counted
-// came before this node passed to a newer one, its own included.
+// evaluate reads the state under the lock, after the acks are known. So when the
+// write succeeds by the rule of an old state, every ack that counted, this node's
+// own included, came before this node passed to a newer state.
 func (w *write) evaluate(newest func() *control.State) {
 	if w.won || !newest().Acknowledged(w.acks) {
 		return
@@ -78,8 +79,8 @@ func (w *write) evaluate(newest func() *control.State) {
 	close(w.done)
 }
 
-// outcome ends the wait: from here on nobody asks for the write. It returns acks only
-// if the write has not won.
+// outcome ends the wait: afterwards nobody needs the write. It returns acks only
+// if the write has not succeeded.
 func (w *write) outcome() (fresh []bool, won bool, acks map[string]uint64, localErr error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -139,10 +140,10 @@ func (f *inFlight) all() []*write {
 	return all
 }
 
-// write makes items durable on a majority: the local log and the peers' streams
-// work at the same time. fresh tells for each item whether this node wrote it
-// just now; it is nil when a majority was there before this node's own log.
-// Errors are *UnavailableError, or that of the Permit that ctx carries.
+// write makes items durable on a majority; the local log and the peers' streams
+// work in parallel. fresh reports for each item whether this node has just
+// written it; it is nil when a majority acknowledged before this node's log did.
+// Errors are *UnavailableError, or the error of the Permit in ctx.
 func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, err error) {
 	if err := c.mayDecide(); err != nil {
 		return nil, err
@@ -152,12 +153,12 @@ func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, 
 		return nil, c.notMember(state)
 	}
 	began := time.Now()
-	// First come, first served, for as long as the caller waits.
+	// First come, first served, as long as the caller waits.
 	cost := writeCost(items, c.limits.InFlightBytes)
-	if err := c.room.Acquire(ctx, cost); err != nil {
-		return nil, unavailable(CodeOverloaded, "too many writes are waiting for the disks", err)
+	if err := c.writeMemory.Acquire(ctx, cost); err != nil {
+		return nil, unavailable(CodeOverloadedWrites, "too many writes are waiting for the disks", err)
 	}
-	defer c.room.Release(cost)
+	defer c.writeMemory.Release(cost)
 	by := time.Now().Add(c.timings.WriteWait)
 	if err := Permitted(ctx, by); err != nil {
 		return nil, err
@@ -166,7 +167,7 @@ func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, 
 	defer cancel()
 	w := &write{items: items, done: make(chan struct{})}
 	generation := c.generation() // before the records can be lost again
-	// In this order: whoever adds a peer from now on offers it this write.
+	// In this order: a peer that is added from now on is offered this write.
 	c.inFlight.add(w)
 	defer c.inFlight.remove(w)
 	peers := c.currentPeers()
@@ -179,25 +180,24 @@ func (c *Cluster) write(ctx context.Context, items []store.Item) (fresh []bool, 
 		if !state.WriteQuorum(reachable) {
 			w.abandoned.Store(true) // nobody waits for it
 			w.settled.Store(true)
-			return nil, unavailable(CodeOverloaded, "the queues to the other members are full", nil)
+			return nil, unavailable(CodeOverloadedPeers, "the queues to the other members are full", nil)
 		}
 	}
 	waitErr := c.await(ctx, w)
 	fresh, won, acks, localErr := w.outcome()
 	if !won {
-		c.metrics.writeFailures.Inc()
 		return nil, c.noQuorum(waitErr, localErr, acks, len(items))
 	}
 	c.metrics.writeSeconds.Observe(time.Since(began).Seconds())
-	if fresh != nil && len(peers) > 0 { // it is peers who send them again
+	if fresh != nil && len(peers) > 0 { // peers send them again
 		c.recent.add(items)
 	}
 	return fresh, nil
 }
 
-// writeCost is what a write counts for among those in flight: about what it
-// takes in the memory of each member until the index has taken it in. One that
-// is too large goes alone.
+// writeCost is the weight of a write among those in flight: about the memory that
+// it takes on each member until it is in the index. A write above the limit runs
+// alone.
 func writeCost(items []store.Item, limit int64) int64 {
 	cost := int64(0)
 	for i := range items {
@@ -250,23 +250,23 @@ func (c *Cluster) offer(w *write, peers []*peer) (refused []string) {
 func (c *Cluster) noQuorum(waitErr, localErr error, acks map[string]uint64, items int) error {
 	switch {
 	case errors.Is(waitErr, errClosing):
-		return unavailable(CodeClosed, "the node is shutting down; the records may have been kept, send them again", nil)
+		return unavailable(CodeClosed, "the node is shutting down; the records may have been stored, send them again", nil)
 	case localErr != nil:
 		return storageError(localErr)
 	}
 	state := c.control.State()
 	return unavailable(CodeNoQuorum, fmt.Sprintf(
-		"durable on %d of %d members, which is no majority; the %d records may surface all the same, send them again",
+		"durable on %d of %d members, which is no majority; the %d records may still become visible, send them again",
 		state.Durable(acks), len(state.Current()), items), waitErr)
 }
 
-// storageError says what an error of the local store means to a caller.
+// storageError translates an error of the local store for a caller.
 func storageError(err error) error {
 	switch {
 	case errors.Is(err, wal.ErrReadOnly):
 		return unavailable(CodeReadOnly, "this node is read-only because a volume is nearly full", err)
 	case errors.Is(err, wal.ErrBusy), errors.Is(err, store.ErrBusy):
-		return unavailable(CodeOverloaded, "this node's disk does not keep up", err)
+		return unavailable(CodeOverloadedDisk, "this node's disk cannot keep up", err)
 	case errors.Is(err, wal.ErrClosed), errors.Is(err, store.ErrClosed):
 		return unavailable(CodeClosed, "the node is shutting down", err)
 	default:

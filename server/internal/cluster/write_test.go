@@ -11,7 +11,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// members are the members of a set written as the letters of their names.
+// members returns the members of a set given as the letters of their names.
 func lettered(names string) []control.Member {
 	var ms []control.Member
 	for _, name := range strings.Split(names, "") {
@@ -41,11 +41,11 @@ func TestWriteWinsWithAMajority(t *testing.T) {
 		{stateOf("ab"), "ab", true},
 		{stateOf("abc"), "a", false},
 		{stateOf("abc"), "aaa", false}, // an ack counts once
-		{stateOf("abc"), "bc", true},   // with or without the coordinator's own
+		{stateOf("abc"), "bc", true},   // with or without the coordinator's ack
 		{stateOf("abcd"), "ab", false},
 		{stateOf("abcd"), "abd", true},
 		{stateOf("abcde"), "ab", false},
-		{stateOf("abcde"), "aef", false}, // f is no member
+		{stateOf("abcde"), "aef", false}, // f is not a member
 		{stateOf("abcde"), "ace", true},
 		{stateOf("a", "a", "ab"), "a", false},
 		{stateOf("a", "a", "ab"), "ab", true},
@@ -84,8 +84,8 @@ func names(ms []control.Member) string {
 	return s
 }
 
-// TestRuleOfTheNewestState: acks gathered under one state are judged by the one
-// that holds when the next comes in, or when the state changes.
+// TestRuleOfTheNewestState: acks collected under one state are evaluated with the
+// state at the time of the next ack, or of a change of the state.
 func TestRuleOfTheNewestState(t *testing.T) {
 	state := stateOf("abc")
 	newest := func() *control.State { return state }
@@ -108,8 +108,8 @@ func TestRuleOfTheNewestState(t *testing.T) {
 	w.ack("b/1", 0, newest) // late acks are harmless
 }
 
-// An acknowledgement from before a loss of the member does not count, also when the
-// member is whole again, and one from afterwards does.
+// An acknowledgement from before a loss of the member does not count, even when
+// the member is whole again; one from afterwards does.
 func TestAckFromBeforeALossDoesNotCount(t *testing.T) {
 	state := stateOf("abc")
 	newest := func() *control.State { return state }
@@ -136,9 +136,9 @@ func TestReadPlan(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		state  *control.State
-		heard  string // besides a
+		heard  string // in addition to a
 		enough bool
-		first  int // how many are asked at once
+		first  int // number of members asked at once
 	}{
 		{"1", stateOf("a"), "", true, 0},
 		{"2", stateOf("ab"), "", false, 1},
@@ -168,7 +168,7 @@ func TestReadPlan(t *testing.T) {
 				}
 			}
 			c := &Cluster{id: "a/1", store: wholeStore{}, control: &table{state: tc.state}, links: map[string]*link{}}
-			c.vouches.given = true // it started long ago
+			c.vouches.given = true // its start was long ago
 			p, err := c.planRead()
 			require.NoError(t, err)
 			var heard []control.Member
@@ -203,7 +203,7 @@ func find(set []control.Member, id string) (control.Member, bool) {
 	return control.Member{}, false
 }
 
-// wholeStore is a store of which only the wholeness is asked.
+// wholeStore is a store that only answers whether it is whole.
 type wholeStore struct{ Store }
 
 func (wholeStore) Whole() bool { return true }

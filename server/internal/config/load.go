@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"github.com/stemedb/stemedb/internal/spelling"
 )
 
 // maxFile bounds a file that a setting names.
@@ -118,7 +120,7 @@ func environment(environ []string) (map[string]string, []error) {
 		case fromKubernetes(name, value):
 		default:
 			problems = append(problems, &Problem{Setting: name, Err: fmt.Errorf(
-				"no such setting; the nearest is %s: correct the name or remove it", nearest(name, names))})
+				"no such setting; the nearest is %s: correct the name or remove it", spelling.Nearest(name, names))})
 		}
 	}
 	return env, problems
@@ -271,37 +273,4 @@ func count(values ...string) (n int) {
 		}
 	}
 	return n
-}
-
-// nearest returns the candidate with the smallest edit distance; the first of
-// equals.
-func nearest(name string, candidates []string) string {
-	best, bestDistance := "", -1
-	for _, c := range candidates {
-		if d := distance(name, c); bestDistance < 0 || d < bestDistance {
-			best, bestDistance = c, d
-		}
-	}
-	return best
-}
-
-// distance is Levenshtein's: insertions, deletions and substitutions.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			next := min(row[j]+1, row[j+1]+1, diagonal+cost)
-			diagonal, row[j+1] = row[j+1], next
-		}
-	}
-	return row[len(b)]
 }

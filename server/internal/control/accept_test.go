@@ -11,7 +11,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// accepting is the command for the loss that the table shows.
+// accepting returns the command for the loss that the table shows.
 func accepting(s *State, id string) *acceptLoss {
 	m, _ := s.MemberByID(id)
 	return &acceptLoss{Member: id, Loss: m.report(), Change: s.LastChange}
@@ -46,8 +46,8 @@ func TestALossIsAcceptedOnlyWhenTooFewWholeMembersAreLeft(t *testing.T) {
 	}
 }
 
-// The command arrives again after its answer was lost, and the member has lost
-// something else since.
+// The command is repeated after its answer was lost, and the member has lost more
+// records since.
 func TestARepeatedAcceptanceAcceptsNoLaterLoss(t *testing.T) {
 	tb := formed(t, "a", "b", "c")
 	applied(t, tb, &loss{Member: "a/1", Loss: "x"}, &loss{Member: "b/1", Loss: "y"})
@@ -168,8 +168,8 @@ func TestAnAnsweringSubjectThatGetsNowhereIsGivenUp(t *testing.T) {
 	}
 }
 
-// A join was unfillable for almost as long as it takes until it is given up. Once it can
-// be filled, its subject has that time again, whether it answers or not at first.
+// A join was unfillable for almost GiveUpAfter. Once it can be filled, that time
+// starts again, whether its subject answers at first or not.
 func TestAJoinThatCouldNotBeFilledHasItsTimeAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tb := formed(t, "a")
@@ -205,7 +205,7 @@ func TestAJoinThatCouldNotBeFilledHasItsTimeAnew(t *testing.T) {
 	})
 }
 
-// A refill that was given up does not begin again before those that waited for it.
+// An abandoned refill does not begin again before those that waited for it.
 func TestTheRefillThatWasGivenUpComesLast(t *testing.T) {
 	tb := formed(t, "a", "b", "c", "d", "e")
 	applied(t, tb, &loss{Member: "b/1", Loss: "x"}, &loss{Member: "c/1", Loss: "y"})
@@ -220,8 +220,8 @@ func TestTheRefillThatWasGivenUpComesLast(t *testing.T) {
 	require.Empty(t, c.nextRefill(s, nil))
 }
 
-// A member that is not whole and has no loss to take back, because its replacement
-// was cancelled, loses more after the operator looked at it.
+// A member that is not whole and has no loss to withdraw, because its replacement
+// was cancelled, loses more records after the operator's review.
 func TestALaterLossOfAMemberWithoutAReportIsNotAccepted(t *testing.T) {
 	tb := formed(t, "a", "b", "c")
 	applied(t, tb, &loss{Member: "b/1", Loss: "y"}, &admit{Member: member("a", "2")}, &cancelChange{Change: 1})
@@ -231,8 +231,8 @@ func TestALaterLossOfAMemberWithoutAReportIsNotAccepted(t *testing.T) {
 	require.NoError(t, applied(t, tb, accepting(tb.state.Load(), "a/1"))[0].err())
 }
 
-// What a member said before it reported a loss closes nothing, although it was not
-// whole before either. The same report again makes nothing outdated.
+// An answer of a member from before its report of a loss closes nothing, although
+// it was not whole before either. A repeated report outdates nothing.
 func TestACloseFromBeforeALossOfItsSubjectIsOutdated(t *testing.T) {
 	for name, newcomer := range map[string]Member{"join": member("d", "1"), "replace": member("a", "2")} {
 		t.Run(name, func(t *testing.T) {

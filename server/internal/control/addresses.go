@@ -8,24 +8,23 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// addresses are those that members gave themselves, by member id: of the peer
-// port, and of gossip, which is not in the table.
-// The table has them too, but only a leader can change it, and when all members
-// come back under other host names (another namespace, headless Service or
-// cluster domain) none can be elected by the addresses in it. So a node says
-// hello to the names on its join list, both sides learn where the other is, and
-// the table follows as soon as there is a leader.
+// addresses holds the addresses that members announced, by member id: of the peer
+// port, and of gossip, which is not in the table. The table has them too, but
+// only a leader can change it, and when all members restart under other host
+// names (another namespace, headless Service or cluster domain), none can be
+// elected with the addresses in it. So a node sends a hello to the names on its
+// join list, both sides learn each other's address, and the table is updated as
+// soon as there is a leader.
 //
-// A member's id ends with its random incarnation, so an entry can only be about
-// that member, and only itself gives it, over a connection that proves the
-// cluster's secret.
+// A member's id ends with its random incarnation, so an entry can only refer to
+// that member. Only the member itself announces it, over a connection
+// authenticated with the cluster's secret.
 type addresses struct {
 	mu   sync.Mutex
 	byID map[string]string
-	// gossip is where the members' gossip is to be reached.
+	// gossip holds the members' gossip addresses.
 	gossip map[string]string
-	// recorded is the address of each member in the table when it was last
-	// looked at.
+	// recorded holds the address of each member in the table at the last check.
 	recorded map[string]string
 }
 
@@ -43,8 +42,8 @@ func (a *addresses) learn(id, peer, gossip string) {
 	}
 }
 
-// follow drops what a member said before the table got another address for it:
-// the newer one counts.
+// follow drops an announced address when the table gets a newer one for the
+// member.
 func (a *addresses) follow(members []Member) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -59,8 +58,8 @@ func (a *addresses) follow(members []Member) {
 	a.recorded = now
 }
 
-// of returns the address that the member gave itself, or the one that the table
-// or Raft has for it.
+// of returns the address that the member announced, or else the one recorded in
+// the table or in Raft.
 func (a *addresses) of(id, recorded string) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -70,7 +69,8 @@ func (a *addresses) of(id, recorded string) string {
 	return recorded
 }
 
-// GossipAddr is host:port of a member's gossip, if the member gave it in a hello.
+// GossipAddr is host:port of a member's gossip, if the member announced it in a
+// hello.
 func (c *Control) GossipAddr(memberID string) (addr string, ok bool) {
 	c.addresses.mu.Lock()
 	defer c.addresses.mu.Unlock()
@@ -78,16 +78,16 @@ func (c *Control) GossipAddr(memberID string) (addr string, ok bool) {
 	return addr, ok
 }
 
-// learnFrom notes where the caller of a hello is.
+// learnFrom records the addresses of the caller of a hello.
 func (c *Control) learnFrom(r *controlpb.HelloRequest) {
 	if r.Name != "" && r.Incarnation != "" {
 		c.addresses.learn(MemberID(r.Name, r.Incarnation), r.PeerAddr, r.GossipAddr)
 	}
 }
 
-// greet says hello to everyone on the join list, so that members which have
-// moved find each other. A member that answers under another cluster's id is
-// none of this cluster's, and its entry is never asked for.
+// greet sends a hello to every address on the join list, so that members that
+// have moved find each other. An answer from a member of another cluster is
+// harmless: its entry is never used.
 func (c *Control) greet(ctx context.Context) []listed {
 	answers := c.askAll(ctx)
 	for _, a := range answers {
@@ -98,8 +98,8 @@ func (c *Control) greet(ctx context.Context) []listed {
 	return answers
 }
 
-// reachable is the address at which a node was reached, if that has the port
-// that it gave itself: a name that worked is better than one that may not.
+// reachable returns the address at which a node was reached if its port is the
+// announced one: a name that worked is preferred to one that may not.
 func reachable(own, reached string) string {
 	_, ownPort, err := net.SplitHostPort(own)
 	if err != nil {

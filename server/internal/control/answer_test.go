@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// future is one of Raft's.
+// future implements raft.Future.
 type future chan error
 
 func (f future) Error() error { return <-f }

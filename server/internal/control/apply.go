@@ -8,8 +8,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// remembered is how many operations are remembered against being applied twice.
-// They are sent again within seconds.
+// remembered is the number of operations kept for deduplication. Retries come
+// within seconds.
 const remembered = 256
 
 func (c *found) apply(s *State) *result {
@@ -19,7 +19,7 @@ func (c *found) apply(s *State) *result {
 	s.ClusterID, s.DigestKey, s.Format = c.ClusterID, c.DigestKey, 1
 	s.Members = slices.Clone(c.Members)
 	for i := range s.Members {
-		s.Members[i].Whole = true // nothing was acknowledged before
+		s.Members[i].Whole = true // no record was acknowledged before
 	}
 	sortMembers(s.Members)
 	s.Generation = 1
@@ -46,7 +46,7 @@ func (c *admit) apply(s *State) *result {
 		s.gone(self, m)
 		s.open(Replace, m.ID(), swap(s.Members, m), c.At)
 	case known && s.Change.Subject == self.ID():
-		// The newcomer itself lost its volumes before the change was done.
+		// The newcomer lost its volumes before the change was closed.
 		s.gone(self, m)
 		if s.Change.Kind == Refill {
 			s.Change.Kind = Replace
@@ -54,8 +54,8 @@ func (c *admit) apply(s *State) *result {
 		s.Change.Subject, s.Change.New = m.ID(), swap(s.Change.New, m)
 		s.bump()
 	case known:
-		// Another member lost its volumes meanwhile. It has to wait, but it
-		// must not be counted on any more.
+		// Another member lost its volumes meanwhile. It has to wait, but it must no
+		// longer count as whole.
 		if s.gone(self, m) {
 			s.bump()
 		}
@@ -92,7 +92,7 @@ func (c *loss) apply(s *State) *result {
 		return &result{} // the same report again
 	}
 	s.update(c.Member, func(e *Member) { e.lost(c.Loss, s.Generation+1) })
-	s.bump() // also when it was not whole: an earlier answer of it is outdated
+	s.bump() // even if it was not whole: its earlier answers are outdated
 	return &result{}
 }
 
@@ -123,8 +123,8 @@ func (c *withdrawLoss) apply(s *State) *result {
 	return &result{}
 }
 
-// reinstate makes a member whole, and ends the refill that was to do that. It is for
-// members that were whole before.
+// reinstate makes a member whole and ends its refill. It is for members that were
+// whole before.
 func (s *State) reinstate(id string) {
 	s.update(id, (*Member).whole)
 	if s.Change != nil && s.Change.Subject == id && s.Change.Kind == Refill {
@@ -170,7 +170,7 @@ func (c *refill) apply(s *State) *result {
 
 func (c *closeChange) apply(s *State) *result {
 	if s.Change == nil || s.Change.ID != c.Change || s.Generation != c.Generation {
-		return refuse(fmt.Errorf("%w: change %d at generation %d is not what is open", errOutdated, c.Change, c.Generation))
+		return refuse(fmt.Errorf("%w: change %d at generation %d is not the open one", errOutdated, c.Change, c.Generation))
 	}
 	if !slices.Contains(c.Whole, s.Change.Subject) {
 		return refuse(fmt.Errorf("%w: %s is not whole yet", errOutdated, s.Change.Subject))
@@ -275,8 +275,8 @@ func (s *State) open(kind ChangeKind, subject string, next []Member, at int64) {
 	s.bump()
 }
 
-// bump begins a new generation. What was noted for an open change before counts
-// no more.
+// bump begins a new generation. Log ends noted earlier for an open change no
+// longer count.
 func (s *State) bump() {
 	s.Generation++
 	if s.Change != nil {
@@ -284,7 +284,7 @@ func (s *State) bump() {
 	}
 }
 
-// update changes a member wherever it stands.
+// update changes a member in every set that contains it.
 func (s *State) update(id string, change func(*Member)) {
 	sets := [][]Member{s.Members}
 	if s.Change != nil {
@@ -306,7 +306,7 @@ func (s *State) remember(op string) {
 	}
 }
 
-// swap returns the set with m in the place of the member of that name.
+// swap returns the set with m in place of the member of the same name.
 func swap(set []Member, m Member) []Member {
 	next := slices.Clone(set)
 	for i := range next {

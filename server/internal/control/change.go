@@ -13,57 +13,57 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// The leader's work: founding the table, keeping Raft's servers what the
-// members are, and closing changes.
+// The leader's work: founding the table, keeping Raft's servers in sync with the
+// members, and closing changes.
 //
-// Why a change that closes here loses nothing. Let Old have n members with
-// majority m. Log ends are noted ("marks") at n−m+1 whole members of Old after
-// they have applied the generation at which the change was opened. A write that
-// was acknowledged under the old rule has m acks of Old, so one of them, W, is
-// among those. W's ack was given at an older generation, then the record was
-// durable in W's log before W's mark; or at this one, then its coordinator knew
-// the change and asked majorities of both sets. A member that holds W's log up
-// to the mark has the write. Which n−m+1 members those are may differ from
-// member to member. A record that a quorum read has shown is held by m members
-// of Old that count in reads, and the same holds for it.
+// Proof that closing a change loses nothing. Let Old have n members with majority
+// m. Log ends are noted ("marks") at n−m+1 whole members of Old after they have
+// applied the generation at which the change was opened. A write that was
+// acknowledged under the old rule has m acks of Old, so one of them, W, is among
+// those. If W gave its ack at an older generation, the record was durable in W's
+// log before W's mark; if at this one, its coordinator knew the change and needed
+// majorities of both sets. A member that holds W's log up to the mark has the
+// write. The n−m+1 members may differ from member to member. A record that a
+// quorum read has shown is held by m members of Old that count in reads, so the
+// same argument applies.
 //
-// The premises, each with a test of its own:
+// The premises, each with a separate test:
 //
 //  1. A member acknowledges a record, or describes a set for a quorum read, only
 //     if it has not passed the caller's generation at the moment of the answer
-//     (CheckGeneration, CheckCaller). A coordinator looks at its own generation
-//     in the same way (cluster: write.evaluate, retryReads).
-//  2. A member's generation never goes back, across restarts too: until its copy
-//     was confirmed after a start it answers nobody (MayDecide).
-//  3. A log's end is read after the generation that it is reported with
+//     (CheckGeneration, CheckCaller). A coordinator checks its own generation in
+//     the same way (cluster: write.evaluate, retryReads).
+//  2. A member's generation never decreases, even across restarts: it answers no
+//     call until its copy is confirmed after a start (MayDecide).
+//  3. A log's end is read after the generation with which it is reported
 //     (progress).
-//  4. A majority of Old knows of the change before it closes (closable): a
-//     reader by the old rule hears one of them and is refused.
+//  4. A majority of Old knows of the change before it closes (closable): a reader
+//     by the old rule asks one of them and is refused.
 //  5. Every read hears a majority, and every write is on one (quorum_test.go
 //     goes through all sets).
 
-// driver is what the leader remembers between steps; it can be lost.
+// driver is the leader's state between steps; losing it is harmless.
 type driver struct {
 	unsettled  bool   // Raft's servers do not match the members yet
-	waiting    bool   // that includes a member which has not shown yet that it has the table
-	voters     string // why they are unsettled
+	waiting    bool   // because a member has not shown yet that it has the table
+	voters     string // the reason
 	change     uint64
 	generation uint64
 	marks      map[string]uint64 // id of a whole member of Old: its log end, at this generation or later
 	knows      map[string]bool   // ids of members of Old that have applied this generation
 	subject    string            // of the change
-	heard      time.Time         // when the subject answered last, or when this leader first saw the change
-	moved      time.Time         // when it last came nearer to holding everything
-	unfillable bool              // the change was unfillable when the subject answered last
-	lacks      uint64            // the least distance of its cursors from the marks so far
-	unread     uint64            // the same of how far it has read
-	measured   int               // how many marks there were for both
-	passed     string            // id of the member whose refill was given up last
+	heard      time.Time         // last answer of the subject, or when this leader first saw the change
+	moved      time.Time         // last progress of the subject
+	unfillable bool              // the change was unfillable at the subject's last answer
+	lacks      uint64            // the smallest distance of its cursors from the marks so far
+	unread     uint64            // the same for the positions that it has read
+	measured   int               // the number of marks for both
+	passed     string            // id of the member whose refill was abandoned last
 	warned     time.Time
 	report     atomic.Pointer[[]string] // what the open change waits for
 }
 
-// runLeader works whenever this node leads.
+// runLeader does the leader's work while this node leads.
 func (c *Control) runLeader() {
 	tick := time.NewTicker(c.cfg.Timings.DriveEvery)
 	defer tick.Stop()
@@ -90,18 +90,18 @@ func (c *Control) runLeader() {
 func (c *Control) lead(ctx context.Context) error {
 	term := c.raft.Load().CurrentTerm()
 	if c.readyTerm.Load() != term {
-		// Everything of earlier terms is applied here before this node answers
-		// as the leader.
+		// All entries of earlier terms are applied here before this node answers as the
+		// leader.
 		if err := c.raft.Load().Barrier(c.cfg.Timings.CallTimeout).Error(); err != nil {
-			return fmt.Errorf("apply what was committed before: %w", err)
+			return fmt.Errorf("apply the entries of earlier terms: %w", err)
 		}
 		if c.raft.Load().CurrentTerm() != term || c.raft.Load().State() != raft.Leader {
 			return nil
 		}
-		c.driver.change = 0 // what was seen of a change in an earlier term is long ago
+		c.driver.change = 0 // observations from an earlier term are stale
 		c.readyTerm.Store(term)
 		c.changed.broadcast()
-		c.log.Info("leads the control table", "term", term)
+		c.log.Info("this node leads the control table", "term", term)
 	}
 	state := c.State()
 	if !state.Formed() {
@@ -128,7 +128,8 @@ func (c *Control) lead(ctx context.Context) error {
 	return c.startRefill(state, progress)
 }
 
-// decide commits a command of the leader's own and returns its refusal.
+// decide commits one of the leader's commands and returns its refusal as an
+// error.
 func (c *Control) decide(cmd command) (*result, error) {
 	b, err := encodeCommand(cmd)
 	if err != nil {
@@ -141,8 +142,8 @@ func (c *Control) decide(cmd command) (*result, error) {
 	return answer, answer.err()
 }
 
-// poll asks the members how far they are, when there is work that needs it. The
-// result holds those that answered, by id.
+// poll asks the members for their progress if any work needs it. The result holds
+// the answers by id.
 func (c *Control) poll(ctx context.Context, state *State) map[string]*controlpb.ProgressResponse {
 	progress := map[string]*controlpb.ProgressResponse{}
 	busy := state.Change != nil || c.driver.unsettled || slices.ContainsFunc(state.Members, func(m Member) bool { return !m.Whole })
@@ -183,8 +184,8 @@ func (c *Control) progressOf(ctx context.Context, m Member) *controlpb.ProgressR
 	return p
 }
 
-// progress is this node's own. The generation is read before the log's end: see
-// the proof above.
+// progress returns this node's progress. The generation is read before the log's
+// end: see the proof above.
 func (c *Control) progress() *controlpb.ProgressResponse {
 	generation := c.State().Generation
 	return &controlpb.ProgressResponse{
@@ -193,14 +194,13 @@ func (c *Control) progress() *controlpb.ProgressResponse {
 	}
 }
 
-// reconcile takes one step towards Raft's servers being what the members are, and
-// reports whether none was needed. A member that joins votes only when the change
-// is closed, so that a node which never comes back after its first start takes
-// no majority with it. One that replaces its lost self takes over the vote as
-// soon as it has shown that it has the table: without it the table would have
-// fewer voters than the members that may fail, and no command could be accepted.
-// Neither votes before the leader's table, which is all that it has, is known to
-// be the majority's (trust.go).
+// reconcile takes one step towards matching Raft's servers with the members, and
+// reports whether none was needed. A joining member votes only after its change
+// is closed, so that a node that never returns after its first start costs no
+// majority. A member that replaces its lost incarnation takes over the vote as
+// soon as it has shown that it has the table: otherwise the table would tolerate
+// fewer failures, and might accept no command. Neither votes before the leader's
+// table, the only one that it has, is known to be the majority's (trust.go).
 func (c *Control) reconcile(state *State, progress map[string]*controlpb.ProgressResponse) (settled bool, err error) {
 	future := c.raft.Load().GetConfiguration()
 	if err := future.Error(); err != nil {
@@ -216,14 +216,14 @@ func (c *Control) reconcile(state *State, progress map[string]*controlpb.Progres
 	}
 	for id := range servers {
 		if !wanted[id] && id != c.id {
-			c.log.Info("removes a server from the control table", "server", id)
+			c.log.Info("removing a server from the control table", "server", id)
 			return false, c.raft.Load().RemoveServer(raft.ServerID(id), 0, c.cfg.Timings.CallTimeout).Error()
 		}
 	}
 	settled = true
 	backed := c.jury.backed(c.readyTerm.Load(), votersOf(future.Configuration()))
 	c.driver.waiting, c.driver.voters = false, "the voters of the control table are being changed"
-	nth := 0 // of those that may vote
+	nth := 0 // among the members that may vote
 	for _, m := range state.Current() {
 		server, there := servers[m.ID()]
 		p := progress[m.ID()]
@@ -238,12 +238,11 @@ func (c *Control) reconcile(state *State, progress map[string]*controlpb.Progres
 			continue
 		case demote:
 			if c.driver.waiting {
-				continue // no vote goes before the one that replaces it is there
+				continue // a vote is removed only after its replacement votes
 			}
 		case waitForIt:
-			// A member that does not answer holds up no change: its vote comes
-			// when it is back. It has to be asked for that, also when no change
-			// is open any more.
+			// A member that does not answer delays no change: it gets its vote when it is
+			// back. It is polled for that, even after the change is closed.
 			settled = settled && p == nil
 			c.driver.voters = m.ID() + " has not shown that it holds the control table"
 			if !backed {
@@ -252,13 +251,13 @@ func (c *Control) reconcile(state *State, progress map[string]*controlpb.Progres
 			c.driver.waiting = true
 			continue
 		}
-		c.log.Info("changes a server of the control table", "server", m.ID(), "address", m.PeerAddr, "to", step)
+		c.log.Info("changing a server of the control table", "server", m.ID(), "address", m.PeerAddr, "to", step)
 		return false, c.place(step, m)
 	}
 	return settled, nil
 }
 
-// What is to become of a server of Raft's; empty means that it is right.
+// The next steps for one of Raft's servers; empty means none.
 const (
 	toVoter    = "voter"
 	toNonvoter = "nonvoter"
@@ -266,7 +265,7 @@ const (
 	waitForIt  = "wait"
 )
 
-// placement decides the next step for one server.
+// placement returns the next step for one server.
 func placement(there bool, server raft.Server, voter bool, address raft.ServerAddress, hasTable bool) string {
 	votes := there && server.Suffrage == raft.Voter
 	switch {
@@ -296,8 +295,8 @@ func (c *Control) place(step string, m Member) error {
 	}
 }
 
-// drive notes marks and closes the open change when it can be closed, which is only
-// while Raft's voters are settled. It is given up whether they are or not.
+// drive records marks and closes the open change when possible, which requires
+// that Raft's voters are settled. Abandoning a change does not require that.
 func (c *Control) drive(state *State, progress map[string]*controlpb.ProgressResponse, settled bool) error {
 	d, change := &c.driver, state.Change
 	if d.takeUp(change) {
@@ -312,7 +311,7 @@ func (c *Control) drive(state *State, progress map[string]*controlpb.ProgressRes
 	d.watch(change, slices.Contains(whole, change.Subject), progress[change.Subject])
 	if len(waits) > 0 {
 		if why := d.hopeless(change, c.cfg.Timings.GiveUpAfter); why != "" {
-			c.log.Warn("a change of members is cancelled, because the member that it is for "+why+"; it begins again when that member asks again",
+			c.log.Warn("a change of members is cancelled, because its subject "+why+"; it is opened again when that member asks again",
 				"change", change.ID, "kind", change.Kind, "subject", change.Subject, "silent", time.Since(d.heard), "without_progress", time.Since(d.moved), "waits_for", waits)
 			d.passed = change.Subject
 			return c.cancel(state)
@@ -326,7 +325,7 @@ func (c *Control) drive(state *State, progress map[string]*controlpb.ProgressRes
 	}
 	_, err := c.decide(&closeChange{Change: change.ID, Generation: state.Generation, Whole: whole})
 	if errors.Is(err, errOutdated) {
-		return nil // something else was decided in between: look again
+		return nil // *something else was decided in between: check again
 	}
 	if err == nil {
 		d.report.Store(nil)
@@ -335,8 +334,8 @@ func (c *Control) drive(state *State, progress map[string]*controlpb.ProgressRes
 	return err
 }
 
-// takeUp forgets what was noted for another change, or for this one at an earlier
-// generation. It reports whether there was anything to forget.
+// takeUp discards the observations of another change, or of this one at an
+// earlier generation. It reports whether the change is new to the driver.
 func (d *driver) takeUp(change *Change) bool {
 	if d.change == change.ID && d.generation == change.Generation {
 		return false
@@ -350,7 +349,7 @@ func (d *driver) takeUp(change *Change) bool {
 	return true
 }
 
-// note keeps the log ends of the whole members of Old that have heard of the change.
+// note records the log ends of the whole members of Old that know of the change.
 func (d *driver) note(change *Change, progress map[string]*controlpb.ProgressResponse) {
 	for _, m := range change.Old {
 		p := progress[m.ID()]
@@ -364,12 +363,12 @@ func (d *driver) note(change *Change, progress map[string]*controlpb.ProgressRes
 	}
 }
 
-// closable tells which members of the new set hold everything that was
-// acknowledged under the old rule, and what prevents closing the change: nothing
-// when the subject and every member that counts in reads hold it, and when a
-// majority of the old set knows of the change. The latter is for readers that do
-// not: a read by the old rule hears a majority of Old, so it meets one of those
-// that know and is refused.
+// closable returns the members of the new set that hold everything acknowledged
+// under the old rule, and the obstacles to closing the change. There are none
+// when the subject and every member that counts in reads hold it, and a majority
+// of the old set knows of the change. The latter protects readers that do not
+// know: a read by the old rule asks a majority of Old, so one of those that know
+// refuses it.
 func closable(change *Change, marks map[string]uint64, knows map[string]bool, progress map[string]*controlpb.ProgressResponse) (whole, waits []string) {
 	need := meeting(len(change.Old))
 	wholeOld := 0
@@ -387,17 +386,17 @@ func closable(change *Change, marks map[string]uint64, knows map[string]bool, pr
 	case wholeOld < need:
 		waits = append(waits, fmt.Sprintf("%d whole members of the old set are needed, only %d are left", need, wholeOld))
 		for _, name := range lost(change.Old) {
-			waits = append(waits, fmt.Sprintf("%s lost records: when no other copy can be brought back, accept that (stemedb cluster accept-loss %s --yes)", name, name))
+			waits = append(waits, fmt.Sprintf("%s lost records: if no other copy can be restored, accept the loss (stemedb cluster accept-loss %s --yes)", name, name))
 		}
 	case len(marks) < need:
 		for _, id := range silent {
-			waits = append(waits, id+" has not told its log's end")
+			waits = append(waits, id+" has not reported the end of its log")
 		}
 	}
 	if len(knows) < Majority(len(change.Old)) {
 		for _, m := range change.Old {
 			if !knows[m.ID()] {
-				waits = append(waits, m.ID()+" has not heard of the change")
+				waits = append(waits, m.ID()+" does not know of the change yet")
 			}
 		}
 	}
@@ -428,10 +427,10 @@ func closable(change *Change, marks map[string]uint64, knows map[string]bool, pr
 	return whole, waits
 }
 
-// startRefill opens a change for a member that is not whole and answers.
+// startRefill opens a change for a member that is not whole and that answers.
 func (c *Control) startRefill(state *State, progress map[string]*controlpb.ProgressResponse) error {
 	if len(state.Members) == 1 {
-		return nil // by whom?
+		return nil // nobody can refill it
 	}
 	next := c.nextRefill(state, progress)
 	if next == "" {
@@ -444,8 +443,8 @@ func (c *Control) startRefill(state *State, progress map[string]*controlpb.Progr
 	return err
 }
 
-// nextRefill is the id of the member to be refilled next, if there is one. The one
-// whose refill was given up last comes after the others.
+// nextRefill returns the id of the member to refill next, or "". The member whose
+// refill was abandoned last comes after the others.
 func (c *Control) nextRefill(state *State, progress map[string]*controlpb.ProgressResponse) (next string) {
 	for _, m := range state.Members {
 		if m.Whole || progress[m.ID()] == nil {
@@ -459,7 +458,7 @@ func (c *Control) nextRefill(state *State, progress map[string]*controlpb.Progre
 	return next
 }
 
-// driverReport is what the open change waits for, empty when none is open.
+// driverReport lists what the open change waits for; empty when none is open.
 func (c *Control) driverReport() []string {
 	if report := c.driver.report.Load(); report != nil {
 		return *report

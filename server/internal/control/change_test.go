@@ -11,7 +11,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control"
 )
 
-// everywhere writes n bytes to everyone's log, as acknowledged writes do.
+// everywhere writes n bytes to every member's log, like acknowledged writes.
 func (w *world) everywhere(n uint64) {
 	for _, node := range w.node {
 		node.data.write(n)
@@ -112,12 +112,12 @@ func TestTwoEmptiedNodesCannotCloseAndAreVisible(t *testing.T) {
 		w.sync()
 		time.Sleep(time.Minute)
 		s := a.State()
-		require.NotNil(t, s.Change, "what b and c held together may be gone")
+		require.NotNil(t, s.Change, "records that only b and c held may be lost")
 		candidates, need := s.ReadSet()
 		require.Len(t, candidates, 1)
-		require.Equal(t, 2, need, "reads say that they cannot be answered")
+		require.Equal(t, 2, need, "reads fail")
 		require.Contains(t, strings.Join(a.ChangeWaitsFor(), " "), "2 whole members of the old set are needed, only 1")
-		require.Contains(t, w.node["c"].control.Phase(), "waits to be let into cluster")
+		require.Contains(t, w.node["c"].control.Phase(), "waiting to be admitted to cluster")
 		require.Greater(t, w.node["a"].gauge("stemedb_control_change_open_seconds"), 300.0)
 		require.Equal(t, 1.0, w.node["a"].gauge("stemedb_control_members_whole"))
 		require.Equal(t, 0.0, w.node["b"].gauge("stemedb_control_whole"))
@@ -140,7 +140,7 @@ func TestLossIsRefilled(t *testing.T) {
 		require.False(t, me.Whole, "at once")
 		w.eventually(10*time.Second, func() bool { return b.control.State().Change != nil }, "a refill opens")
 		require.Equal(t, control.Refill, b.control.State().Change.Kind)
-		// It loses something again meanwhile: what was noted counts no more.
+		// It loses records again meanwhile: the marks no longer count.
 		generation := b.control.State().Generation
 		require.NoError(t, b.control.ReportNotWhole(t.Context()))
 		require.Greater(t, b.control.State().Change.Generation, generation)
@@ -148,7 +148,7 @@ func TestLossIsRefilled(t *testing.T) {
 	})
 }
 
-// Everyone lost a part: nobody can prove anything about anybody.
+// Every member lost records: none can prove anything about another.
 func TestAllNotWhole(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -171,8 +171,8 @@ func TestAllNotWhole(t *testing.T) {
 	})
 }
 
-// While c is dead, a and b cannot hand anything to a newcomer that c would have
-// to know of: a join waits for c, and says so.
+// While c is down, a and b cannot fill a newcomer: the join waits for c, and says
+// so.
 func TestJoinWhileAMemberIsDown(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -218,7 +218,7 @@ func TestAddressesFollowTheNode(t *testing.T) {
 		defer w.close()
 		w.start()
 		w.settled(3)
-		// Pods come back with other addresses behind the same names.
+		// Pods restart with other addresses and the same names.
 		for _, n := range w.node {
 			n.kill()
 			w.net.Host(host(n.name)).Move()
@@ -231,8 +231,8 @@ func TestAddressesFollowTheNode(t *testing.T) {
 }
 
 // c lost records and is refilled by a and b, of which b does not answer. It must
-// not be counted on before it holds their records: one that a and c acknowledged
-// would be missing where b and c are asked.
+// not count before it holds their records: a record that a and c acknowledged
+// earlier would be missing in a read of b and c.
 func TestALossThatOthersCanMakeGoodIsNotAccepted(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")

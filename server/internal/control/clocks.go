@@ -10,44 +10,44 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// The table's time. Machines disagree on the time of day, and any of them may be
-// wrong, the leader's too. So the table has a time that no single clock decides:
-// the median of the members' wall clocks. While a majority of them are right to
-// within some bound, the median is.
+// The table's time. Clocks of machines differ, and any of them may be wrong, the
+// leader's included. So the table's time does not depend on a single clock: it is
+// the median of the members' wall clocks. While a majority of them is right to
+// within some bound, so is the median.
 //
-// It is worked out by the leader and learnt by the others when they confirm
-// their copies, on top of steady clocks: each process counts time since its
-// start by the monotonic clock, which runs evenly and cannot be set. Setting
-// a machine's clock therefore changes one member's report and nothing else, and
-// between two answers the table's time runs on evenly.
+// The leader computes it, and the others learn it when they confirm their copies.
+// It is based on steady clocks: each process measures the time since its start
+// with the monotonic clock, which runs evenly and cannot be set. Setting a
+// machine's clock therefore changes only one member's report, and between two
+// answers the table's time runs evenly.
 //
 //	member                                leader
 //	  own wall − the leader's steady  →     one report for each member
 //	                                  ←     its steady clock; median of the reports
 //
-// A member places the leader's steady clock in the middle of the call's round
-// trip, so each way adds half a round trip at most to the error.
+// A member assumes that the leader's steady clock was read in the middle of the
+// round trip, so the error is at most half a round trip in each direction.
 type clocks struct {
 	wall  clock.Clock
 	bound time.Duration // Timings.ClockBound
-	fresh time.Duration // how long a report and an answer count
+	fresh time.Duration // how long a report and an answer are valid
 	start time.Time     // of the steady clock
 
 	mu sync.Mutex // guards the fields below
-	// term is that of the leader who answered last, and leaderAhead its steady
-	// clock less this one's.
+	// term is the term of the leader that answered last; leaderAhead is its steady
+	// clock minus this node's.
 	term        uint64
 	leaderAhead time.Duration
-	reported    bool // this node's clock to that leader
+	reported    bool // this node has reported its clock to that leader
 	table       tableTime
-	skews       map[string]time.Duration // member id: its wall clock less the table's time
+	skews       map[string]time.Duration // member id: its wall clock minus the table's time
 
-	// reports are those of the members to this node as the leader of reportTerm.
+	// reports holds the members' reports to this node as the leader of reportTerm.
 	reportTerm uint64
 	reports    map[string]report
 
-	apart  time.Time // since when clocks are apart; zero: they are not
-	warned time.Time // when the log said so last
+	apart  time.Time // since when clocks disagree; zero while they agree
+	warned time.Time // time of the last log entry about it
 }
 
 // tableTime is the table's time as an offset from this node's steady clock.
@@ -55,23 +55,23 @@ type tableTime struct {
 	known bool
 	agree bool // a majority of the members' clocks are within the bound of it
 	ahead int64
-	at    moment // when it was asked for
+	at    moment // time of the question
 }
 
-// report is a member's wall clock less the leader's steady clock.
+// report is a member's wall clock minus the leader's steady clock.
 type report struct {
 	ahead int64
 	at    moment
 }
 
-// moment is one look at both clocks of this node.
+// moment is one reading of both clocks of this node.
 type moment struct {
 	steady time.Duration
 	wall   int64 // unix nanoseconds
 }
 
-// ahead changes only when the wall clock is set, or when the machine was
-// suspended: then its monotonic clock stood still, and its wall clock did not.
+// ahead changes only when the wall clock is set or the machine is suspended,
+// which stops its monotonic clock but not its wall clock.
 func (m moment) ahead() int64 { return m.wall - int64(m.steady) }
 
 func newClocks(wall clock.Clock, t Timings) *clocks {
@@ -85,16 +85,15 @@ func (c *clocks) look() moment {
 	return moment{steady: time.Since(c.start), wall: c.wall.Now().UnixNano()}
 }
 
-// slept is for how long the machine was suspended since a moment, so that the
-// monotonic clock missed it. It is not sure after a long sleep, which only the
-// wall clock shows, and therefore not after the wall clock was set either: the two
-// look alike from inside.
+// slept returns how long the machine was suspended since a moment, which the
+// monotonic clock does not show. It is not sure after a long suspension or after
+// the wall clock was set: the two cannot be distinguished.
 func (c *clocks) slept(since, now moment) (d time.Duration, sure bool) {
 	jump := time.Duration(now.ahead() - since.ahead())
 	return max(jump, 0), jump.Abs() <= c.bound
 }
 
-// report puts this node's wall clock into a question to the leader.
+// report adds this node's wall clock to a question to the leader.
 func (c *clocks) report(asked moment, r *controlpb.ConfirmRequest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -102,15 +101,15 @@ func (c *clocks) report(asked moment, r *controlpb.ConfirmRequest) {
 	c.reported = true
 }
 
-// unreported: the leader does not know this node's clock yet. The next question
-// tells it, and is worth asking soon.
+// unreported reports whether the leader does not know this node's clock yet. The
+// next question reports it and should come soon.
 func (c *clocks) unreported() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.term != 0 && !c.reported
 }
 
-// learn takes in the leader's answer to a question.
+// learn processes the leader's answer to a question.
 func (c *clocks) learn(asked moment, r *controlpb.ConfirmResponse) {
 	heard := c.look()
 	middle := asked.steady + (heard.steady-asked.steady)/2
@@ -127,7 +126,8 @@ func (c *clocks) learn(asked moment, r *controlpb.ConfirmResponse) {
 	}
 }
 
-// take notes a member's report. One about another leader's steady clock is void.
+// take records a member's report. A report relative to another leader's steady
+// clock is ignored.
 func (c *clocks) take(id string, term uint64, r *controlpb.ConfirmRequest) {
 	if term == 0 || r.ClockTerm != term {
 		return
@@ -139,16 +139,16 @@ func (c *clocks) take(id string, term uint64, r *controlpb.ConfirmRequest) {
 	c.reports[id] = report{ahead: r.ClockAhead, at: now}
 }
 
-// lead begins a term of this node's leadership: reports are about a steady clock,
-// and the members measure it anew for each term.
+// lead begins a term of this node's leadership: reports are relative to the
+// leader's steady clock, which the members measure again in each term.
 func (c *clocks) lead(term uint64) {
 	if c.reportTerm != term {
 		c.reportTerm, c.reports = term, map[string]report{}
 	}
 }
 
-// answer fills the leader's answer; self and members are ids. It counts for this
-// node too.
+// answer fills in the leader's answer and applies it to this node too; self and
+// members are ids.
 func (c *clocks) answer(term uint64, self string, members []string, r *controlpb.ConfirmResponse) {
 	now := c.look()
 	c.mu.Lock()
@@ -171,16 +171,16 @@ func (c *clocks) answer(term uint64, self string, members []string, r *controlpb
 	}
 }
 
-// adopt takes a time over. One on which the clocks do not agree does not replace
-// one that still decides: a new leader, to which few have reported, goes on with
-// the time that it has from the one before.
+// adopt sets the table's time. A time on which the clocks do not agree does not
+// replace one that is still valid: a new leader with few reports continues with
+// the time from its predecessor.
 func (c *clocks) adopt(t tableTime, now moment) {
 	if t.agree || !c.decides(c.table, now) {
 		c.table = t
 	}
 }
 
-// judge takes the median of the members' clocks, as far as they have reported.
+// judge returns the median of the members' reported clocks.
 func (c *clocks) judge(now moment, members []string) tableTime {
 	var shown []int64
 	for _, id := range members {
@@ -189,7 +189,7 @@ func (c *clocks) judge(now moment, members []string) tableTime {
 		}
 	}
 	if len(shown) == 0 {
-		shown = append(shown, now.ahead()) // this node leads and is no member: it is being replaced
+		shown = append(shown, now.ahead()) // this node leads and is not a member: it is being replaced
 	}
 	slices.Sort(shown)
 	t := tableTime{known: true, ahead: shown[(len(shown)-1)/2], at: now}
@@ -208,7 +208,7 @@ func (c *clocks) decides(t tableTime, now moment) bool {
 	return t.known && t.agree && sure && now.steady-t.at.steady+slept < c.fresh
 }
 
-// now is the table's time, or this machine's when the table's is not sure.
+// now returns the table's time, or this machine's while the table's is not sure.
 func (c *clocks) now() (at time.Time, sure bool) {
 	now := c.look()
 	c.mu.Lock()
@@ -219,7 +219,7 @@ func (c *clocks) now() (at time.Time, sure bool) {
 	return time.Unix(0, int64(now.steady)+c.table.ahead), true
 }
 
-// skew is this machine's clock less the table's time.
+// skew is this machine's clock minus the table's time.
 func (c *clocks) skew() (d time.Duration, known bool) {
 	now := c.look()
 	c.mu.Lock()
@@ -227,7 +227,7 @@ func (c *clocks) skew() (d time.Duration, known bool) {
 	return time.Duration(now.ahead() - c.table.ahead), c.table.known
 }
 
-// skewOf is the skew of a member's clock by the leader's last answer.
+// skewOf is the skew of a member's clock according to the leader's last answer.
 func (c *clocks) skewOf(id string) (d time.Duration, known bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -236,14 +236,14 @@ func (c *clocks) skewOf(id string) (d time.Duration, known bool) {
 }
 
 const (
-	// clockWarnAfter lets a start and a change of leader pass, in which few
-	// members have reported yet.
+	// clockWarnAfter suppresses warnings during a start and a change of leader, when
+	// few members have reported yet.
 	clockWarnAfter = 10 * time.Second
-	// clockWarnEvery keeps a clock that stays wrong from filling the log.
+	// clockWarnEvery limits the log entries about a clock that stays wrong.
 	clockWarnEvery = time.Minute
 )
 
-// warn says in the log that clocks are apart, and when they no longer are.
+// warn logs when clocks disagree, and when they agree again.
 func (c *clocks) warn(log *slog.Logger) {
 	skew, known := c.skew()
 	c.mu.Lock()
@@ -265,9 +265,9 @@ func (c *clocks) warn(log *slog.Logger) {
 	}
 	c.warned = time.Now()
 	if !c.table.agree {
-		log.Warn("no majority of the members' clocks agree on the time; keys with an expiry and keys in their grace are refused until the clocks are set",
+		log.Warn("no majority of the members' clocks agrees on the time; keys with an expiry and keys in their grace are refused until the clocks are corrected",
 			"bound", c.bound, "skews", c.skews)
 		return
 	}
-	log.Warn("this machine's clock is apart from the cluster's time; decisions go by the cluster's, and the machine's clock has to be set", "skew", skew, "bound", c.bound)
+	log.Warn("this machine's clock differs from the cluster's time, which is used for decisions; correct this machine's clock", "skew", skew, "bound", c.bound)
 }

@@ -25,8 +25,8 @@ func (w *world) knowsTime() {
 	}, "the time is known")
 }
 
-// onTime holds every running node to the right time; in a bubble that of package
-// time is right.
+// onTime requires the correct time on every running node; in a bubble, package
+// time has it.
 func (w *world) onTime(within time.Duration) {
 	w.t.Helper()
 	for name, n := range w.node {
@@ -39,7 +39,7 @@ func (w *world) onTime(within time.Duration) {
 	}
 }
 
-// check asks a node about a key as the API does.
+// check checks a key on a node like the API.
 func (n *node) check(h keys.Hash) keys.Reason {
 	k, ok := n.control.GetKey(h)
 	require.True(n.w.t, ok, n.name)
@@ -50,7 +50,7 @@ func (n *node) check(h keys.Hash) keys.Reason {
 	return k.Check(at)
 }
 
-// allSay waits until all running nodes say the same of a key.
+// allSay waits until all running nodes give the same answer for a key.
 func (w *world) allSay(h keys.Hash, want keys.Reason) {
 	w.t.Helper()
 	w.eventually(3*time.Second, func() bool {
@@ -100,7 +100,7 @@ func TestKeysEndOnTimeWhicheverClockIsWrong(t *testing.T) {
 			expiring.ExpiresAt = now + 60
 			made := map[string]keys.Key{}
 			for kind, k := range map[string]keys.Key{"expires": expiring, "grace": key("grace " + name), "no grace": key("no grace " + name)} {
-				k.CreatedAt = 12345 // the leader's business
+				k.CreatedAt = 12345 // set by the leader
 				created, _, err := n.control.CreateKey(t.Context(), k)
 				require.NoError(t, err)
 				require.InDelta(t, now, created.CreatedAt, 2, "created through %s", name)
@@ -130,8 +130,8 @@ func TestKeysEndOnTimeWhicheverClockIsWrong(t *testing.T) {
 	})
 }
 
-// The table's time is right whatever happens to one clock, to the leader and to
-// the processes.
+// The table's time stays correct whatever happens to one clock, to the leader and
+// to the processes.
 func TestTheTableKnowsTheTimeWhicheverClockIsWrong(t *testing.T) {
 	wrongClocks(t, func(t *testing.T, w *world, wrong *node) {
 		w.knowsTime()
@@ -141,14 +141,14 @@ func TestTheTableKnowsTheTimeWhicheverClockIsWrong(t *testing.T) {
 		for _, n := range w.node {
 			seen, known := n.control.ClockSkew(wrong.id())
 			require.True(t, known, n.name)
-			require.InDelta(t, skew.Seconds(), seen.Seconds(), 1, "%s sees whose clock is wrong", n.name)
+			require.InDelta(t, skew.Seconds(), seen.Seconds(), 1, "%s sees which clock is wrong", n.name)
 			own, _ := n.control.ClockSkew(n.id())
 			require.Equal(t, n == wrong, own.Abs() > time.Minute, n.name)
 			require.InDelta(t, own.Seconds(), n.gauge("stemedb_clock_skew_seconds"), 1)
 			require.EqualValues(t, 1, n.gauge("stemedb_control_time_sure"))
 		}
 
-		// Its clock is set right, and another one wrong.
+		// Its clock is corrected, and another one set wrong.
 		wrong.clock.Set(0)
 		next := w.node["c"]
 		if next == wrong {
@@ -174,8 +174,8 @@ func TestTheTableKnowsTheTimeWhicheverClockIsWrong(t *testing.T) {
 	})
 }
 
-// The time goes on without a gap when the leader dies: its successor has it from
-// before, until the others have told it their clocks.
+// The time continues without a gap when the leader dies: its successor keeps it
+// until the others have reported their clocks.
 func TestTheTimeOutlivesTheLeader(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -191,8 +191,8 @@ func TestTheTimeOutlivesTheLeader(t *testing.T) {
 	})
 }
 
-// Where no majority of clocks agree, nobody knows the time: requests that depend
-// on it are refused, and no others.
+// When no majority of clocks agrees, the time is unknown: only requests that
+// depend on it are refused.
 func TestWithoutAMajorityOfClocksWhatNeedsTheTimeIsRefused(t *testing.T) {
 	for name, shift := range map[string]map[string]time.Duration{
 		"three apart":              {"a": time.Hour, "b": -time.Hour},
@@ -216,7 +216,7 @@ func TestWithoutAMajorityOfClocksWhatNeedsTheTimeIsRefused(t *testing.T) {
 						w.node[who].kill()
 					}
 				}
-				time.Sleep(100 * time.Second) // a report and the time from before, at the leader and here, last 30 s each
+				time.Sleep(100 * time.Second) // reports and the previous time are valid for 30 s, at the leader and here
 				for who, n := range w.node {
 					if n.control == nil {
 						continue
@@ -224,7 +224,7 @@ func TestWithoutAMajorityOfClocksWhatNeedsTheTimeIsRefused(t *testing.T) {
 					_, sure := n.control.Now()
 					require.False(t, sure, who)
 					confirmed, _ := n.control.Confirmed()
-					require.True(t, confirmed, "%s: the table itself is as good as ever", who)
+					require.True(t, confirmed, "%s: the table is not affected", who)
 					require.Equal(t, keys.Undecided, n.check(limited.Hash), who)
 					require.Equal(t, keys.Usable, n.check(free.Hash), who)
 					_, _, err := n.control.RotateKey(t.Context(), free.Hash, keys.HashOf("next"), 60)
@@ -246,9 +246,9 @@ func TestWithoutAMajorityOfClocksWhatNeedsTheTimeIsRefused(t *testing.T) {
 	}
 }
 
-// A machine that was suspended finds its wall clock ahead of its monotonic one:
-// however little the latter says has passed, the copy counts as unconfirmed, and
-// so does one whose clock was set: the two look alike.
+// After a suspension, the wall clock is ahead of the monotonic clock: however
+// little time the latter shows, the copy counts as unconfirmed. So does a copy
+// after the clock was set, since the two cannot be distinguished.
 func TestAMachineThatSleptIsUnconfirmed(t *testing.T) {
 	for _, slept := range []time.Duration{10 * time.Minute, -10 * time.Minute} {
 		bubble(t, func(t *testing.T) {
@@ -273,7 +273,7 @@ func TestAMachineThatSleptIsUnconfirmed(t *testing.T) {
 			w.onTime(time.Second)
 		})
 	}
-	// A short sleep makes the confirmation older.
+	// A short suspension makes the confirmation older.
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
 		defer w.close()
@@ -293,8 +293,8 @@ func TestAMachineThatSleptIsUnconfirmed(t *testing.T) {
 	})
 }
 
-// However slow the calls are that bring it, the time is right to within a round
-// trip, and slowness alone makes no clock look wrong.
+// However slow the calls are, the time is correct to within a round trip, and
+// slow calls alone make no clock look wrong.
 func TestTheTimeIsRightOnASlowNetwork(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -316,7 +316,7 @@ func TestTheTimeIsRightOnASlowNetwork(t *testing.T) {
 	})
 }
 
-// One node is its own majority.
+// A single node is a majority.
 func TestALoneNodeHasItsOwnClock(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a")

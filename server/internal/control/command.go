@@ -11,22 +11,21 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// A command is what Raft's log carries: one byte with the format that it needs,
-// one byte with its kind, the CRC32C of those two and of what follows (four
-// bytes, big endian; these six bytes are the same in every format), and a CBOR
-// map. The proposer makes the checksum and the leader checks it before it
-// commits the command. From the first release on, a kind is never given another
-// meaning, and no field is ever added to a kind: what has to differ gets a new
-// kind and a new format. So a node either applies a command as its author meant
-// it or knows that it cannot.
+// A command is the payload of an entry in Raft's log: one byte with the format
+// that it needs, one byte with its kind, the CRC32C of those two and of the rest
+// (four bytes, big endian; these six bytes are the same in every format), and a
+// CBOR map. The proposer computes the checksum and the leader verifies it before
+// it commits the command. From the first release on, neither the meaning nor the
+// fields of a kind change: a different command gets a new kind and a new format.
+// So a node either applies a command as intended or knows that it cannot.
 //
-// Commands can be applied twice without harm, because a command is sent again
-// when its answer is lost: either by their nature or by an op, a random name of
-// the request that the table remembers.
+// Commands are idempotent, because a command is sent again when its answer is
+// lost: either by nature or by an op, a random name of the request that the table
+// remembers.
 type command interface {
 	kind() byte
-	// apply changes s, which is a copy, and answers. A refused command leaves
-	// s as it was.
+	// apply changes s, which is a copy, and returns the answer. A refused command
+	// leaves s unchanged.
 	apply(s *State) *result
 }
 
@@ -48,15 +47,15 @@ const (
 	commandPreamble = 2 + sealSize
 )
 
-// found begins the table. On a table that has begun it does nothing.
+// found initializes the table. On an initialized table it does nothing.
 type found struct {
 	ClusterID string   `cbor:"cluster_id"`
 	Members   []Member `cbor:"members"`
 	DigestKey [32]byte `cbor:"digest_key"`
 }
 
-// admit makes a node a member: it opens a join or a replacement. For a member
-// it brings its addresses up to date.
+// admit makes a node a member: it opens a join or a replacement. For a member it
+// updates the addresses.
 type admit struct {
 	Member Member `cbor:"member"`
 	At     int64  `cbor:"at"`
@@ -68,28 +67,29 @@ type loss struct {
 	Loss   string `cbor:"loss"`
 }
 
-// acceptLoss is an operator's word that the records which a member lost, and which
-// no whole member holds, are given up: the member counts as whole again. It is
-// about the loss that was looked at, so that neither a repeated nor a late command
+// acceptLoss is an operator's decision to give up the records that a member lost
+// and that no whole member holds: the member counts as whole again. It identifies
+// the loss that was reviewed, so that neither a repeated nor a late command
 // accepts another one: Loss is that report, and Change, for a member that is not
-// whole without a report of its own, the newest change that had been opened.
+// whole without a report, is the newest change opened by then.
 type acceptLoss struct {
 	Member string `cbor:"member"`
 	Loss   string `cbor:"loss"`
 	Change uint64 `cbor:"change"`
 }
 
-// withdrawLoss takes a report of a loss back, if it is still the latest one: the
-// member holds every record again, and has shown it by reading them.
+// withdrawLoss withdraws a report of a loss if it is still the latest one: the
+// member has read every record again.
 type withdrawLoss struct {
 	Member string `cbor:"member"`
 	Loss   string `cbor:"loss"`
 }
 
-// live registers a start of a member, by the life that its WAL volume carries
-// (see wal/life.go). Known are the lives that the volume lists. A member whose
-// registered life is not among them has been rolled back: that is refused, and
-// with RolledBack, once its log is prepared for it, noted as a loss.
+// live registers a start of a member by the life on its WAL volume (see
+// wal/life.go). Known are the lives that the volume lists. A member whose
+// registered life is not among them has been rolled back: the command is refused,
+// or, with RolledBack (once the member's log is prepared for it), recorded as a
+// loss.
 type live struct {
 	Member     string   `cbor:"member"`
 	Known      []string `cbor:"known"`
@@ -107,14 +107,14 @@ type refill struct {
 type closeChange struct {
 	Change     uint64   `cbor:"change"`
 	Generation uint64   `cbor:"generation"`
-	Whole      []string `cbor:"whole"` // ids of the new set that hold everything
+	Whole      []string `cbor:"whole"` // ids of the members of the new set that hold everything
 }
 
 // cancelChange ends the open change, if it is still that one, and leaves the
-// members as they were before it. A leader that gives the change up names the
-// generation at which it heard that its subject gets nowhere; since then the subject
-// may be another one. An operator means the change, whatever has happened in it, and
-// names no generation.
+// members as they were before it. A leader that abandons the change gives the
+// generation at which it found that the subject makes no progress, because the
+// subject may have changed since then. An operator cancels the change in any
+// state and gives no generation.
 type cancelChange struct {
 	Change     uint64 `cbor:"change"`
 	Generation uint64 `cbor:"generation,omitempty"`
@@ -204,7 +204,7 @@ func sealCommand(format, kind byte, body []byte) []byte {
 	return slices.Concat(head, checksum(head, body), body)
 }
 
-// checkCommand finds out whether b is a command as its proposer made it.
+// checkCommand verifies the checksum of a command.
 func checkCommand(b []byte) error {
 	if len(b) < commandPreamble || !bytes.Equal(b[2:commandPreamble], checksum(b[:2], b[commandPreamble:])) {
 		return fmt.Errorf("a command of %d bytes %w", len(b), errDamaged)
@@ -212,14 +212,14 @@ func checkCommand(b []byte) error {
 	return nil
 }
 
-// errFormat: the command needs a format that the cluster has not switched on.
+// errFormat: the command needs a format that the cluster has not enabled.
 var errFormat = errors.New("the command needs a newer format than the cluster uses")
 
-// decodeCommand reads a command. allowed is the format that the cluster uses;
-// what needs a newer one is refused by every node alike (errFormat). A command
-// that is allowed but not known here means that this release is too old. One
-// that is damaged (errDamaged) is refused: if it is damaged on one member only,
-// the digests of the tables differ from then on.
+// decodeCommand decodes a command. allowed is the format that the cluster uses;
+// every node refuses a command that needs a newer one (errFormat). A command that
+// is allowed but unknown here means that this release is too old. A damaged
+// command (errDamaged) is refused: if it is damaged on one member only, the
+// digests of the tables differ from then on.
 func decodeCommand(b []byte, allowed int) (command, error) {
 	if err := checkCommand(b); err != nil {
 		return nil, err
@@ -239,18 +239,18 @@ func decodeCommand(b []byte, allowed int) (command, error) {
 	return c, nil
 }
 
-// result is what applying a command answers, also over the wire.
+// result is the answer of a command, locally and over the wire.
 type result struct {
 	// Error is the name of one of the errors below, empty for success.
 	Error string `cbor:"error,omitempty"`
-	// Detail says more for people.
+	// Detail is the full text for people.
 	Detail  string    `cbor:"detail,omitempty"`
 	Key     *keys.Key `cbor:"key,omitempty"`
 	Fresh   *keys.Key `cbor:"fresh,omitempty"`
 	Created bool      `cbor:"created,omitempty"`
 }
 
-// refusal is an error of a command that travels between nodes by its name.
+// refusal is an error of a command that is sent between nodes by name.
 type refusal struct {
 	name string
 	err  error
@@ -261,7 +261,7 @@ var (
 	errBusy      = errors.New("another change of members is open")
 	errNotMember = errors.New("not a member of the cluster")
 	errOutdated  = errors.New("the table has changed since")
-	// errTooFewWhole: a join would find too few members to be filled from.
+	// errTooFewWhole: too few members could fill a joining node.
 	errTooFewWhole = errors.New("too few members are whole for a cluster to grow")
 	errRolledBack  = errors.New("the member's WAL volume is older than its last start")
 )
@@ -297,7 +297,7 @@ func refuse(err error) *result {
 	return r
 }
 
-// err turns the named error back into one that errors.Is recognises.
+// err converts the named error back into one that errors.Is recognises.
 func (r *result) err() error {
 	if r.Error == "" {
 		return nil
@@ -322,7 +322,7 @@ type detailed struct {
 func (d *detailed) Error() string { return d.text }
 func (d *detailed) Unwrap() error { return d.err }
 
-// marshal writes deterministic CBOR, so that equal tables are equal bytes.
+// marshal encodes deterministic CBOR, so that equal tables have equal bytes.
 func marshal(v any) ([]byte, error) {
 	mode, err := cbor.CoreDetEncOptions().EncMode()
 	if err != nil {
@@ -331,7 +331,7 @@ func marshal(v any) ([]byte, error) {
 	return mode.Marshal(v)
 }
 
-// unmarshal refuses fields that v does not have: they would be lost.
+// unmarshal refuses fields that v does not have, because they would be lost.
 func unmarshal(b []byte, v any) error {
 	mode, err := cbor.DecOptions{
 		DupMapKey:         cbor.DupMapKeyEnforcedAPF,

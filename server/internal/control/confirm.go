@@ -7,12 +7,13 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// A round is one question to the leader, shared by all who wait for one that
-// was asked after they came.
+// A round is one question to the leader, shared by all callers that arrived
+// before it was asked.
 type round struct {
 	done chan struct{}
 	err  error // set before done is closed
@@ -20,8 +21,8 @@ type round struct {
 
 func newRound() *round { return &round{done: make(chan struct{})} }
 
-// roundsApart keeps callers from making this node ask without pause: unknown
-// keys come from outside, and nobody is to load the leader with them.
+// roundsApart limits the rate of questions: unknown keys come from clients, which
+// must not be able to overload the leader with them.
 const roundsApart = 20 * time.Millisecond
 
 // runConfirm asks the leader every ConfirmEvery, or at once when poked.
@@ -47,10 +48,10 @@ func (c *Control) runConfirm() {
 			err = c.registerLife()
 		}
 		if err != nil {
-			c.log.Debug("this copy of the control table was not confirmed", "error", err)
+			c.log.Debug("this node's copy of the control table was not confirmed", "error", err)
 		}
 		c.clocks.warn(c.log)
-		if !c.sleep(roundsApart) {
+		if !sleep.For(c.ctx, roundsApart) {
 			c.endRound(ErrClosed)
 			return
 		}
@@ -70,15 +71,12 @@ func (c *Control) endRound(err error) {
 	c.nextRound = newRound()
 }
 
-// refresh waits for a question to the leader that is asked from now on.
+// refresh waits for the answer to a question that is asked from now on.
 func (c *Control) refresh(ctx context.Context) error {
 	c.mu.Lock()
 	r := c.nextRound
 	c.mu.Unlock()
-	select {
-	case c.poke <- struct{}{}:
-	default: // poked already
-	}
+	sleep.Wake(c.poke)
 	select {
 	case <-r.done:
 		return r.err
@@ -89,9 +87,9 @@ func (c *Control) refresh(ctx context.Context) error {
 	}
 }
 
-// confirm asks the leader where the table is and waits until this copy is there.
-// What counts is when it asked, not when it heard: whatever was acknowledged
-// before that moment is in this copy then.
+// confirm asks the leader for the table's index and waits until this copy has
+// reached it. The copy is confirmed as of the question, not of the answer: it
+// holds everything acknowledged before the question.
 func (c *Control) confirm() error {
 	if err := c.table.err(); err != nil {
 		return err
@@ -144,10 +142,10 @@ func (c *Control) askLeader(ctx context.Context) (*controlpb.ConfirmResponse, er
 	return answer, err
 }
 
-// confirmAsLeader answers the question. The index is taken first and the
-// majority asked after, in a term in which everything of earlier terms was
-// applied before: so no change that was acknowledged before the question came
-// is newer than the index. asker's table had the digest at; see judge.
+// confirmAsLeader answers the question. It takes the index first and then asks
+// the majority, in a term in which all entries of earlier terms had been applied:
+// so no change that was acknowledged before the question is newer than the index.
+// at is the digest of asker's table; see judge.
 func (c *Control) confirmAsLeader(asker string, at dated) (*controlpb.ConfirmResponse, error) {
 	term := c.readyTerm.Load()
 	if !c.leading() {
@@ -172,8 +170,8 @@ func (c *Control) confirmAsLeader(asker string, at dated) (*controlpb.ConfirmRes
 	return answer, nil
 }
 
-// answerOf is the future's error, if it comes within a time. An instance of Raft that
-// ends leaves the questions in its queue unanswered for ever.
+// answerOf returns the future's error, or an error after a time limit. An
+// instance of Raft that shuts down never answers the questions in its queue.
 func answerOf(f raft.Future, within time.Duration) error {
 	answer := make(chan error, 1)
 	go func() { answer <- f.Error() }()
@@ -195,10 +193,10 @@ func memberIDs(members []Member) []string {
 	return ids
 }
 
-// Confirmed tells whether this copy holds everything that was acknowledged at
-// some moment within the last 30 s, and which moment that is. Keys are checked
-// only against a confirmed copy. A machine that was suspended, or whose clock was
-// set, since then does not know how long ago that moment was.
+// Confirmed reports whether this copy holds everything that was acknowledged by
+// some moment within the last 30 s, and that moment. Keys are checked only
+// against a confirmed copy. If the machine was suspended or its clock was set
+// since then, the age of that moment is unknown.
 func (c *Control) Confirmed() (ok bool, at time.Time) {
 	c.mu.Lock()
 	at = c.confirmed
@@ -212,13 +210,13 @@ func (c *Control) Confirmed() (ok bool, at time.Time) {
 	return sure && time.Since(at) < c.cfg.Timings.ConfirmedFor, at
 }
 
-// Now is the table's time, to within the bound in docs/decisions/0008. When it
-// is not sure, because no answer of the leader's is fresh or because no majority
-// of the members' clocks agree, it is this machine's time, which decides nothing
-// that members have to agree on.
+// Now is the table's time, to within the bound in docs/decisions/0008. It is not
+// sure if no recent answer of the leader is available or no majority of the
+// members' clocks agrees. Then it is this machine's time, which must not decide
+// anything that members have to agree on.
 func (c *Control) Now() (at time.Time, sure bool) { return c.clocks.now() }
 
-// ClockSkew is a member's clock less the table's time, as far as it is known.
+// ClockSkew is a member's clock minus the table's time, if known.
 func (c *Control) ClockSkew(memberID string) (d time.Duration, known bool) {
 	if memberID == c.id {
 		return c.clocks.skew()
@@ -226,13 +224,13 @@ func (c *Control) ClockSkew(memberID string) (d time.Duration, known bool) {
 	return c.clocks.skewOf(memberID)
 }
 
-// MayDecide returns nil once this copy was confirmed since the start, and the
-// start registered, which shows that the volumes are not older either. A copy
-// starts from the newest snapshot and what Raft's log is known to have
-// committed, so until then it may be older than the one that this node went by
-// in an earlier life: with it the node must not acknowledge a record, answer a
-// quorum read, or count in a peer's. Later a copy may be stale, but never older
-// than it was, which is what the proof in change.go needs.
+// MayDecide returns nil once this copy has been confirmed since the start and the
+// start registered, which shows that the volumes were not restored to an older
+// state. A copy starts from the newest snapshot and the entries known to be
+// committed, so until then it may be older than the one that this node used
+// before the restart: the node must not acknowledge a record, answer a quorum
+// read, or count in a peer's. Later a copy may be stale, but its generation never
+// decreases, as the proof in change.go requires.
 func (c *Control) MayDecide() error {
 	if err := c.Err(); err != nil {
 		return err
@@ -248,9 +246,9 @@ func (c *Control) MayDecide() error {
 	return nil
 }
 
-// ConfirmedUntil is the end of the 30 s for which this copy is trusted since it was
-// last confirmed: an action before then comes within 30 s of any revocation that
-// the copy does not show. It is zero while the copy is not trusted.
+// ConfirmedUntil is the end of the 30 s for which this copy is trusted after its
+// last confirmation: an action before then comes within 30 s of any revocation
+// that the copy does not show. It is zero while the copy is not trusted.
 func (c *Control) ConfirmedUntil() time.Time {
 	ok, at := c.Confirmed()
 	if !ok {
@@ -259,9 +257,9 @@ func (c *Control) ConfirmedUntil() time.Time {
 	return at.Add(c.cfg.Timings.ConfirmedFor)
 }
 
-// LookupAtLeader brings this copy up to date once and looks again: for a key
-// that the copy does not know. Calls that wait share one question, so unknown
-// keys cost the leader at most 50 questions a second and node.
+// LookupAtLeader updates this copy once and looks up the key again; it is for a
+// key that the copy does not have. Waiting calls share one question, so unknown
+// keys cost the leader at most 50 questions per second and node.
 func (c *Control) LookupAtLeader(ctx context.Context, h keys.Hash) (k keys.Key, found bool, err error) {
 	if err := c.refresh(ctx); err != nil {
 		return keys.Key{}, false, fmt.Errorf("ask the leader for a key: %w", err)
@@ -271,7 +269,7 @@ func (c *Control) LookupAtLeader(ctx context.Context, h keys.Hash) (k keys.Key, 
 }
 
 // WaitGeneration asks the leader and waits until State has at least that
-// generation: what a caller does whose generation was refused as too old.
+// generation. A caller uses it after its generation was refused as stale.
 func (c *Control) WaitGeneration(ctx context.Context, generation uint64) error {
 	for c.State().Generation < generation {
 		if err := c.refresh(ctx); err != nil && ctx.Err() != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// A copy is confirmed as of the moment at which the leader was asked. Between that
-// and the answer keys may be revoked that the answer does not cover.
+// A copy is confirmed as of the moment of the question. Keys that are revoked
+// between the question and the answer may not be covered by it.
 func TestConfirmationCountsFromTheQuestion(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -59,8 +59,8 @@ func TestConfirmationCountsFromTheQuestion(t *testing.T) {
 	})
 }
 
-// A leader that is cut off finds that out after its lease only. Until then it may
-// be an old one: it confirms nothing without a majority.
+// A leader that is cut off notices it only after its lease. Until then it may
+// have been replaced, so it confirms nothing without a majority.
 func TestLeaderConfirmsNothingWithoutAMajority(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -72,8 +72,8 @@ func TestLeaderConfirmsNothingWithoutAMajority(t *testing.T) {
 		require.True(t, ok)
 		w.net.Isolate(host(leader.name))
 		cut := time.Now()
-		time.Sleep(50 * time.Millisecond) // what was on its way has arrived
-		require.True(t, leader.control.IsLeader(), "the test is about a leader that does not know yet")
+		time.Sleep(50 * time.Millisecond) // messages in flight have arrived
+		require.True(t, leader.control.IsLeader(), "the test needs a leader that has not noticed yet")
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		_, _, err := leader.control.LookupAtLeader(ctx, keys.HashOf("unknown")) // asks at once

@@ -1,39 +1,38 @@
-// Package control holds what operators decide and what must never be disagreed
-// on: the cluster's identity, its members, the open change of members, and the
-// API keys. It is one small table on hashicorp/raft, of which every node has a
-// copy.
+// Package control holds the data that all nodes must agree on: the cluster's
+// identity, its members, the open change of members, and the API keys. It is one
+// small table on hashicorp/raft, of which every node has a copy.
 //
-// Promised:
+// Promises:
 //   - There is never a second cluster: a new one is founded only by the first
-//     node of the join list, and only when every listed node has said that it
-//     holds nothing. A node without state joins any cluster that it finds. Volumes
-//     that belonged to a cluster of several found none.
-//   - A change is acknowledged when Raft has committed it, whichever node took
-//     the request.
-//   - Confirmed tells whether this copy was current at some moment of the last
-//     30 s. Whoever trusts the copy only then never trusts a key that was
-//     revoked 30 s before.
-//   - A copy decides nothing before it was confirmed once since the start, and
-//     that start registered (MayDecide): until then the copy may be older than
-//     the one that the node went by before, and the node's volumes may be.
-//   - Times that decide are the table's: the median of the members' clocks, which
-//     no single clock moves. While no majority of them agrees, decisions that
+//     node of the join list, and only when every listed node has answered that it
+//     is empty. A node without state joins any cluster that it finds. A node
+//     whose volumes belonged to a cluster of several members founds none.
+//   - A change is acknowledged when Raft has committed it, whichever node
+//     received the request.
+//   - Confirmed reports whether this copy was current at some moment of the last
+//     30 s. A caller that trusts only a confirmed copy never trusts a key that
+//     was revoked more than 30 s ago.
+//   - A copy is not used for decisions until it has been confirmed once since the
+//     start and that start registered (MayDecide): until then the copy may be
+//     older than the one before the restart, and so may the node's volumes.
+//   - Decisions use the table's time: the median of the members' clocks, which no
+//     single clock can shift. While no majority of them agrees, decisions that
 //     depend on the time are refused. See clocks.go.
-//   - A change of members closes only when everyone who is to count in reads
-//     holds whatever was acknowledged or shown before; otherwise it stays open,
-//     visibly. It can be cancelled, and one whose subject gets nowhere is
-//     cancelled by the leader when it stands in the way of others. A cluster with
-//     too few whole members to hand everything on opens no join.
-//   - A loss is accepted only by an operator's word about that very loss, and only
-//     when too few whole members are left to make it good.
-//   - A node that joins has no vote before it holds everything.
-//   - Members that come back under other host names, with their volumes, find each
-//     other by the join list, and the table follows.
-//   - A node never answers in the name of an incarnation that it is not.
-//   - A copy is trusted only while its digest is that of the leader and of a
-//     majority; one that is damaged, differs or whose storage fails says so in
-//     Err and is replaced without anyone's help as soon as a leader can be
-//     reached and the storage works.
+//   - A change of members closes only when every member that will count in reads
+//     holds everything acknowledged or shown before; otherwise it stays open,
+//     visibly. It can be cancelled. The leader cancels a change that blocks
+//     others if its subject makes no progress. A cluster with too few whole
+//     members to fill a newcomer opens no join.
+//   - A loss is accepted only by an operator's decision about that very loss, and
+//     only when too few whole members are left to repair it.
+//   - A joining node has no vote until it holds everything.
+//   - Members that restart with their volumes under other host names find each
+//     other through the join list, and the table is updated.
+//   - A node never answers for another incarnation.
+//   - A copy is trusted only while its digest equals that of the leader and of a
+//     majority. A copy that is damaged, differs or has failed storage reports
+//     that in Err and is replaced automatically as soon as a leader is reachable
+//     and the storage works.
 package control
 
 import (
@@ -55,36 +54,36 @@ import (
 	"github.com/stemedb/stemedb/server/internal/peertls"
 )
 
-// Data is what the control table has to know about the node's records.
+// Data gives the control table access to the state of the node's records.
 type Data interface {
 	// LogEnd is the end of the durable part of this node's log.
 	LogEnd() uint64
-	// Cursors tells for each incarnation of a peer up to which position of
-	// that peer's log this node holds everything, durably. A node that lost
-	// records sets its cursors back *before* it calls ReportNotWhole.
+	// Cursors maps each incarnation of a peer to the position up to which this node
+	// durably holds that peer's log. A node that lost records resets its cursors
+	// *before* it calls ReportNotWhole.
 	Cursors() map[string]uint64
-	// Read maps each incarnation of a peer to the position up to which that
-	// peer's log was read in this run. It is beyond the cursor while the peer
-	// cannot read a part of its log, and vouches for nothing.
+	// Read maps each incarnation of a peer to the position up to which that peer's
+	// log was read in this run. It is beyond the cursor while the peer cannot read a
+	// part of its log, and proves nothing about held records.
 	Read() map[string]uint64
-	// Empty tells whether both volumes hold no record at all.
+	// Empty reports whether both volumes hold no record.
 	Empty() bool
-	// Lives, RolledBack and SetLife are those of the log (wal/life.go).
+	// Lives, RolledBack and SetLife delegate to the log (wal/life.go).
 	Lives() []string
 	RolledBack() bool
 	SetLife(life string) error
-	// NoteRollback records that the volumes were put back to an older state, and
-	// ends the process, which has to be started again.
+	// NoteRollback records that the volumes were restored to an older state, and
+	// ends the process, which has to be restarted.
 	NoteRollback(why string)
 }
 
-// RaftStorage is where Raft keeps its log, its term and vote, and snapshots. It
-// belongs to the incarnation: a node that lost it starts as another one.
+// RaftStorage stores Raft's log, term, vote and snapshots. It belongs to the
+// incarnation: a node that lost it starts as a new one.
 type RaftStorage interface {
 	Logs() raft.LogStore
 	Stable() raft.StableStore
 	Snapshots() raft.SnapshotStore
-	// DropSnapshot removes a snapshot that is damaged.
+	// DropSnapshot removes a damaged snapshot.
 	DropSnapshot(id string) error
 	Close() error
 }
@@ -92,40 +91,40 @@ type RaftStorage interface {
 // Timings are the intervals of the control table; zero values mean defaults.
 type Timings struct {
 	ConfirmEvery   time.Duration // 2 s: how often the leader is asked
-	ConfirmedFor   time.Duration // 30 s: how long an answer counts
-	ClockBound     time.Duration // 5 s: how far clocks may be apart and still agree
+	ConfirmedFor   time.Duration // 30 s: how long an answer is valid
+	ClockBound     time.Duration // 5 s: maximum difference of clocks that agree
 	FormEvery      time.Duration // 1 s: between rounds of questions while forming or joining
 	DriveEvery     time.Duration // 500 ms: between steps of the leader's work on members
 	CallTimeout    time.Duration // 3 s: bounds one call of a peer
-	StuckAfter     time.Duration // 1 min: a change open for longer is warned of
-	GiveUpAfter    time.Duration // 5 min: a change whose subject is silent or gets no further for longer is cancelled, see hopeless; for how long it rests then
+	StuckAfter     time.Duration // 1 min: a change that is open for longer is logged as a warning
+	GiveUpAfter    time.Duration // 5 min: a change whose subject is silent or makes no progress for longer is cancelled, see hopeless; also the pause before the next join
 	Heartbeat      time.Duration // 2 s: Raft's heartbeat and election time-out; a leader's lease is half of it
 	SnapshotEvery  time.Duration // 2 min
 	SnapshotAfter  uint64        // 1024 commands
 	ShutdownBudget time.Duration // 5 s for the transfer of leadership
-	RestartAfter   time.Duration // 1 s: before the first restart of a failed part; later ones wait twice as long each
+	RestartAfter   time.Duration // 1 s: before the first restart of a failed part; doubles each time
 	RestartMax     time.Duration // 1 min: the longest of those pauses
-	AuditEvery     time.Duration // 2 min: how often the table in memory is held against its digest
+	AuditEvery     time.Duration // 2 min: how often the table in memory is verified against its digest
 }
 
-// Config is one node's part in the control table.
+// Config is one node's part of the control table.
 type Config struct {
 	// Name and Incarnation identify the node; both come from its volumes.
 	Name, Incarnation string
-	// ClusterID is what the volumes know of the cluster, empty on new volumes.
-	// A table of another cluster is refused.
+	// ClusterID is the cluster recorded on the volumes, empty on new volumes. A
+	// table of another cluster is refused.
 	ClusterID string
-	// Shared: the volumes belonged to a cluster of more than this node, which
-	// therefore founds none, whatever the join list names.
+	// Shared: the volumes belonged to a cluster with other members, so the node
+	// founds none, whatever its join list.
 	Shared bool
-	// PeerAddr (gRPC and Raft), APIAddr and GossipAddr are host:port for the
-	// others. Only the last one may be empty.
+	// PeerAddr (gRPC and Raft), APIAddr and GossipAddr are the host:port that others
+	// use. Only the last one may be empty.
 	PeerAddr, APIAddr, GossipAddr string
 	// Join lists host:port of the first members' peer ports, the founder
 	// first. Empty: a single node, which forms a cluster alone.
 	Join []string
-	// Storage opens Raft's storage: once in New, and again after each failure,
-	// when the one before is closed.
+	// Storage opens Raft's storage: once in New, and again after each failure, when
+	// the previous one is closed.
 	Storage func() (RaftStorage, error)
 	// Peers dials other nodes; RaftListener accepts their Raft connections.
 	Peers        *peertls.Transport
@@ -157,8 +156,8 @@ func (t Timings) withDefaults() Timings {
 	}
 }
 
-// Control is one node's part in the control table. Its methods may be called by
-// several goroutines at once.
+// Control is one node's part of the control table. Its methods are safe for
+// concurrent use.
 type Control struct {
 	cfg    Config
 	id     string // name/incarnation
@@ -166,7 +165,7 @@ type Control struct {
 	table  *table
 	clocks *clocks
 
-	// started is set once raft is there: peers may call before Start is done.
+	// started is set once raft is set: peers may call before Start has returned.
 	started atomic.Bool
 	began   time.Time // when Start was called
 	letIn   time.Time // when this node's request to join was accepted last (runForm only)
@@ -177,22 +176,22 @@ type Control struct {
 	layer    *streamLayer
 	leaderCh chan bool
 	partMu   sync.Mutex            // guards part
-	part     *part                 // nil while there is none; keepRaft's
-	down     atomic.Pointer[error] // why the last part ended, until another one was started
+	part     *part                 // nil while there is none; owned by keepRaft
+	down     atomic.Pointer[error] // why the last part ended, until another one has started
 	hadState atomic.Bool
 	doubt    atomic.Pointer[error] // this copy differs from another one
 	jury     jury
-	// readyTerm is the term in which this node is the leader and has applied
-	// everything that was committed in earlier ones; 0 when it is none.
+	// readyTerm is the term in which this node is the leader and has applied all
+	// entries committed in earlier ones; 0 while it is not the leader.
 	readyTerm atomic.Uint64
 
 	addresses addresses
-	changed   broadcast // what Watch promises, besides the table itself
+	changed   broadcast // signals Watch, in addition to the table
 	poke      chan struct{}
 
-	mu        sync.Mutex // guards what is below; never held across a wait
+	mu        sync.Mutex // guards the fields below; never held across a wait
 	phase     string
-	confirmed time.Time // when the newest successful question was asked
+	confirmed time.Time // time of the newest successful question
 	// confirmedMoment is the same moment on this node's clocks.
 	confirmedMoment moment
 	waitsFor        []string
@@ -208,7 +207,7 @@ type Control struct {
 	restarts prometheus.Counter
 }
 
-// New checks the configuration and what the storage holds. It starts nothing;
+// New checks the configuration and the content of the storage. It starts nothing;
 // register the service, then call Start.
 func New(cfg Config) (*Control, error) {
 	switch {
@@ -219,7 +218,7 @@ func New(cfg Config) (*Control, error) {
 	case cfg.PeerAddr == "":
 		return nil, errors.New("control table: the node has no peer address")
 	case cfg.Storage == nil || cfg.Peers == nil || cfg.RaftListener == nil || cfg.Data == nil:
-		return nil, errors.New("control table: storage, peers, listener and data are needed")
+		return nil, errors.New("control table: storage, peers, listener and data are required")
 	}
 	cfg.Timings = cfg.Timings.withDefaults()
 	c := &Control{
@@ -263,8 +262,8 @@ func (c *Control) Start(context.Context) error {
 	return nil
 }
 
-// Close hands leadership over, stops everything and closes the storage. What
-// waits gets ErrClosed.
+// Close hands leadership over, stops everything and closes the storage. Waiting
+// calls get ErrClosed.
 func (c *Control) Close(ctx context.Context) error {
 	c.handOver(ctx)
 	c.stop()
@@ -281,8 +280,8 @@ func (c *Control) Close(ctx context.Context) error {
 	return err
 }
 
-// handOver lets another voter lead before this node goes, so that nobody has to
-// notice its absence first.
+// handOver transfers leadership before this node stops, so that the others need
+// not wait for an election time-out.
 func (c *Control) handOver(ctx context.Context) {
 	if c.role() != raft.Leader || len(c.State().Members) < 2 {
 		return
@@ -294,17 +293,18 @@ func (c *Control) handOver(ctx context.Context) {
 	select {
 	case err := <-done:
 		if err != nil {
-			c.log.Warn("leadership of the control table was not handed over; the others elect after their time-out", "error", err)
+			c.log.Warn("leadership of the control table was not handed over; the others elect a leader after their time-out", "error", err)
 		}
 	case <-ctx.Done():
 	}
 }
 
-// State is the newest table that this node has applied. It is never changed.
+// State is the newest table that this node has applied. It is immutable.
 func (c *Control) State() *State { return c.table.state.Load() }
 
 // Watch returns a channel that is closed at the next change of State, of the
-// leader or of Phase. Take it before looking, then nothing is missed.
+// leader or of Phase. Take it before reading the state, so that no change is
+// missed.
 func (c *Control) Watch() <-chan struct{} { return c.changed.wait() }
 
 // ID is this node's member id.
@@ -320,10 +320,10 @@ func (c *Control) Leader() (name string, ok bool) {
 	return name, ok
 }
 
-// IsLeader tells whether this node leads and may answer as the leader.
+// IsLeader reports whether this node leads and may answer as the leader.
 func (c *Control) IsLeader() bool { return c.leading() }
 
-// led is when a leader last spoke to this node, or when the node started.
+// led is the time of the last contact from a leader, or of the node's start.
 func (c *Control) led() time.Time {
 	if r := c.raft.Load(); r != nil && r.LastContact().After(c.began) {
 		return r.LastContact()
@@ -345,7 +345,7 @@ func (c *Control) leading() bool {
 	return term != 0 && c.table.err() == nil && c.role() == raft.Leader && c.raft.Load().CurrentTerm() == term
 }
 
-// role is this node's in Raft: none while no instance runs.
+// role is this node's role in Raft: Shutdown while no instance runs.
 func (c *Control) role() raft.RaftState {
 	if r := c.raft.Load(); r != nil {
 		return r.State()
@@ -353,8 +353,8 @@ func (c *Control) role() raft.RaftState {
 	return raft.Shutdown
 }
 
-// Phase says in words what forming or joining waits for; empty when the node is
-// a member.
+// Phase describes what forming or joining waits for; empty when the node is a
+// member.
 func (c *Control) Phase() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -390,22 +390,10 @@ func (c *Control) Err() error {
 	return nil
 }
 
-// ChangeWaitsFor lists what the open change waits for, as the leader said at
-// the last confirmation.
+// ChangeWaitsFor lists what the open change waits for, as of the leader's last
+// confirmation.
 func (c *Control) ChangeWaitsFor() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.waitsFor
-}
-
-// sleep waits, unless the control table is closed.
-func (c *Control) sleep(d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-c.ctx.Done():
-		return false
-	}
 }

@@ -24,15 +24,15 @@ type DamagedError struct {
 }
 
 func (e *DamagedError) Error() string {
-	return fmt.Sprintf("the control table's log %s is damaged (%v), the records on the volumes are not; %s",
+	return fmt.Sprintf("the control table's log %s is damaged (%v), but the records on the volumes are not; %s",
 		e.Path, e.Err, remedy.Volumes(e.Members, remedy.ThisNode, putLogBack))
 }
 
 func (e *DamagedError) Unwrap() error { return e.Err }
 
-const putLogBack = "put the file back from a copy or a snapshot of the WAL volume"
+const putLogBack = "restore the file from a copy or a snapshot of the WAL volume"
 
-// members is how many members there are: by the table, else as expected.
+// members is the number of members by the table, or else the expected number.
 func (c *Control) members() int {
 	if n := len(c.State().Everyone()); n > 0 {
 		return n
@@ -47,23 +47,24 @@ func (c *Control) remedy(putBack string) string {
 	return remedy.Volumes(c.members(), remedy.ThisNode, putBack)
 }
 
-const putTableBack = "put the folder \"control\" of the WAL volume back from a copy or a snapshot"
+const putTableBack = "restore the folder \"control\" of the WAL volume from a copy or a snapshot"
 
-// noTable is the advice for a node that has to fetch the table and hears nobody.
+// noTable is the advice for a node that has to fetch the table and reaches no
+// other member.
 func noTable(members int) string {
 	if members > 1 {
-		return "start the other members, this node fetches the table from one of them"
+		return "start the other members; this node fetches the table from one of them"
 	}
 	return remedy.Volumes(members, remedy.ThisNode, putTableBack)
 }
 
-// checkLog reads the whole log once, so that damage is found here and not by Raft,
-// where it would end the process: bbolt panics over inconsistent pages, and faults
-// when the file was truncated.
+// checkLog reads the whole log once, so that damage is found here and not in
+// Raft, where it would end the process: bbolt panics on inconsistent pages, and
+// causes a memory fault when the file was truncated.
 func checkLog(path string, options bbolt.Options) (err error) {
 	info, err := os.Stat(path) //nolint:forbidigo // a file of storage.go, which is a door
 	if err != nil || info.IsDir() || info.Size() == 0 {
-		return nil // opening it creates it, or says why not
+		return nil // opening it creates it, or returns the error
 	}
 	if info.Size() < int64(2*os.Getpagesize()) {
 		return fmt.Errorf("%w: it has %d bytes", errInconsistent, info.Size())
@@ -81,7 +82,7 @@ func checkLog(path string, options bbolt.Options) (err error) {
 			return b.ForEach(func(k, v []byte) error {
 				for _, part := range [][]byte{k, v} {
 					for _, c := range part {
-						sum ^= c // each byte is touched
+						sum ^= c // every byte is read
 					}
 				}
 				return nil
@@ -90,18 +91,19 @@ func checkLog(path string, options bbolt.Options) (err error) {
 	})
 }
 
-// errInconsistent: bbolt panics over the content of the file, or it is too short.
+// errInconsistent: bbolt panics on the content of the file, or the file is too
+// short.
 var errInconsistent = errors.New("it is inconsistent")
 
-// recovered makes a panic, or a fault of the memory that a file is mapped to, an
-// error. It is deferred first.
+// recovered converts a panic, or a fault of mapped memory, into an error. It is
+// deferred first.
 func recovered(err *error) {
 	if v := recover(); v != nil {
 		*err = fmt.Errorf("%w: %v", errInconsistent, v)
 	}
 }
 
-// withFaults runs do so that faults of mapped memory are panics.
+// withFaults runs do with faults of mapped memory turned into panics.
 func withFaults(do func() error) error {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	return do()

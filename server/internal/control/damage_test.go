@@ -13,7 +13,8 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// writeLog makes a storage with some entries, and a snapshot of so many members.
+// writeLog creates a storage with some entries, and a snapshot with that many
+// members.
 func writeLog(t *testing.T, members int) (dir, path string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -81,7 +82,7 @@ func TestDamagedLogSaysWhatToDo(t *testing.T) {
 				require.Equal(t, members, damaged.Members)
 				require.Contains(t, err.Error(), path)
 				require.Contains(t, err.Error(), says)
-				require.Contains(t, err.Error(), "put the file back")
+				require.Contains(t, err.Error(), "restore the file")
 				switch members {
 				case 0:
 				case 1, 2:
@@ -94,7 +95,8 @@ func TestDamagedLogSaysWhatToDo(t *testing.T) {
 	}
 }
 
-// A log that another process holds is not called damaged, and an intact one opens.
+// A log that another process has locked is not reported as damaged, and an intact
+// one opens.
 func TestLogThatCannotBeOpenedIsNoDamage(t *testing.T) {
 	dir, path := writeLog(t, 3)
 	held, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
@@ -131,7 +133,7 @@ func TestNoAdviceEmptiesTheVolumesOfASingleNode(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			one, three := text(1), text(3)
 			require.Contains(t, one, "do not empty the volumes, nobody could refill them")
-			require.Contains(t, one, "put the ")
+			require.Contains(t, one, "restore the ")
 			require.NotContains(t, one, "empty both")
 			require.NotContains(t, one, "refilled by")
 			require.NotContains(t, three, "only member")
@@ -140,7 +142,7 @@ func TestNoAdviceEmptiesTheVolumesOfASingleNode(t *testing.T) {
 	}
 }
 
-// The number of members is the table's, and before there is one that of the join
+// The number of members is the table's, or, without a table, that of the join
 // list, which need not name this node.
 func TestExpectedMembersAreThoseOfTheJoinList(t *testing.T) {
 	for _, row := range []struct {

@@ -12,11 +12,11 @@ import (
 )
 
 // The digest of a table is BLAKE3 over its State as CBOR without the keys and the
-// index, the number of keys, and the sum of their own digests (keySum). The sum does not
-// depend on an order, so that a command costs the same with ten keys and with
-// ten thousand: it subtracts the digest of the key that it replaces and adds
-// that of the new one. Equal tables have equal digests, however each copy came
-// to its State: by commands or from a snapshot.
+// index, the number of keys, and the sum of the keys' digests (keySum). The sum
+// is independent of the order, so that the cost of a command does not grow with
+// the number of keys: it subtracts the digest of the replaced key and adds that
+// of the new one. Equal tables have equal digests, whether a copy was built from
+// commands or from a snapshot.
 type digest [32]byte
 
 // keySum is the sum of the digests of all entries of State.Keys, as four numbers.
@@ -39,13 +39,13 @@ func (s *keySum) fold(e keyEntry, f func(a, b uint64) uint64) {
 
 func digestOf(v any) digest {
 	b, err := marshal(v)
-	if err != nil { // no State has a field that CBOR cannot hold
+	if err != nil { // does not happen: CBOR can encode every field of State
 		b = []byte(err.Error())
 	}
 	return blake3.Sum256(b)
 }
 
-// setKey is the only way in which a command writes a key.
+// setKey writes a key; commands write keys in no other way.
 func (s *State) setKey(k keys.Key) {
 	if old, ok := s.Keys[k.Hash]; ok {
 		s.keySum.subtract(keyEntry{k.Hash, old})
@@ -54,7 +54,7 @@ func (s *State) setKey(k keys.Key) {
 	s.Keys[k.Hash] = k
 }
 
-// sealDigest notes the digest of s, whose keySum is right.
+// sealDigest stores the digest of s, whose keySum must be correct.
 func (s *State) sealDigest() {
 	rest := *s
 	rest.Keys, rest.Index = nil, 0
@@ -66,7 +66,7 @@ func (s *State) sealDigest() {
 	s.digest = blake3.Sum256(b)
 }
 
-// recount makes the digest anew from what s holds.
+// recount recomputes the digest from the content of s.
 func (s *State) recount() {
 	s.keySum = keySum{}
 	for hash, k := range s.Keys {
@@ -75,7 +75,7 @@ func (s *State) recount() {
 	s.sealDigest()
 }
 
-// verify finds out whether s still holds what its digest was made of.
+// verify returns an error if s no longer matches its digest.
 func (s *State) verify() error {
 	again := *s
 	if again.recount(); again.digest != s.digest {
@@ -84,8 +84,8 @@ func (s *State) verify() error {
 	return nil
 }
 
-// history remembers the digests of the last commands, so that copies are
-// compared at the same command although they are not at it at the same time.
+// history remembers the digests after the last commands, so that copies can be
+// compared at the same command although they apply it at different times.
 type history struct {
 	mu   sync.Mutex
 	seen []dated // ordered by index
@@ -96,8 +96,8 @@ type dated struct {
 	digest digest
 }
 
-// rememberedDigests is some minutes of busy changes; copies that are further
-// apart are compared once they are not.
+// rememberedDigests covers some minutes of frequent changes; copies that are
+// further apart are compared later.
 const rememberedDigests = 1024
 
 func (h *history) add(index uint64, d digest) {
@@ -115,15 +115,15 @@ func (h *history) reset() {
 	h.seen = nil
 }
 
-// reaches tells whether this copy has got to index.
+// reaches reports whether this copy has reached index.
 func (h *history) reaches(index uint64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.seen) > 0 && h.seen[len(h.seen)-1].index >= index
 }
 
-// at returns the digest that held at index; known is false when this copy is
-// not there yet or has forgotten.
+// at returns the digest at index; known is false when this copy has not reached
+// it yet or no longer remembers it.
 func (h *history) at(index uint64) (d digest, known bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -13,7 +13,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// someCommand draws a command of every kind there is; many are refused.
+// someCommand returns a random command of a random kind; many are refused.
 func someCommand(rng *rand.Rand) command {
 	hash := func() keys.Hash { return keys.HashOf(fmt.Sprint(rng.IntN(20))) }
 	op, label := fmt.Sprint(rng.Uint64()), fmt.Sprint(rng.IntN(3))
@@ -47,8 +47,8 @@ func someCommand(rng *rand.Rand) command {
 	}
 }
 
-// The digest that commands keep up to date is that of the State itself, so a
-// copy that was restored from a snapshot has the same one.
+// The digest that commands update equals the digest of the State, so a copy that
+// was restored from a snapshot has the same one.
 func TestDigestsFollowTheState(t *testing.T) {
 	for seed := range uint64(20) {
 		rng := rand.New(rand.NewPCG(seed, 1))
@@ -84,7 +84,7 @@ func snapshotBytes(t *testing.T, tb *table) []byte {
 	return sink.Bytes()
 }
 
-// The State is found to differ from its digest whatever field of a key rots, and
+// A State no longer matches its digest if any field of a key is corrupted, and
 // such a State is not written into a snapshot.
 func TestAStateThatRotsInMemoryIsNotWritten(t *testing.T) {
 	for name, rot := range map[string]func(s *State, k keys.Key){
@@ -111,8 +111,8 @@ func TestAStateThatRotsInMemoryIsNotWritten(t *testing.T) {
 	}
 }
 
-// No flipped bit of a snapshot gives another table. (The seal around a stored
-// snapshot covers the index too, and bits without a meaning.)
+// No flipped bit of a snapshot gives another table. (The seal of a stored
+// snapshot also covers the index and unused bits.)
 func TestNoFlippedBitOfASnapshotGivesAnotherTable(t *testing.T) {
 	tb := formed(t, "a")
 	applied(t, tb, &createKey{Op: "1", Key: keys.Key{Hash: keys.HashOf("k"), Project: "p", Role: keys.Admin, Enabled: true}})
@@ -130,7 +130,7 @@ func TestNoFlippedBitOfASnapshotGivesAnotherTable(t *testing.T) {
 	}
 }
 
-// A command that is damaged on one member only makes its digest another one.
+// A command that is damaged on one member only changes that member's digest.
 func TestACommandThatIsDamagedOnOneMemberShows(t *testing.T) {
 	a, b := formed(t, "a"), formed(t, "a")
 	c, err := encodeCommand(&createKey{Op: "1", Key: keys.Key{Hash: keys.HashOf("k"), Project: "p", Role: keys.Admin}})
@@ -164,7 +164,7 @@ func TestHistoryAnswersForTheLastCommands(t *testing.T) {
 		known bool
 	}{
 		{newest, last, true},
-		{newest - 1, last - 1, true}, // between two commands the earlier one holds
+		{newest - 1, last - 1, true}, // between two commands the earlier digest applies
 		{newest + 1, 0, false},
 		{newest - 2*(rememberedDigests-1), last - rememberedDigests + 1, true},
 		{newest - 2*rememberedDigests, 0, false},
@@ -177,8 +177,8 @@ func TestHistoryAnswersForTheLastCommands(t *testing.T) {
 	}
 }
 
-// A copy is told to replace itself only by a majority, and the leader steps back
-// only before one.
+// Only a majority makes a copy replace itself, and only a majority makes the
+// leader step down.
 func TestVerdicts(t *testing.T) {
 	leader := &history{}
 	for i := range uint64(20) {

@@ -12,8 +12,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// A copy whose State differs although every checksum is right, as after a fault
-// of memory or of a release.
+// A copy whose State differs although every checksum is valid, as after a memory
+// fault or a bug of a release.
 func (n *node) diverge() {
 	n.w.t.Helper()
 	storage := control.Sealed(n.disk.Open())
@@ -67,7 +67,7 @@ func TestALeaderThatDiffersStepsDown(t *testing.T) {
 		revoked := w.revokedKey("k")
 		c := w.node["c"]
 		for range 50 {
-			// Both others are down until c has a chance to lead.
+			// Both others are down until c is able to lead.
 			for _, n := range w.node {
 				n.stop()
 			}
@@ -131,8 +131,8 @@ func TestTwoCopiesThatDifferWaitForAThird(t *testing.T) {
 	})
 }
 
-// A bit of the table in memory flips: the next look finds it, and the node's own
-// storage puts it right.
+// A bit of the table in memory flips: the next audit finds it, and the table is
+// read again from the node's storage.
 func TestMemoryThatRotsIsReadAgain(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a")

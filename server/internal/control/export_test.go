@@ -10,7 +10,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// Sealed is how Raft sees a storage: with checksums.
+// Sealed is a storage with checksums, as Raft uses it.
 func Sealed(s RaftStorage) RaftStorage { return sealed{RaftStorage: s} }
 
 // Revocation is the command that revokes a key.
@@ -22,7 +22,7 @@ func Revocation(h keys.Hash) []byte {
 	return b
 }
 
-// RotInMemory takes a revocation out of the table in memory.
+// RotInMemory removes a revocation from the table in memory.
 func (c *Control) RotInMemory(h keys.Hash) {
 	s := c.State().clone()
 	k := s.Keys[h]
@@ -31,8 +31,7 @@ func (c *Control) RotInMemory(h keys.Hash) {
 	c.table.state.Store(s)
 }
 
-// Voters returns the names of those that vote on the table, as far as this node
-// knows, in order.
+// Voters returns the names of the table's voters as known to this node, in order.
 func (c *Control) Voters() (names []string) {
 	future := c.raft.Load().GetConfiguration()
 	if future.Error() != nil {

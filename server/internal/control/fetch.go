@@ -15,32 +15,32 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// A member whose log is damaged, or whose table differs from the majority's, may
-// not just drop what it cannot use: the leader may have counted its promise to
-// hold an entry. It fetches a snapshot instead, from the leader, and only then
-// drops its log.
+// A member whose log is damaged, or whose table differs from the majority's, must
+// not simply drop its log: the leader may have counted its acknowledgement of an
+// entry. It first fetches a snapshot from the leader and only then drops its log.
 //
-// Why nothing is lost. The member's Raft is down from before it asks until it has
-// stored the snapshot; its term and its vote stay as they are. The leader L of
-// term T answers after a barrier that it appended after the question came and
-// that a majority acknowledged in T, with a snapshot at s that is not older than
-// the barrier.
+// Proof that nothing is lost. The member's Raft is down from before the question
+// until the snapshot is stored; its term and vote are kept. The leader L of term
+// T answers after a barrier that it appended after the question arrived and that
+// a majority acknowledged in T, with a snapshot at s that is not older than the
+// barrier.
 //   - An entry that the member acknowledged to L is in L's log before the
 //     barrier, so it is at or before s.
 //   - An entry that it acknowledged to a leader of an earlier term and that was
 //     committed is in L's log before L's first entry, so at or before s. One that
-//     was not committed never will be by the member's old promise: a later leader
-//     has to hold the barrier, so its log continues L's.
+//     was not committed never will be because of the member's acknowledgement: a
+//     later leader has to hold the barrier, so its log continues L's.
 //   - It acknowledged nothing to a leader of a later term T′: that leader was
-//     elected by a majority before the question, and whoever voted in T′ cannot
-//     have acknowledged the barrier in T afterwards; two majorities meet.
+//     elected by a majority before the question, and a member that voted in T′
+//     cannot have acknowledged the barrier in T afterwards; two majorities
+//     overlap.
 //
-// So s covers every promise that counts, and as a voter the member holds at least
-// what it held. Its term rises to T, in which it has given no vote to anyone but
-// by its stored vote, which stays. A crash between storing the snapshot and
+// So s covers every acknowledgement that counts, and as a voter the member holds
+// at least as much as before. Its term rises to T, in which it has voted only by
+// its stored vote, which is kept. A crash between storing the snapshot and
 // dropping the log leaves a longer log than needed: the next start inspects it.
 
-// chunkSize keeps messages well below gRPC's bound.
+// chunkSize keeps messages well below gRPC's limit.
 const chunkSize = 256 << 10
 
 // Table implements controlpb.ControlServer.
@@ -62,14 +62,14 @@ func (s *service) Table(_ *controlpb.TableRequest, stream grpc.ServerStreamingSe
 	}
 }
 
-// snapshotAsLeader takes the snapshot that the proof above speaks of.
+// snapshotAsLeader takes the snapshot of the proof above.
 func (c *Control) snapshotAsLeader() (*controlpb.TableChunk, error) {
 	term := c.readyTerm.Load()
 	if !c.leading() {
 		return nil, errors.New("this node does not lead the control table")
 	}
 	if err := c.Err(); err != nil {
-		return nil, fmt.Errorf("the leader does not trust its own copy: %w", err)
+		return nil, fmt.Errorf("the leader does not trust its copy: %w", err)
 	}
 	if c.jury.undecided() {
 		return nil, errUndecided
@@ -81,7 +81,7 @@ func (c *Control) snapshotAsLeader() (*controlpb.TableChunk, error) {
 	if r.CurrentTerm() != term {
 		return nil, ErrNoLeader
 	}
-	// The state machine has applied the barrier, so what it gives now is newer.
+	// The state machine has applied the barrier, so its snapshot is newer.
 	future := r.Snapshot()
 	if err := future.Error(); err != nil {
 		return nil, fmt.Errorf("take a snapshot: %w", err)
@@ -108,12 +108,12 @@ func (c *Control) snapshotAsLeader() (*controlpb.TableChunk, error) {
 	}, nil
 }
 
-// trailingEntries go with a snapshot: Raft's leader steps back by one entry when
-// a follower cannot store what it sent, and finds no common entry any more when
-// the follower's log begins at its snapshot.
+// trailingEntries is the number of entries sent with a snapshot: Raft's leader
+// steps back by one entry when a follower refuses entries, and would find no
+// common entry if the follower's log began at its snapshot.
 const trailingEntries = 256
 
-// consecutive returns the end of entries that reaches up to last without a gap.
+// consecutive returns the longest run of entries without a gap that ends at last.
 func consecutive(entries []*controlpb.LogEntry, last uint64) []*controlpb.LogEntry {
 	for i := len(entries) - 1; i >= 0; i-- {
 		if entries[i].Index != last {
@@ -124,8 +124,9 @@ func consecutive(entries []*controlpb.LogEntry, last uint64) []*controlpb.LogEnt
 	return entries
 }
 
-// fetchTable asks everyone known for the leader's snapshot and stores it in the
-// place of the log. The storage was inspected: its term and vote are readable.
+// fetchTable asks every known member for the leader's snapshot and stores it in
+// place of the log. The storage has been inspected: its term and vote are
+// readable.
 func (c *Control) fetchTable(storage sealed) error {
 	cluster := c.clusterID()
 	ctx, cancel := context.WithTimeout(c.ctx, 4*c.cfg.Timings.CallTimeout)
@@ -146,14 +147,15 @@ func (c *Control) fetchTable(storage sealed) error {
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", id, err))
 	}
-	return fmt.Errorf("no member gave its table: %w", errors.Join(errs...))
+	return fmt.Errorf("no member returned its table: %w", errors.Join(errs...))
 }
 
-// clusterID is the cluster of the table or, before there is one, of the volumes.
+// clusterID is the cluster of the table, or of the volumes while there is no
+// table.
 func (c *Control) clusterID() string { return cmp.Or(c.State().ClusterID, c.cfg.ClusterID) }
 
-// others are the addresses of members by id: those of this node's table, and
-// whoever of the join list has a table, unless it is known to be another
+// others returns the addresses of members by id: those of this node's table, and
+// the nodes on the join list that have a table, unless it is known to be another
 // cluster's.
 func (c *Control) others(ctx context.Context, cluster string) map[string]string {
 	known := map[string]string{}
@@ -201,7 +203,7 @@ func (c *Control) replaceLog(storage sealed, s *controlpb.TableChunk, cluster st
 		return err
 	}
 	if cluster != "" && state.ClusterID != cluster {
-		return fmt.Errorf("its table is that of cluster %s", state.ClusterID)
+		return fmt.Errorf("its table belongs to cluster %s", state.ClusterID)
 	}
 	servers := raft.DecodeConfiguration(s.Configuration)
 	if !hasServer(servers, c.id) {
@@ -213,7 +215,7 @@ func (c *Control) replaceLog(storage sealed, s *controlpb.TableChunk, cluster st
 			return fmt.Errorf("write the term: %w", err)
 		}
 	}
-	_, encoder := raft.NewInmemTransport("") // snapshot stores encode addresses by it
+	_, encoder := raft.NewInmemTransport("") // snapshot stores encode addresses with it
 	sink, err := storage.Snapshots().Create(raft.SnapshotVersionMax, s.Index, s.Term, servers, s.ConfigurationIndex, encoder)
 	if err != nil {
 		return fmt.Errorf("store the leader's snapshot: %w", err)

@@ -14,26 +14,29 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// Forming and joining. Every node asks the same questions in a loop until it is
-// a member; each step can be repeated, so a node may die at any of them:
+// Forming and joining. Every node repeats the same checks until it is a member;
+// each step is idempotent, so a node may crash at any of them:
 //
 //	has Raft state            → wait for Raft: it is, or will be, in a cluster
-//	someone has a cluster     → ask it to be let in
-//	someone has Raft state    → wait: a cluster is forming there
-//	founder, all are empty    → write the first configuration; from here on the
+//	another has a cluster     → request to join it
+//	another has Raft state    → wait: a cluster is forming there
+//	founder, all are empty    → write the first configuration; from then on the
 //	                            node has Raft state
 //	otherwise                 → wait
 //
 // The first leader finds an empty table and writes the cluster's identity with
 // the members of Raft's configuration into it (see lead in change.go).
 
-// maxVoters is how many members vote in Raft; more hold copies only.
+// maxVoters is the number of members that vote in Raft; further members only hold
+// copies.
 const maxVoters = 5
 
-// runForm gets the node into a cluster and keeps its addresses right after.
+// runForm makes the node a member of a cluster and then keeps its addresses up to
+// date.
 func (c *Control) runForm() {
 	for {
 		changed := c.changed.wait()
@@ -44,20 +47,20 @@ func (c *Control) runForm() {
 				return
 			}
 		}
-		if !c.sleep(c.cfg.Timings.FormEvery) {
+		if !sleep.For(c.ctx, c.cfg.Timings.FormEvery) {
 			return
 		}
 	}
 }
 
-// formStep takes one step and tells whether nothing is left to do.
+// formStep takes one step and reports whether nothing is left to do.
 func (c *Control) formStep(ctx context.Context) bool {
 	state := c.State()
 	c.addresses.follow(state.Everyone())
 	if state.Formed() {
 		if c.cfg.ClusterID != "" && state.ClusterID != c.cfg.ClusterID {
-			c.table.fail(fmt.Errorf("the volumes belong to cluster %s, but the control table is that of %s: "+
-				"give the node the volumes of one cluster", c.cfg.ClusterID, state.ClusterID))
+			c.table.fail(fmt.Errorf("the volumes belong to cluster %s, but the control table belongs to cluster %s: "+
+				"use volumes of one cluster", c.cfg.ClusterID, state.ClusterID))
 			return true
 		}
 		return c.beMember(ctx, state)
@@ -68,7 +71,7 @@ func (c *Control) formStep(ctx context.Context) bool {
 		return false
 	}
 	if has {
-		c.setPhase("waits for a leader: this node has a part of a table, the others have not spoken to it yet")
+		c.setPhase("waiting for a leader: this node has a part of a table, and no leader has contacted it yet")
 		c.rejoin(ctx, state)
 		return false
 	}
@@ -76,13 +79,13 @@ func (c *Control) formStep(ctx context.Context) bool {
 	return false
 }
 
-// beMember asks to be let in when the node is no member, and to have its
-// addresses changed when they are not the ones in the table.
+// beMember requests to join if the node is not a member, and updates its
+// addresses in the table if they differ.
 func (c *Control) beMember(ctx context.Context, state *State) bool {
 	self := c.self()
 	held, ok := state.MemberByID(c.id)
 	if !ok {
-		// It was one, or is becoming one; the leader may not know where it is.
+		// It was a member, or is becoming one; the leader may not know its address.
 		c.seek(ctx)
 		return false
 	}
@@ -97,26 +100,26 @@ func (c *Control) beMember(ctx context.Context, state *State) bool {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.CallTimeout)
 	defer cancel()
 	if _, err := c.propose(ctx, &admit{Member: self}); err != nil {
-		c.log.Debug("could not have its addresses changed", "error", err)
+		c.log.Debug("could not update this node's addresses in the control table", "error", err)
 	}
 	return false
 }
 
-// rejoin lets the others know where this node is and, when no leader has spoken
-// to it for a while although another member has a newer table, asks to be let in
-// again: its join may have been cancelled while it was away, and a leader does
-// not speak to a node that is not a member.
+// rejoin announces this node's addresses. If no leader has contacted it for a
+// while although another member has a newer table, it requests to join again: its
+// join may have been cancelled while it was down, and a leader does not contact a
+// node that is not a member.
 func (c *Control) rejoin(ctx context.Context, state *State) {
 	answers := c.greet(ctx)
 	if time.Since(c.led()) < 3*c.cfg.Timings.Heartbeat {
-		return // without a leader's word for so short a time nothing has happened
+		return // so short a silence of the leader means nothing
 	}
 	c.join(ctx, answers, state.Generation)
 }
 
-// join asks those that have a cluster, with a newer table than this node's, to let
-// this one in, until one of them does: some may have no leader that a majority
-// follows. It returns false when there was nobody to ask.
+// join requests admission from the nodes that have a cluster and a newer table,
+// until one of them accepts: some may have no leader with a majority. It returns
+// false when there was no node to ask.
 func (c *Control) join(ctx context.Context, answers []listed, generation uint64) (asked bool) {
 	for _, a := range answers {
 		if a.hello.GetClusterId() == "" || a.hello.Generation <= generation {
@@ -133,13 +136,14 @@ func (c *Control) self() Member {
 	return Member{Name: c.cfg.Name, Incarnation: c.cfg.Incarnation, PeerAddr: c.cfg.PeerAddr, APIAddr: c.cfg.APIAddr}
 }
 
-// asksAgain is when this node may ask to be let in. A node whose join was cancelled
-// in this life rests for GiveUpAfter after its leader last spoke to it: otherwise
-// it would undo the operator's decision at once, or the leader's, and writes would
-// need its acknowledgement again. A node that was let in and to which no leader has
-// spoken since does not know when its join is cancelled: that takes up to GiveUpAfter
-// by itself, so it rests twice as long. A node that has just started asks at once. So
-// does a member, which only has itself called back.
+// asksAgain returns when this node may request to join. A node whose join was
+// cancelled since its start waits for GiveUpAfter after the last contact from its
+// leader: otherwise it would immediately undo the decision of the operator or the
+// leader, and writes would need its acknowledgement again. A node that was
+// admitted and has had no contact from a leader since does not know when its join
+// is cancelled: that takes up to GiveUpAfter, so it waits twice as long. A node
+// that has just started asks at once. So does a member, which only announces
+// itself.
 func (c *Control) asksAgain() (at time.Time, rests bool) {
 	state := c.State()
 	_, member := state.MemberByID(c.id)
@@ -158,7 +162,7 @@ func (c *Control) asksAgain() (at time.Time, rests bool) {
 	return at, time.Now().Before(at)
 }
 
-// listed is one name of the join list and what came of asking it.
+// listed is one name on the join list and the result of asking it.
 type listed struct {
 	addr  string
 	mine  bool
@@ -166,7 +170,7 @@ type listed struct {
 	err   error
 }
 
-// mine tells whether an entry of the join list means this node: it is its peer
+// mine reports whether an entry of the join list is this node: it equals the peer
 // address, or its first label is the node's name.
 func (c *Control) mine(addr string) bool { return isOwn(addr, c.cfg.Name, c.cfg.PeerAddr) }
 
@@ -182,8 +186,8 @@ func isOwn(addr, name, peerAddr string) bool {
 	return label == name
 }
 
-// Expected is how many members a cluster has as far as the join list of a node
-// with this name and peer address tells.
+// Expected is the number of members of a cluster according to the join list of a
+// node with this name and peer address.
 func Expected(join []string, name, peerAddr string) int {
 	own := func(addr string) bool { return isOwn(addr, name, peerAddr) }
 	if slices.ContainsFunc(join, own) {
@@ -192,8 +196,8 @@ func Expected(join []string, name, peerAddr string) int {
 	return len(join) + 1
 }
 
-// seek looks for a cluster, and founds one when it is this node's part to do so
-// and nobody has or may have one.
+// seek searches for a cluster, and founds one if this node is the founder and no
+// other node has or may have one.
 func (c *Control) seek(ctx context.Context) {
 	answers := c.greet(ctx)
 	if c.join(ctx, answers, 0) {
@@ -204,7 +208,7 @@ func (c *Control) seek(ctx context.Context) {
 		switch {
 		case a.mine:
 		case a.err != nil:
-			waits = append(waits, fmt.Sprintf("%s has not answered (%v)", a.addr, a.err))
+			waits = append(waits, fmt.Sprintf("%s does not answer (%v)", a.addr, a.err))
 		case a.hello.HasState:
 			waits = append(waits, a.addr+" is forming a cluster")
 		case !a.hello.VolumesEmpty:
@@ -215,30 +219,30 @@ func (c *Control) seek(ctx context.Context) {
 	switch {
 	case alone && c.cfg.Shared:
 		waits = append(waits, "the volumes belonged to a cluster with other members, but the join list names none of them: "+
-			"set STEMEDB_CLUSTER_JOIN to their addresses; when they are gone for good, put the WAL volume back from a snapshot, "+
+			"set STEMEDB_CLUSTER_JOIN to their addresses; if they are permanently gone, restore the WAL volume from a snapshot, "+
 			"or restore a backup into a node with new volumes and keep these")
 	case c.cfg.Data.Empty():
 	case alone:
-		// There is nobody who could have the cluster. The records stay; the keys
-		// were in the table, and have to be registered again.
-		c.log.Warn("a new cluster is founded on volumes with records: the WAL volume was lost, and the table of keys with it")
+		// No other node could have the cluster. The records are kept; the keys were in
+		// the table and have to be registered again.
+		c.log.Warn("founding a new cluster on volumes with records: the WAL volume was lost, and the table of keys with it")
 	default:
 		waits = append(waits, "this node has records on its volumes but no cluster")
 	}
 	founder := len(answers) == 0 || answers[0].mine
 	switch {
 	case c.State().Formed():
-		c.setPhase("is not a member and finds none that would let it in")
+		c.setPhase("this node is not a member and finds no member that admits it")
 	case len(waits) > 0:
-		c.setPhase("waits to form: " + strings.Join(waits, "; "))
+		c.setPhase("waiting to form a cluster: " + strings.Join(waits, "; "))
 	case !founder:
-		c.setPhase(fmt.Sprintf("waits for %s, the first of the join list, to form the cluster", answers[0].addr))
+		c.setPhase(fmt.Sprintf("waiting for %s, the first address on the join list, to form the cluster", answers[0].addr))
 	default:
 		c.found(answers)
 	}
 }
 
-// askAll says hello to everyone on the join list at once.
+// askAll sends a hello to every address on the join list in parallel.
 func (c *Control) askAll(ctx context.Context) []listed {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.CallTimeout)
 	defer cancel()
@@ -259,7 +263,7 @@ func (c *Control) askAll(ctx context.Context) []listed {
 	for range asked {
 		<-done // each ends with ctx at the latest
 	}
-	// Two names that one node answers to are one answer, not two.
+	// Two names of the same node count as one answer.
 	seen := map[string]string{c.id: "this node"}
 	for i := range answers {
 		a := &answers[i]
@@ -286,15 +290,15 @@ func (c *Control) hello(ctx context.Context, addr string) (*controlpb.HelloRespo
 	})
 }
 
-// joinAt asks a node that has a cluster to let this one in, and reports whether
+// joinAt requests admission from a node that has a cluster, and reports whether
 // that is settled, so that no other node need be asked.
 func (c *Control) joinAt(ctx context.Context, at listed) (settled bool) {
 	if mine := cmp.Or(c.State().ClusterID, c.cfg.ClusterID); mine != "" && at.hello.ClusterId != mine {
-		c.setPhase(fmt.Sprintf("will not join: the volumes belong to cluster %s, %s is of cluster %s", mine, at.addr, at.hello.ClusterId))
+		c.setPhase(fmt.Sprintf("this node does not join: its volumes belong to cluster %s, but %s belongs to cluster %s", mine, at.addr, at.hello.ClusterId))
 		return false
 	}
 	if again, rests := c.asksAgain(); rests {
-		c.setPhase(fmt.Sprintf("was let into cluster %s, and its change of members was cancelled or no leader has reached this node since; asks again at %s, or when it is started again",
+		c.setPhase(fmt.Sprintf("this node was admitted to cluster %s, and its change of members was cancelled or no leader has contacted it since; it requests to join again at %s, or after a restart",
 			at.hello.ClusterId, again.UTC().Format(time.RFC3339)))
 		return true
 	}
@@ -312,16 +316,16 @@ func (c *Control) joinAt(ctx context.Context, at listed) (settled bool) {
 		}
 	}
 	if err != nil {
-		c.setPhase(fmt.Sprintf("waits to be let into cluster %s: %v", at.hello.ClusterId, err))
+		c.setPhase(fmt.Sprintf("waiting to be admitted to cluster %s: %v", at.hello.ClusterId, err))
 		return false
 	}
 	c.letIn = time.Now()
-	c.setPhase("was let into cluster " + at.hello.ClusterId + ", waits for its table")
+	c.setPhase("this node was admitted to cluster " + at.hello.ClusterId + " and waits for its table")
 	return true
 }
 
-// found writes the first configuration: all who answered, so that losing one of
-// them, this node included, does not end the cluster.
+// found writes the first configuration with all nodes that answered, so that the
+// loss of one of them, this node included, does not end the cluster.
 func (c *Control) found(answers []listed) {
 	servers := []raft.Server{{ID: raft.ServerID(c.id), Address: raftAddress(c.id, c.cfg.PeerAddr)}}
 	for _, a := range answers {
@@ -335,7 +339,7 @@ func (c *Control) found(answers []listed) {
 		}
 		servers = append(servers, server)
 	}
-	c.setPhase(fmt.Sprintf("founds a cluster of %d", len(servers)))
+	c.setPhase(fmt.Sprintf("founding a cluster of %d", len(servers)))
 	if err := c.raft.Load().BootstrapCluster(raft.Configuration{Servers: servers}).Error(); err != nil {
 		c.setPhase("could not found the cluster: " + err.Error())
 		return
@@ -343,7 +347,7 @@ func (c *Control) found(answers []listed) {
 	c.hurryAlone()
 }
 
-// founding is the first command of a table, made by its first leader.
+// founding returns the first command of a table, created by its first leader.
 func (c *Control) founding() (*found, error) {
 	conf := c.raft.Load().GetConfiguration()
 	if err := conf.Error(); err != nil {
@@ -363,7 +367,7 @@ func (c *Control) founding() (*found, error) {
 		_, addr := splitRaftAddress(server.Address)
 		m := Member{Name: name, Incarnation: incarnation, PeerAddr: addr}
 		if string(server.ID) == c.id {
-			m.APIAddr = c.cfg.APIAddr // the others tell theirs, see beMember
+			m.APIAddr = c.cfg.APIAddr // the others report theirs, see beMember
 		}
 		f.Members = append(f.Members, m)
 	}

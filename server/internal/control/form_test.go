@@ -58,12 +58,12 @@ func TestMissingNodeIsNamed(t *testing.T) {
 		require.NotContains(t, w.node["a"].control.Phase(), peerAddr("b")+" has not")
 		require.Contains(t, w.node["b"].control.Phase(), peerAddr("c"))
 
-		// c runs, but nothing gets from it to a.
+		// c runs, but cannot reach a.
 		w.net.CutOneWay(host("c"), host("a"))
 		w.node["c"].start()
 		time.Sleep(20 * time.Second)
 		require.False(t, w.node["a"].control.State().Formed())
-		require.Contains(t, w.node["a"].control.Phase(), peerAddr("c")+" has not answered")
+		require.Contains(t, w.node["a"].control.Phase(), peerAddr("c")+" does not answer")
 		w.net.HealAll()
 		w.settled(3)
 	})
@@ -82,8 +82,8 @@ func TestRecordsWithoutClusterAreNotOverlooked(t *testing.T) {
 	})
 }
 
-// The founder is killed after each few milliseconds of forming, with its
-// volumes kept or emptied: whatever it had done, one cluster comes of it.
+// The founder is killed at intervals of a few milliseconds during forming, with
+// its volumes kept or emptied: in each case, exactly one cluster forms.
 func TestFounderDiesAtAnyStep(t *testing.T) {
 	for _, wipe := range []bool{false, true} {
 		for after := time.Duration(0); after < 4*time.Second; after += 130 * time.Millisecond {
@@ -111,7 +111,7 @@ func TestFounderDiesAtAnyStep(t *testing.T) {
 	}
 }
 
-// A founding whose first half was written must not end founding for ever.
+// A half-written founding must not prevent founding forever.
 func TestFoundingCutBetweenItsTwoWrites(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -133,7 +133,7 @@ func TestLateNodeJoinsAndClusterGrows(t *testing.T) {
 			w.add(name).start()
 			w.settled(i + 2)
 		}
-		// One after the other, everyone can be restarted.
+		// All members can be restarted one after the other.
 		for _, n := range w.node {
 			n.stop()
 			n.start()
@@ -172,7 +172,7 @@ func TestJoinWaitsForCatchUp(t *testing.T) {
 		require.False(t, s.WriteQuorum(ids("a", "b")), "a majority of three, but not of four")
 		require.False(t, s.WriteQuorum(ids("a", "d")), "not a majority of the old set")
 		require.True(t, s.WriteQuorum(ids("a", "b", "d")))
-		w.eventually(5*time.Second, func() bool { return len(w.node["b"].control.ChangeWaitsFor()) > 0 }, "every node says why")
+		w.eventually(5*time.Second, func() bool { return len(w.node["b"].control.ChangeWaitsFor()) > 0 }, "every node gives the reason")
 		require.Contains(t, strings.Join(w.node["b"].control.ChangeWaitsFor(), " "), d.id())
 		w.settled(4)
 	})
@@ -196,8 +196,8 @@ func TestNodeThatLostItsTableOnlyIsRefused(t *testing.T) {
 	}
 }
 
-// A node that has lost its WAL volume, and names nobody but itself, belonged to a
-// cluster of several.
+// A node that has lost its WAL volume and whose join list names only itself
+// belonged to a cluster of several.
 func TestNodeWhoseVolumesHadOtherMembersFoundsNothing(t *testing.T) {
 	for _, empty := range []bool{true, false} {
 		bubble(t, func(t *testing.T) {

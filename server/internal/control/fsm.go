@@ -9,18 +9,20 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/stemedb/stemedb/internal/sleep"
 )
 
-// table is this node's copy: Raft's state machine. Readers take the newest
-// State without a lock; Raft's one goroutine replaces it. When Raft is started
-// again in this process it begins with an empty State of its own (replayed), and
-// readers keep the one they had until the replay has reached it: what members
-// rely on, such as the generation, never goes back.
+// table is this node's copy: Raft's state machine. Readers load the newest State
+// without a lock; a single goroutine of Raft replaces it. When Raft is restarted
+// in this process, it begins with a separate, empty State (replayed), and readers
+// keep the previous one until the replay has reached it: values that members rely
+// on, such as the generation, never decrease.
 type table struct {
 	state    atomic.Pointer[State]
-	replayed *State // of Raft's goroutine; equal to state except during a replay
+	replayed *State // owned by Raft's goroutine; equal to state except during a replay
 	digests  history
-	failed   atomic.Pointer[error] // why the present instance no longer follows
+	failed   atomic.Pointer[error] // why the current instance no longer follows
 	broken   chan struct{}         // holds one value after fail
 	changed  *broadcast            // Control's
 }
@@ -32,10 +34,10 @@ func newTable(changed *broadcast) *table {
 	return t
 }
 
-// restart prepares the table for another instance of Raft; none runs. It takes
-// fail back before that instance begins: the commands of its replay are applied,
-// and its own failure counts, however long its start takes. The value in broken is
-// taken out first, so that a fail which comes in between leaves one.
+// restart prepares the table for another instance of Raft; none is running. It
+// clears the failure before that instance begins: the commands of its replay are
+// applied, and a new failure counts, however long the start takes. The value in
+// broken is removed first, so that a concurrent fail leaves one.
 func (t *table) restart() {
 	t.replayed = (&State{}).clone()
 	t.digests.reset()
@@ -58,14 +60,14 @@ func (t *table) publish(next *State) {
 // Apply implements raft.FSM.
 func (t *table) Apply(l *raft.Log) any { return t.ApplyBatch([]*raft.Log{l})[0] }
 
-// ApplyBatch implements raft.BatchingFSM. A State is copied before it is changed,
-// which takes as long as it has keys, so a replay copies it once for many
+// ApplyBatch implements raft.BatchingFSM. Each change copies the State, at a cost
+// proportional to the number of keys, so a replay copies it once for many
 // commands. Readers see all of them or none.
 func (t *table) ApplyBatch(logs []*raft.Log) []any {
 	answers := make([]any, len(logs))
 	next := t.replayed.clone()
 	for i, l := range logs {
-		if l.Type == raft.LogCommand { // Raft's own entries come here too
+		if l.Type == raft.LogCommand { // Raft's internal entries are passed here too
 			answers[i] = t.applyTo(next, l)
 		}
 	}
@@ -73,7 +75,7 @@ func (t *table) ApplyBatch(logs []*raft.Log) []any {
 	return answers
 }
 
-// applyTo applies one command. A refused one leaves only its index behind.
+// applyTo applies one command. A refused command only changes the index.
 func (t *table) applyTo(next *State, l *raft.Log) *result {
 	if err := t.err(); err != nil {
 		return refuse(err)
@@ -107,13 +109,10 @@ func (t *table) err() error {
 	return nil
 }
 
-// fail ends this copy. Only the first reason counts.
+// fail stops this copy. Only the first reason counts.
 func (t *table) fail(err error) {
 	t.failed.CompareAndSwap(nil, &err)
-	select {
-	case t.broken <- struct{}{}:
-	default: // told already
-	}
+	sleep.Wake(t.broken)
 	t.changed.broadcast()
 }
 
@@ -170,7 +169,7 @@ type snapshot struct {
 	fail  func(error)
 }
 
-// Persist writes no State that is not what its commands made of it.
+// Persist verifies the State and does not write a damaged one.
 func (s snapshot) Persist(sink raft.SnapshotSink) error {
 	err := s.state.verify()
 	if err != nil {
@@ -191,7 +190,7 @@ func (s snapshot) Persist(sink raft.SnapshotSink) error {
 
 func (snapshot) Release() {}
 
-// broadcast wakes everyone who waits for its channel.
+// broadcast wakes all waiters of its channel.
 type broadcast struct {
 	mu sync.Mutex
 	ch chan struct{}

@@ -8,13 +8,13 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// watch notes whether the subject answers, and whether it makes progress towards the
-// marks. A cursor that moves is progress, and so is reading on after a part of a log
-// that cannot be read, where the cursor has to stay. A subject that has reached all
-// marks waits for others and loses no time. A newcomer that cannot be filled makes no
-// progress. Reading a log again from its beginning does not count. Neither do records
-// that are written meanwhile: a member that takes in those of one log may still get
-// nothing of another one.
+// watch records whether the subject answers, and whether it makes progress
+// towards the marks. A moving cursor is progress, and so is reading on behind an
+// unreadable part of a log, before which the cursor has to stay. A subject that
+// has reached all marks waits for others and is not timed. A newcomer that cannot
+// be filled makes no progress. Reading a log again from its beginning does not
+// count. Nor do records written meanwhile: a member may pull those of one log and
+// still get nothing of another one.
 func (d *driver) watch(change *Change, whole bool, p *controlpb.ProgressResponse) {
 	before := d.unfillable
 	if d.unfillable = change.unfillable(); before && !d.unfillable {
@@ -47,10 +47,10 @@ func (d *driver) watch(change *Change, whole bool, p *controlpb.ProgressResponse
 	d.lacks, d.unread = min(d.lacks, lacks), min(d.unread, unread)
 }
 
-// hopeless says why an open change is to be given up, if it is. A subject that
-// answers and gets nowhere, because its volume is full or because it cannot pull,
-// is as good as one that is silent. Not so that of a replacement: it has the vote
-// of its lost self, and without it the table might have no majority.
+// hopeless returns the reason to abandon an open change, or "". A subject that
+// answers and makes no progress, because its volume is full or because it cannot
+// pull, is treated like a silent one. The exception is a replacement: it has the
+// vote of its lost incarnation, and without it the table might have no majority.
 func (d *driver) hopeless(change *Change, after time.Duration) string {
 	switch {
 	case !change.dispensable():
@@ -59,7 +59,7 @@ func (d *driver) hopeless(change *Change, after time.Duration) string {
 	case change.unfillable() && time.Since(d.moved) >= after:
 		return "cannot be filled, since too few of the other members are whole,"
 	case change.Kind != Replace && time.Since(d.moved) >= after:
-		return "answers, but takes in no more of what it lacks"
+		return "answers, but makes no progress"
 	}
 	return ""
 }
@@ -73,10 +73,10 @@ func (c *Change) unfillable() bool {
 	return wholeBesides(c.Old, "") < meeting(len(c.Old))
 }
 
-// dispensable reports whether an open change may be given up for a subject that
-// gets nowhere. A join always may: while it is open, writes need one member
-// more. A replacement and a refill cost nothing while they are open, but another
-// member that lost its records has to wait for their end.
+// dispensable reports whether an open change may be abandoned when its subject
+// makes no progress. A join always may: while it is open, writes need one more
+// member. An open replacement or refill costs nothing by itself, but blocks
+// another member that lost its records.
 func (c *Change) dispensable() bool {
 	return c.Kind == Join || slices.ContainsFunc(c.Old, func(m Member) bool {
 		subject, _ := find(c.New, func(n Member) bool { return n.ID() == c.Subject })
@@ -84,12 +84,12 @@ func (c *Change) dispensable() bool {
 	})
 }
 
-// cancel ends the open change as if it had not been opened. Whatever was
-// acknowledged or shown meanwhile is on a majority of Old as well.
+// cancel ends the open change as if it had not been opened. Every record
+// acknowledged or shown meanwhile is on a majority of Old too.
 func (c *Control) cancel(state *State) error {
 	_, err := c.decide(&cancelChange{Change: state.Change.ID, Generation: state.Generation})
 	if errors.Is(err, errOutdated) {
-		return nil // something else was decided in between: look again
+		return nil // something else was decided in between: check again
 	}
 	return err
 }

@@ -6,9 +6,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A member lost some records, and then its volumes: its next incarnation asks to be
-// admitted. A word about the former loss that comes after that says nothing about
-// the latter. If the dead incarnation counted as whole, a replacement would wait for
+// A member lost some records, and then its volumes: its next incarnation asks to
+// be admitted. A later decision about the former loss does not apply to the
+// latter. If the dead incarnation counted as whole, a replacement would wait for
 // its log, and the losses of others could not be accepted.
 func TestAWordAboutALossFromBeforeTheVolumesWereGoneIsOutdated(t *testing.T) {
 	for name, open := range map[string][]command{
@@ -33,9 +33,9 @@ func TestAWordAboutALossFromBeforeTheVolumesWereGoneIsOutdated(t *testing.T) {
 }
 
 // A member that is not whole holds enough to become whole with the subject of the
-// open change, and says so. Then its volumes are lost. The earlier answer must not
-// make the dead incarnation whole; and the newcomer, which asks again and again,
-// must not keep the change from closing.
+// open change, and reports that. Then its volumes are lost. The earlier answer
+// must not make the dead incarnation whole; and the newcomer, which keeps asking,
+// must not prevent the change from closing.
 func TestACloseFromBeforeTheVolumesOfAMemberWereGoneIsOutdated(t *testing.T) {
 	tb := formed(t, "a", "b", "c", "d", "e")
 	applied(t, tb, &loss{Member: "a/1", Loss: "x"}, &loss{Member: "b/1", Loss: "y"}, &refill{Member: "a/1"})
@@ -55,9 +55,9 @@ func TestACloseFromBeforeTheVolumesOfAMemberWereGoneIsOutdated(t *testing.T) {
 	require.False(t, dead.Whole)
 }
 
-// The leader gives a change up because its subject is silent. Meanwhile that node
-// comes back with empty volumes: the change is for the newcomer now, which has not
-// been silent. An operator who cancels means the change as it is.
+// The leader abandons a change because its subject is silent. Meanwhile that node
+// restarts with empty volumes: the change now belongs to the newcomer, which has
+// not been silent. An operator cancels the change as it is.
 func TestAChangeIsNotGivenUpForASubjectThatIsNoLongerIts(t *testing.T) {
 	tb := formed(t, "a", "b", "c")
 	applied(t, tb, &admit{Member: member("d", "1")})
@@ -71,7 +71,7 @@ func TestAChangeIsNotGivenUpForASubjectThatIsNoLongerIts(t *testing.T) {
 	require.Nil(t, tb.state.Load().Change)
 }
 
-// A log from before commands named a generation is applied as it was.
+// A log from before commands had a generation is applied unchanged.
 func TestACancelledChangeOfAnOlderLogIsTheSameCommand(t *testing.T) {
 	type former struct {
 		Change uint64 `cbor:"change"`

@@ -10,20 +10,20 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// guard stands between one instance of Raft and its storage. After a failed
-// write, or after reading what is damaged, nothing more is written, for nobody
-// knows what a second try on the same file would leave there; this instance of
-// Raft ends, the process lives on, and Control starts another one.
+// guard wraps the storage of one instance of Raft. After a failed write, or after
+// reading damaged data, it writes nothing more, because the effect of a second
+// attempt on the same file is unknown; this instance of Raft ends, the process
+// continues, and Control starts another one.
 //
 // Raft panics when it cannot read a committed entry or write a term; the guard
-// ends that goroutine by runtime.Goexit instead.
+// instead ends that goroutine with runtime.Goexit.
 type guard struct {
 	sealed
 	failed func(*failure)
-	remake func()      // a snapshot turned out to be damaged
-	renew  func()      // a snapshot is being sent: the next one is to be newer
-	missed func(error) // a snapshot could not be written; Raft tries again by itself
-	// withheld reports that no snapshot may be sent now.
+	remake func()      // a snapshot was found to be damaged
+	renew  func()      // a snapshot is being sent: the next one should be newer
+	missed func(error) // a snapshot could not be written; Raft retries
+	// withheld reports whether no snapshot may be sent now.
 	withheld func() bool
 
 	mu  sync.Mutex // guards err
@@ -58,7 +58,7 @@ func (g *guard) fail(f *failure) error {
 	return f
 }
 
-// failure is why nothing more is written, or nil.
+// failure is the reason why nothing more is written, or nil.
 func (g *guard) failure() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -70,7 +70,7 @@ type guardedLogs struct {
 	g *guard
 }
 
-// GetLog never returns a damaged entry: not to the state machine, nor to a
+// GetLog never returns a damaged entry, neither to the state machine nor to a
 // goroutine that would replicate it.
 func (l guardedLogs) GetLog(index uint64, e *raft.Log) error {
 	err := l.LogStore.GetLog(index, e)
@@ -93,11 +93,11 @@ func (l guardedLogs) GetLog(index uint64, e *raft.Log) error {
 	return err
 }
 
-// compareWith is for an entry that is not in the log and that a follower compares
-// with the leader's; only the term counts. Raft looks into the log only: when that
-// begins at or near a snapshot, the two never agree on an entry before it, and
-// the leader tries for ever. The snapshot knows one term; for earlier entries this
-// part ends, and the next one has the leader's table sent. (An empty log is
+// compareWith handles an entry that is not in the log and that a follower
+// compares with the leader's; only the term counts. Raft reads only the log: if
+// that begins at or near a snapshot, the two never agree on an entry before it,
+// and the leader retries forever. The snapshot has one term; for earlier entries
+// this part ends, and the next one fetches the leader's table. (An empty log is
 // filled from wherever the leader begins.)
 func (l guardedLogs) compareWith(index uint64, e *raft.Log) error {
 	snapshots, err := l.g.Snapshots().List()
@@ -113,7 +113,7 @@ func (l guardedLogs) compareWith(index uint64, e *raft.Log) error {
 		*e = raft.Log{Index: index, Term: at.Term, Type: raft.LogNoop}
 		return nil
 	}
-	return l.g.fail(&failure{kind: damaged, fetch: true, always: true, err: fmt.Errorf("the log of the control table lacks entry %d, from which the leader goes on", index)})
+	return l.g.fail(&failure{kind: damaged, fetch: true, always: true, err: fmt.Errorf("the log of the control table lacks entry %d, from which the leader continues", index)})
 }
 
 // The places in Raft at which the guard behaves differently.
@@ -124,9 +124,9 @@ const (
 	inSendSnapshot    = "github.com/hashicorp/raft.(*Raft).sendLatestSnapshot"
 )
 
-// calledBy tells whether the function is among the callers. Raft's loop panics
-// there; its other readers handle an error, and some of them have to be left in
-// order to be waited for.
+// calledBy reports whether the function is among the callers. Raft's main loop
+// panics on an error; its other readers handle it, and some of them have to
+// return because Raft waits for them.
 func calledBy(function string) bool {
 	pcs := make([]uintptr, 16)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
@@ -141,8 +141,8 @@ func calledBy(function string) bool {
 	}
 }
 
-// missing tells whether an entry that is not there ought to be. Raft also asks
-// for entries behind the last one, and for those that a snapshot replaced.
+// missing reports whether an absent entry should exist. Raft also asks for
+// entries behind the last one, and for those that a snapshot replaced.
 func (l guardedLogs) missing(index uint64) bool {
 	last, err := l.LastIndex()
 	if err != nil {
@@ -161,8 +161,8 @@ func (l guardedLogs) StoreLogs(e []*raft.Log) error {
 	return l.g.write("write the log", func() error { return l.LogStore.StoreLogs(e) })
 }
 
-// DeleteRange leaves the entries that the older of the kept snapshots needs, so
-// that one damaged snapshot can be made anew from this node's own log.
+// DeleteRange keeps the entries behind the older of the kept snapshots, so that a
+// damaged snapshot can be rebuilt from this node's log.
 func (l guardedLogs) DeleteRange(first, last uint64) error {
 	return l.g.write("cut the log", func() error {
 		end, err := l.LastIndex()
@@ -213,7 +213,7 @@ func (s guardedStable) Set(key, value []byte) error {
 }
 
 // SetUint64 ends the goroutine when a term cannot be written: see guard. Term 1
-// is written by the first configuration only, which handles the error.
+// is only written with the first configuration, whose caller handles the error.
 func (s guardedStable) SetUint64(key []byte, value uint64) error {
 	err := s.g.write("write the term", func() error { return s.StableStore.SetUint64(key, value) })
 	if err != nil && string(key) == "CurrentTerm" && value > 1 {
@@ -222,8 +222,8 @@ func (s guardedStable) SetUint64(key []byte, value uint64) error {
 	return err
 }
 
-// guardedSnapshots drops snapshots that have become damaged: Raft would offer its
-// followers the newest one for ever.
+// guardedSnapshots drops damaged snapshots: Raft would offer its followers the
+// newest one forever.
 type guardedSnapshots struct {
 	raft.SnapshotStore
 	g *guard
@@ -233,7 +233,7 @@ func (s guardedSnapshots) Create(version raft.SnapshotVersion, index, term uint6
 	serversIndex uint64, trans raft.Transport,
 ) (raft.SnapshotSink, error) {
 	if calledBy(inInstallSnapshot) {
-		// One that is older than what is here would leave a gap before the log.
+		// A snapshot older than the local one would leave a gap before the log.
 		if held, err := s.List(); err == nil && len(held) > 0 && held[0].Index > index {
 			return nil, fmt.Errorf("the leader's snapshot at %d is older than the one here at %d", index, held[0].Index)
 		}

@@ -32,10 +32,10 @@ func plainValue(v any) any {
 		return "0b" + strconv.FormatInt(int64(v), 2)
 	case hclog.Quote:
 		return strconv.Quote(string(v))
-	case time.Time, time.Duration, error: // slog knows these
+	case time.Time, time.Duration, error: // slog renders these
 		return v
 	case fmt.Stringer:
-		return fmt.Sprint(v) // which survives a nil pointer
+		return fmt.Sprint(v) // safe for a nil pointer
 	}
 	return v
 }

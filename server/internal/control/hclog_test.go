@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Log lines of Raft have the same values in JSON as in hclog's text.
+// Raft's log lines have the same values in JSON as in hclog's text.
 func TestLinesOfRaftAreRendered(t *testing.T) {
 	var out bytes.Buffer
 	c := &Control{log: slog.New(slog.NewJSONHandler(&out, nil))}

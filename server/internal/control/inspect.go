@@ -9,25 +9,25 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// inspection is what a look at all of Raft's storage found, before Raft reads
-// any of it: Raft panics on what it cannot read.
+// inspection is the result of reading all of Raft's storage before Raft does:
+// Raft panics on unreadable data.
 type inspection struct {
-	snapshot uint64   // index of the newest snapshot that is intact
+	snapshot uint64   // index of the newest intact snapshot
 	hidden   []string // ids of damaged snapshots
-	lost     uint64   // index of the newest damaged one that is newer than that
+	lost     uint64   // index of the newest damaged snapshot that is newer than that
 	first    uint64   // of the log
 	cut      uint64   // the newest damaged entry that the snapshot covers
-	// damage is set when this storage alone does not give the table: an entry
+	// damage is set when the table cannot be built from this storage alone: an entry
 	// that no intact snapshot covers is damaged or missing.
 	damage error
-	bad    []uint64 // the entries that it speaks of
+	bad    []uint64 // the entries in question
 	// thin: the log begins so near the snapshot that a leader that steps back soon
-	// finds no entry to agree on.
+	// finds no common entry.
 	thin bool
 }
 
-// inspect fails when the storage cannot be read at all, when the term or the
-// vote is damaged, or when a snapshot needs a newer release.
+// inspect returns an error when the storage cannot be read at all, when the term
+// or the vote is damaged, or when a snapshot needs a newer release.
 func inspect(storage sealed) (found inspection, err error) {
 	if err := checkVote(storage); err != nil {
 		return found, err
@@ -60,7 +60,7 @@ func (f *inspection) lookAtSnapshots(snapshots raft.SnapshotStore) error {
 		case err != nil:
 			f.hidden = append(f.hidden, meta.ID)
 			if f.snapshot == 0 && f.damage == nil {
-				f.lost, f.damage = meta.Index, err // unless the log makes up for it
+				f.lost, f.damage = meta.Index, err // unless the log covers it
 			}
 		case f.snapshot == 0:
 			f.snapshot = meta.Index
@@ -82,7 +82,8 @@ func trySnapshot(snapshots raft.SnapshotStore, id string) error {
 	return err
 }
 
-// leastOverlap is how many entries before the snapshot a log should have.
+// leastOverlap is the number of entries before the snapshot that a log should
+// have.
 const leastOverlap = 16
 
 func (f *inspection) lookAtLog(logs raft.LogStore) error {
@@ -96,7 +97,7 @@ func (f *inspection) lookAtLog(logs raft.LogStore) error {
 	}
 	f.first = first
 	if f.lost > last {
-		return nil // the log ends before the damaged snapshot: what that held is not here
+		return nil // the log ends before the damaged snapshot, whose content is lost
 	}
 	f.damage = nil
 	f.thin = f.snapshot > 0 && last > 0 && first > 1 && first+leastOverlap > f.snapshot

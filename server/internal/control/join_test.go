@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A newcomer has the table long before it holds the records. If it goes away then,
-// it must not have been one of those that the table's majority is made of.
+// A newcomer has the table long before it holds the records. If it goes away
+// then, the table must not lose its majority.
 func TestNewcomerThatGoesAwayTakesNoMajorityWithIt(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -35,7 +35,7 @@ func TestNewcomerThatGoesAwayTakesNoMajorityWithIt(t *testing.T) {
 }
 
 // A newcomer votes once its join is closed, although nothing else happens then:
-// the cluster that has grown to three bears the loss of one.
+// the cluster that has grown to three tolerates the loss of one.
 func TestNewcomerVotesWhenItsJoinIsClosed(t *testing.T) {
 	for _, lost := range []string{"a", "b", "c"} {
 		bubble(t, func(t *testing.T) {
@@ -57,8 +57,8 @@ func TestNewcomerVotesWhenItsJoinIsClosed(t *testing.T) {
 	}
 }
 
-// A leader that is stopped hands over, and a far follower still answers for entries
-// of the old term. With Raft's pipelining the leader never ended then.
+// A stopping leader hands over while a distant follower still answers for entries
+// of the old term. With Raft's pipelining the leader never stopped.
 func TestLeaderThatIsStoppedWhileEntriesAreOnTheirWayEnds(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")

@@ -39,7 +39,7 @@ func TestKeysFromAnyNode(t *testing.T) {
 			require.NoError(t, err)
 			require.True(t, created)
 			held, ok := c.GetKey(k.Hash)
-			require.True(t, ok, "who wrote it reads it")
+			require.True(t, ok, "its writer reads it")
 			require.Equal(t, k, held)
 			_, created, err = c.CreateKey(ctx, key(name))
 			require.NoError(t, err)
@@ -149,7 +149,7 @@ func TestRevocationReachesEveryoneOrIsUnconfirmed(t *testing.T) {
 					held, _ := n.control.GetKey(k.Hash)
 					return ok && held.Check(time.Now()) == keys.Usable
 				}
-				require.True(t, usable(victim) || time.Since(revoked) > 25*time.Second, "it does not know yet: the test would prove nothing")
+				require.True(t, usable(victim) || time.Since(revoked) > 25*time.Second, "it does not know yet: otherwise the test proves nothing")
 				for time.Since(revoked) < 5*time.Minute {
 					time.Sleep(500 * time.Millisecond)
 					if time.Since(revoked) >= 30*time.Second {
@@ -160,7 +160,7 @@ func TestRevocationReachesEveryoneOrIsUnconfirmed(t *testing.T) {
 				ok, _ := victim.control.Confirmed()
 				require.False(t, ok)
 				ok, _ = rest.control.Confirmed()
-				require.True(t, ok, "the majority goes on")
+				require.True(t, ok, "the majority continues")
 				_, _, err = victim.control.LookupAtLeader(t.Context(), k.Hash)
 				require.Error(t, err)
 				w.net.HealAll()
@@ -261,6 +261,6 @@ func TestRootKey(t *testing.T) {
 		w.settled(3)
 		revoked, err := w.node["c"].control.EnsureRootKey(t.Context(), root)
 		require.NoError(t, err)
-		require.True(t, revoked, "a restart does not bring it back")
+		require.True(t, revoked, "a restart does not restore it")
 	})
 }

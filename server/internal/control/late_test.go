@@ -9,9 +9,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A replacement has pulled enough, and says so to the leader. While the leader
-// waits for another member's answer the replacement finds a loss, sets its cursors
-// back and reports it. The change must not be closed by the earlier answer.
+// A replacement has pulled enough, and reports that to the leader. While the
+// leader waits for another member's answer, the replacement finds a loss, resets
+// its cursors and reports it. The change must not be closed by the earlier
+// answer.
 func TestAReplacementThatReportsALossDuringAPollIsNotWhole(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -51,7 +52,7 @@ func TestAReplacementThatReportsALossDuringAPollIsNotWhole(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		m, ok := a.control.State().MemberByID(c.id())
 		require.True(t, ok)
-		require.Empty(t, c.data.Cursors(), "it holds nothing that it could vouch for")
+		require.Empty(t, c.data.Cursors(), "it has no cursors")
 		require.False(t, m.Whole, "it reported a loss and was not refilled since")
 	})
 }
@@ -73,9 +74,9 @@ func fiveAndOne(t *testing.T) (w *world, a, f *node) {
 	return w, a, f
 }
 
-// A node whose name sorts before those of five members joins. As long as it does
-// not vote, the five do: two of them may fail. When it is a member, it votes
-// instead of the last one.
+// A node whose name sorts before those of five members joins. Until it votes, the
+// five do: two of them may fail. Once it is a member, it votes instead of the
+// last one.
 func TestAJoinTakesNoVoteBeforeItHasOne(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, _, f := fiveAndOne(t)
@@ -100,8 +101,8 @@ func TestAJoinTakesNoVoteBeforeItHasOne(t *testing.T) {
 	})
 }
 
-// The join is closed, but the newcomer is gone before it votes: nobody hands over
-// the vote that is to be the newcomer's until it is back.
+// The join is closed, but the newcomer is gone before it votes: the vote intended
+// for the newcomer is not transferred until it is back.
 func TestAVoteIsKeptUntilTheMemberThatGetsItVotes(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, a, f := fiveAndOne(t)
@@ -120,9 +121,9 @@ func TestAVoteIsKeptUntilTheMemberThatGetsItVotes(t *testing.T) {
 	})
 }
 
-// A member's disk is slow, and its copy of the table lags behind a report that the
-// others have committed. As long as the copy does not show the report, it may call
-// the member whole for what happened before.
+// A member's disk is slow, and its copy of the table lags behind a report that
+// the others have committed. Until the copy shows the report, it may mark the
+// member as whole because of earlier events.
 func TestAReportOfALossReturnsWhenTheCopyShowsIt(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")

@@ -17,8 +17,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/peertls"
 )
 
-// streamLayer carries Raft over the peer port. The dialer sends, before Raft
-// speaks, whom it means and who it is.
+// streamLayer carries Raft over the peer port. The dialer first sends the id of
+// its target and its own.
 type streamLayer struct {
 	peers   *peertls.Transport
 	moved   *addresses
@@ -30,7 +30,7 @@ type streamLayer struct {
 	workers sync.WaitGroup
 	once    sync.Once
 
-	mu    sync.Mutex // guards what is below
+	mu    sync.Mutex // guards the fields below
 	conns map[net.Conn]struct{}
 	using *session // nil while no Raft runs
 }
@@ -94,7 +94,7 @@ func (l *streamLayer) accept() {
 	for {
 		conn, err := l.ln.Accept()
 		if err != nil {
-			return // the peer port closes its listeners only for good
+			return // the peer port never reopens its listeners
 		}
 		if !l.keep(conn) {
 			return
@@ -103,8 +103,8 @@ func (l *streamLayer) accept() {
 	}
 }
 
-// keep notes a connection, so that Close can close it; Raft itself leaves those
-// that it accepted to the other side.
+// keep registers a connection, so that Close can close it; Raft leaves the
+// closing of accepted connections to the other side.
 func (l *streamLayer) keep(conn net.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -158,7 +158,7 @@ func (l *streamLayer) readHello(conn net.Conn) error {
 		return err
 	}
 	if to != l.id {
-		return fmt.Errorf("meant for %s", to)
+		return fmt.Errorf("the connection is for %s", to)
 	}
 	if _, err := readText(conn); err != nil {
 		return err
@@ -166,7 +166,7 @@ func (l *streamLayer) readHello(conn net.Conn) error {
 	return conn.SetReadDeadline(time.Time{})
 }
 
-// Close closes the listener and every connection that was accepted.
+// Close closes the listener and every accepted connection.
 func (l *streamLayer) Close() (err error) {
 	l.once.Do(func() {
 		l.mu.Lock()
@@ -184,11 +184,11 @@ func (l *streamLayer) closeConns() {
 	open := slices.Collect(maps.Keys(l.conns))
 	l.mu.Unlock()
 	for _, conn := range open {
-		conn.Close() // may wait for its peer a little: not under the lock
+		conn.Close() // may wait briefly for its peer, so not under the lock
 	}
 }
 
-// session is the layer as one instance of Raft uses it: raft.StreamLayer.
+// session is the layer for one instance of Raft; it implements raft.StreamLayer.
 type session struct {
 	*streamLayer
 	queue chan net.Conn
@@ -215,8 +215,8 @@ func (s *session) Accept() (net.Conn, error) {
 	}
 }
 
-// Close ends the session; connections that come later are closed until there is
-// another one.
+// Close ends the session; later connections are closed until there is another
+// session.
 func (s *session) Close() error {
 	s.mu.Lock()
 	if s.using == s {
@@ -228,7 +228,7 @@ func (s *session) Close() error {
 	return nil
 }
 
-// Addr is how this node calls itself in Raft's messages.
+// Addr is this node's address in Raft's messages.
 func (l *streamLayer) Addr() net.Addr { return layerAddr(raftAddress(l.id, l.addr)) }
 
 type layerAddr string

@@ -39,8 +39,8 @@ func TestLeaderKilled(t *testing.T) {
 	})
 }
 
-// A leader that is stopped hands over before it goes: nobody waits for an
-// election time-out.
+// A leader that is stopped first hands over, so that nobody waits for an election
+// time-out.
 func TestLeaderStoppedHandsOver(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -100,7 +100,7 @@ func TestAllRestartedAtOnce(t *testing.T) {
 	})
 }
 
-// A newcomer and a node that was away for long get a snapshot instead of the log.
+// A newcomer and a node that was down for long get a snapshot instead of the log.
 func TestSnapshots(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -170,7 +170,7 @@ func TestWrongSecretStaysOutside(t *testing.T) {
 		require.False(t, stranger.control.State().Formed())
 		require.Len(t, w.node["a"].control.State().Members, 3)
 		require.Nil(t, w.node["a"].control.State().Change)
-		require.Contains(t, stranger.control.Phase(), "has not answered")
+		require.Contains(t, stranger.control.Phase(), "does not answer")
 		stranger.stop()
 		stranger.secrets = []string{secretA}
 		stranger.start()
@@ -178,10 +178,10 @@ func TestWrongSecretStaysOutside(t *testing.T) {
 	})
 }
 
-// Kills, cuts, wiped nodes, failing storage and flipped bits by seed (ten minutes each; STEMEDB_TEST_LONG=1 makes
-// it twenty hours in all). All the while keys are made
-// and revoked; nothing that was acknowledged may be lost, and no key may work
-// 30 s after its revocation.
+// Kills, cuts, wiped nodes, failing storage and flipped bits by seed (ten minutes
+// each; STEMEDB_TEST_LONG=1 makes it twenty hours in all). Meanwhile keys are
+// created and revoked; nothing acknowledged may be lost, and no key may work 30 s
+// after its revocation.
 func TestFaults(t *testing.T) {
 	seeds, length := uint64(3), 10*time.Minute
 	if hours := os.Getenv("STEMEDB_TEST_LONG"); hours != "" {
@@ -264,7 +264,7 @@ func faults(t *testing.T, seed uint64, length time.Duration) {
 			wipe := rng.IntN(3) == 0
 			if wipe {
 				w.net.HealAll()
-				w.settled(3) // a second loss before would be one too many
+				w.settled(3) // no second loss before that
 				n.kill()
 				n.wipe()
 			} else {
@@ -285,7 +285,7 @@ func faults(t *testing.T, seed uint64, length time.Duration) {
 			n.disk.RotWrites(func(*raft.Log) bool { return true })
 			time.Sleep(time.Duration(rng.IntN(20)) * time.Second)
 			n.disk.RotWrites(nil)
-			w.net.HealAll() // what is damaged on one member needs the others
+			w.net.HealAll() // damage on one member is repaired from the others
 			w.settled(3)
 		case 7:
 			w.net.HealAll()
@@ -304,7 +304,8 @@ func faults(t *testing.T, seed uint64, length time.Duration) {
 	w.settled(3)
 	require.Greater(t, len(created), 30)
 	for _, n := range w.node {
-		// A copy may be some milliseconds behind: it is asked as keys are.
+		// A copy may be some milliseconds behind, so the keys are checked like the API
+		// does.
 		_, _, err := n.control.LookupAtLeader(t.Context(), keys.Hash{})
 		require.NoError(t, err)
 		for h := range created {
@@ -315,7 +316,7 @@ func faults(t *testing.T, seed uint64, length time.Duration) {
 			k, _ := n.control.GetKey(h)
 			require.NotZero(t, k.RevokedAt)
 		}
-		// A revocation that its caller gave up may still come.
+		// A revocation that its caller abandoned may still be applied.
 		w.eventually(time.Minute, func() bool {
 			return reflect.DeepEqual(w.node["a"].control.State().Keys, n.control.State().Keys)
 		}, "the same keys on a and %s", n.name)

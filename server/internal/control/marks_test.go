@@ -10,11 +10,11 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// What the proof in change.go takes for granted about marks and about who
-// becomes whole, each premise by itself.
+// Separate tests for the premises of the proof in change.go about marks and about
+// the members that become whole.
 
-// movingData is the log of a node that passes to a newer generation while its
-// end is being read.
+// movingData is the log of a node that passes to a newer generation while the end
+// of the log is read.
 type movingData struct {
 	Data
 	move func()
@@ -35,12 +35,12 @@ func TestLogEndIsNotOlderThanTheGenerationItIsReportedWith(t *testing.T) {
 	c := &Control{table: tb, cfg: Config{Incarnation: "1"}}
 	c.cfg.Data = movingData{move: func() { applied(t, tb, &loss{Member: "b/1", Loss: "x"}) }}
 	p := c.progress()
-	require.Equal(t, before+1, tb.state.Load().Generation, "the test is about a generation that moves on meanwhile")
+	require.Equal(t, before+1, tb.state.Load().Generation, "the test needs a generation that changes meanwhile")
 	require.Equal(t, uint64(10), p.LogEnd)
-	require.Equal(t, before, p.Generation, "a record may have come behind this end and been acknowledged at the old generation")
+	require.Equal(t, before, p.Generation, "a record behind this end may have been acknowledged at the old generation")
 }
 
-// driven takes one step of the leader with an open change.
+// driven runs one step of the leader with an open change.
 func driven(s *State, progress map[string]*controlpb.ProgressResponse) *driver {
 	c := &Control{log: slog.New(slog.DiscardHandler)}
 	c.cfg.Timings.GiveUpAfter, c.cfg.Timings.StuckAfter = time.Hour, time.Hour
@@ -60,7 +60,7 @@ func TestOnlyWholeMembersThatKnowOfTheChangeLeaveMarks(t *testing.T) {
 	}
 	d := driven(s, map[string]*controlpb.ProgressResponse{
 		"a/1": end(s.Change.Generation, 10),
-		"b/1": end(s.Change.Generation-1, 20), // told at an older generation
+		"b/1": end(s.Change.Generation-1, 20), // reported at an older generation
 		"d/1": end(s.Change.Generation, 30),   // not whole
 	})
 	require.Equal(t, map[string]uint64{"a/1": 10}, d.marks)
@@ -87,7 +87,7 @@ func TestMarksOfAnEarlierGenerationAreForgotten(t *testing.T) {
 }
 
 // Of five members two lost records. The change that refills one of them may close
-// when three logs have been read, and says nothing about the other.
+// when three logs have been read, and does not affect the other.
 func TestChangeOfOneMemberMakesNoOtherOneWhole(t *testing.T) {
 	tb := formed(t, "a", "b", "c", "d", "e")
 	applied(t, tb, &loss{Member: "d/1", Loss: "x"}, &loss{Member: "e/1", Loss: "y"}, &refill{Member: "d/1"})
@@ -102,7 +102,7 @@ func TestChangeOfOneMemberMakesNoOtherOneWhole(t *testing.T) {
 			marks[name+"/1"], knows[name+"/1"] = 10, true
 		}
 	}
-	progress["e/1"].Cursors["1"] = 9 // it lacks something
+	progress["e/1"].Cursors["1"] = 9 // it lacks records
 	whole, waits := closable(s.Change, marks, knows, progress)
 	require.Empty(t, waits)
 	require.Equal(t, []string{"a/1", "b/1", "c/1", "d/1"}, whole)

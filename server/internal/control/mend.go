@@ -14,19 +14,19 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// A damaged entry of the log is mended from any other member that has the entry
-// of the same index and term: Raft gives no two entries the same pair, so it is
-// the one that was here. That changes nothing that was promised and needs no
-// leader, which two members of which one has a damaged log could not elect.
+// A damaged entry of the log is repaired from any other member that has the entry
+// of the same index and term: in Raft that pair is unique, so it is the original
+// entry. That keeps every promise and needs no leader, which two members could
+// not elect while the log of one is damaged.
 
-// mostEntries bounds what is asked for at once; a log that is damaged in more
-// places is replaced by the leader's table.
+// mostEntries is the maximum number of entries in one request; a log with more
+// damaged entries is replaced by the leader's table.
 const mostEntries = 1024
 
 // Entries implements controlpb.ControlServer.
 func (s *service) Entries(_ context.Context, r *controlpb.EntriesRequest) (*controlpb.EntriesResponse, error) {
 	if len(r.Index) > mostEntries {
-		return nil, status.Errorf(codes.InvalidArgument, "%d entries are asked for, at most %d are sent at once", len(r.Index), mostEntries)
+		return nil, status.Errorf(codes.InvalidArgument, "%d entries were requested, the maximum is %d", len(r.Index), mostEntries)
 	}
 	entries, err := s.c.readEntries(slices.Values(r.Index))
 	if err != nil {
@@ -35,7 +35,8 @@ func (s *service) Entries(_ context.Context, r *controlpb.EntriesRequest) (*cont
 	return &controlpb.EntriesResponse{ClusterId: s.c.clusterID(), Entries: entries}, nil
 }
 
-// readEntries returns those entries of this node's log that are intact.
+// readEntries returns the intact entries of this node's log among those
+// requested.
 func (c *Control) readEntries(indexes iter.Seq[uint64]) ([]*controlpb.LogEntry, error) {
 	c.partMu.Lock()
 	defer c.partMu.Unlock() // the storage stays open meanwhile
@@ -56,8 +57,8 @@ func logOf(e *controlpb.LogEntry) *raft.Log {
 	return &raft.Log{Index: e.Index, Term: e.Term, Type: raft.LogType(e.Type), Data: e.Data}
 }
 
-// mendEntries replaces the entries; those that it has replaced stay so when it
-// fails.
+// mendEntries replaces the entries; entries that it has replaced stay replaced if
+// it fails.
 func (c *Control) mendEntries(storage sealed, bad []uint64) error {
 	if len(bad) > mostEntries {
 		return fmt.Errorf("%d entries are damaged", len(bad))
@@ -70,7 +71,7 @@ func (c *Control) mendEntries(storage sealed, bad []uint64) error {
 	}
 	cluster := c.clusterID()
 	if cluster == "" {
-		return errors.New("this node's volumes name no cluster")
+		return errors.New("this node's volumes do not name a cluster")
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, 4*c.cfg.Timings.CallTimeout)
 	defer cancel()
@@ -81,7 +82,7 @@ func (c *Control) mendEntries(storage sealed, bad []uint64) error {
 			errs = append(errs, fmt.Errorf("%s: %w", id, err))
 		}
 		if len(mended) > 0 {
-			c.log.Info("mended damaged entries of the control table's log", "from", id, "entries", mended)
+			c.log.Info("repaired damaged entries of the control table's log", "from", id, "entries", mended)
 		}
 		bad = slices.DeleteFunc(slices.Clone(bad), func(i uint64) bool { return slices.Contains(mended, i) })
 		if len(bad) == 0 {
@@ -91,8 +92,8 @@ func (c *Control) mendEntries(storage sealed, bad []uint64) error {
 	return errors.Join(append(errs, fmt.Errorf("no other member has the entries %v", bad))...)
 }
 
-// termAt is the term of a damaged or missing entry: its own note of it, or that
-// of the entries around it when they agree, as terms never fall.
+// termAt returns the term of a damaged or missing entry: its second copy, or that
+// of the neighbouring entries if they agree, since terms never decrease.
 func termAt(logs sealedLogs, index uint64) (term uint64, known bool) {
 	if term, known = logs.termOf(index); known {
 		return term, true
@@ -112,7 +113,7 @@ func (c *Control) mendFrom(ctx context.Context, id, addr string, logs raft.LogSt
 		return nil, err
 	}
 	if answer.ClusterId != c.clusterID() {
-		return nil, fmt.Errorf("it is of cluster %q", answer.ClusterId)
+		return nil, fmt.Errorf("it belongs to cluster %q", answer.ClusterId)
 	}
 	for _, e := range answer.Entries {
 		if term, known := terms[e.Index]; !known || term != e.Term || !slices.Contains(bad, e.Index) {

@@ -7,9 +7,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Two copies differ, and the third member was emptied. What replaces it has its
-// table from the leader and decides nothing: neither copy is overwritten, nor
-// trusted, until the right one is put back by hand.
+// Two copies differ, and the third member was emptied. Its replacement has its
+// table from the leader and decides nothing: neither copy is overwritten, or
+// trusted, until an operator restores the right one.
 func TestANewcomerDecidesNotWhoseCopyIsRight(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -37,7 +37,7 @@ func TestANewcomerDecidesNotWhoseCopyIsRight(t *testing.T) {
 		}
 		held, ok := a.control.GetKey(revoked)
 		require.True(t, ok)
-		require.NotZero(t, held.RevokedAt, "the right copy is there still")
+		require.NotZero(t, held.RevokedAt, "the right copy still exists")
 		require.Zero(t, a.metric("restarts_total", ""), "a was not replaced")
 		require.Zero(t, c.metric("restarts_total", ""), "and neither was c")
 	})

@@ -10,14 +10,15 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/remedy"
 )
 
-// A part is one instance of Raft with its storage. When it fails, Control takes
-// it down and starts another one in the same process: it opens the storage again,
-// inspects it, has damaged entries sent by other members (mend.go) or, failing
-// that, the table by the leader (fetch.go), and starts Raft. It tries until that
-// works, with growing pauses.
+// A part is one instance of Raft with its storage. When it fails, Control stops
+// it and starts another one in the same process: it reopens the storage, inspects
+// it, fetches damaged entries from other members (mend.go) or, failing that, the
+// table from the leader (fetch.go), and starts Raft. It retries with backoff
+// until that succeeds.
 type part struct {
 	storage   *guard
 	raft      *raft.Raft
@@ -30,15 +31,15 @@ type part struct {
 	renewing atomic.Bool // a snapshot is being taken
 }
 
-// failure is why a part ended. Any other error that fails the table is not
-// mended by another start.
+// failure is the reason why a part ended. Another start does not help against any
+// other error that fails the table.
 type failure struct {
 	kind  string
 	err   error
-	fetch bool // the storage alone does not give the table: the leader's is needed
-	// always: it is needed even if the storage turns out to be intact.
+	fetch bool // the storage alone is not sufficient: the leader's table is needed
+	// always: it is needed even if the storage is intact.
 	always bool
-	tried  error // what came of the last attempt to fetch it
+	tried  error // error of the last attempt to fetch it
 }
 
 // The kinds of failures, as the metric names them.
@@ -53,11 +54,11 @@ const (
 func (f *failure) Error() string {
 	switch {
 	case f.tried != nil:
-		return fmt.Sprintf("%v; this node tries to fetch the table from the leader again until that succeeds; last attempt: %v", f.err, f.tried)
+		return fmt.Sprintf("%v; this node retries to fetch the table from the leader until that succeeds; last attempt: %v", f.err, f.tried)
 	case f.fetch:
 		return fmt.Sprintf("%v; this node fetches the table from the leader", f.err)
 	case f.kind == storageFailed:
-		return fmt.Sprintf("%v; this node opens the control table's storage again until that succeeds: mend the WAL volume if it keeps failing", f.err)
+		return fmt.Sprintf("%v; this node reopens the control table's storage until that succeeds: repair the WAL volume if it keeps failing", f.err)
 	}
 	return f.err.Error()
 }
@@ -69,14 +70,14 @@ func damagedCopy(err error) *failure {
 }
 
 // voteDamaged: without its term and vote a member might vote twice in one term,
-// so it takes no part any more.
+// so it no longer participates.
 func voteDamaged(err error, members int) *failure {
 	return &failure{kind: damaged, err: fmt.Errorf("the stored term or vote of this member is unusable (%w), and it must not vote twice; %s",
 		err, remedy.Volumes(members, remedy.ThisNode, putTableBack))}
 }
 
-// openPart opens the storage. The part exists even when what is stored turns out
-// to be unusable.
+// openPart opens the storage. The part exists even if the stored data is
+// unusable.
 func (c *Control) openPart() (*part, error) {
 	raw, err := c.cfg.Storage()
 	if err != nil {
@@ -97,7 +98,7 @@ func (c *Control) openPart() (*part, error) {
 	return p, nil
 }
 
-// beginPart starts Raft on what the storage holds.
+// beginPart starts Raft with the content of the storage.
 func (c *Control) beginPart(p *part) error {
 	found, err := inspect(p.storage.sealed)
 	switch {
@@ -110,7 +111,7 @@ func (c *Control) beginPart(p *part) error {
 		return asFailure(err)
 	}
 	if found.cut > 0 {
-		c.log.Warn("drops damaged entries of the control table's log that a snapshot covers", "up_to", found.cut)
+		c.log.Warn("dropping damaged entries of the control table's log that a snapshot covers", "up_to", found.cut)
 		if err := p.storage.sealed.Logs().DeleteRange(found.first, found.cut); err != nil {
 			return asFailure(err)
 		}
@@ -119,13 +120,13 @@ func (c *Control) beginPart(p *part) error {
 		return asFailure(err)
 	}
 	if len(found.hidden) > 0 {
-		c.log.Warn("a snapshot of the control table is damaged; the one before it and the log replace it", "snapshots", found.hidden)
+		c.log.Warn("a snapshot of the control table is damaged; the previous one and the log replace it", "snapshots", found.hidden)
 		c.damagedSnapshot(p)
 	}
 	return nil
 }
 
-// asFailure makes an error of the storage one that another start may mend.
+// asFailure marks an error of the storage as one that another start may resolve.
 func asFailure(err error) error {
 	var f *failure
 	if errors.As(err, &f) || errors.Is(err, ErrTooOld) {
@@ -134,7 +135,7 @@ func asFailure(err error) error {
 	return &failure{kind: storageFailed, err: err}
 }
 
-// endPart takes the part down and returns when nothing of it runs.
+// endPart stops the part and returns when all of it has stopped.
 func (c *Control) endPart() error {
 	c.readyTerm.Store(0)
 	c.partMu.Lock()
@@ -157,8 +158,8 @@ func (c *Control) endPart() error {
 	return errors.Join(append(errs, p.storage.Close())...)
 }
 
-// keepRaft keeps a part running until the control table is closed; err is what
-// the first start met.
+// keepRaft keeps a part running until the control table is closed; err is the
+// error of the first start.
 func (c *Control) keepRaft(err error) {
 	pause := c.cfg.Timings.RestartAfter
 	for {
@@ -177,10 +178,10 @@ func (c *Control) keepRaft(err error) {
 		}
 		var f *failure
 		if !errors.As(err, &f) {
-			<-c.ctx.Done() // another start would meet the same
+			<-c.ctx.Done() // another start would fail in the same way
 			return
 		}
-		if !c.sleep(pause) {
+		if !sleep.For(c.ctx, pause) {
 			return
 		}
 		pause = min(2*pause, c.cfg.Timings.RestartMax)
@@ -188,13 +189,13 @@ func (c *Control) keepRaft(err error) {
 			c.down.Store(nil)
 			c.changed.broadcast()
 			c.restarts.Inc()
-			c.log.Info("the control table's part of this node was started again", "after", f.err)
+			c.log.Info("this node's part of the control table was restarted", "after", f.err)
 		}
 	}
 }
 
 // watchPart returns why the part failed, or nil when the control table is closed.
-// Now and then it looks whether memory still holds what was put there.
+// It periodically verifies the table in memory.
 func (c *Control) watchPart() error {
 	audit := time.NewTicker(c.cfg.Timings.AuditEvery)
 	defer audit.Stop()
@@ -203,7 +204,7 @@ func (c *Control) watchPart() error {
 		case <-c.ctx.Done():
 			return nil
 		case <-c.table.broken:
-			// It may have been for the instance before this one.
+			// It may be from the previous instance.
 			if err := c.table.err(); err != nil {
 				return err
 			}
@@ -215,7 +216,7 @@ func (c *Control) watchPart() error {
 	}
 }
 
-// partFailed tells everyone, and lets another member lead if this one did.
+// partFailed reports the failure, and hands over leadership if this node led.
 func (c *Control) partFailed(err error) {
 	kind := "other"
 	var f *failure
@@ -232,8 +233,8 @@ func (c *Control) partFailed(err error) {
 	}
 }
 
-// restartPart starts another part after f. The storage is always read once more,
-// since a fault may have been one of reading.
+// restartPart starts another part after f. The storage is always read again,
+// since the fault may have been a read error.
 func (c *Control) restartPart(f *failure) error {
 	p, err := c.openPart()
 	if err != nil {
@@ -245,7 +246,7 @@ func (c *Control) restartPart(f *failure) error {
 	}
 	if len(found.bad) > 0 {
 		if err := c.mendEntries(p.storage.sealed, found.bad); err != nil {
-			c.log.Warn("damaged entries of the control table's log were not mended one by one", "error", err)
+			c.log.Warn("damaged entries of the control table's log could not be repaired individually", "error", err)
 		}
 		if found, err = inspect(p.storage.sealed); err != nil {
 			return asFailure(err)
@@ -259,9 +260,9 @@ func (c *Control) restartPart(f *failure) error {
 	case err != nil && found.damage != nil:
 		return &failure{kind: damaged, fetch: true, always: f.always, err: damagedCopy(found.damage).err, tried: err}
 	case err != nil:
-		// The log is intact: this member may vote, and is needed if there is no
-		// leader. Its table is not trusted until it compares well.
-		c.log.Warn("the leader's table was not fetched; it is tried again when this copy is compared", "error", err)
+		// The log is intact: this member may vote, and is needed if there is no leader.
+		// Its table is not trusted until a comparison succeeds.
+		c.log.Warn("the leader's table could not be fetched; retrying when this node's copy is compared", "error", err)
 		if f.kind == diverged {
 			c.doubts(f)
 		}
@@ -269,13 +270,14 @@ func (c *Control) restartPart(f *failure) error {
 	return c.beginPart(p)
 }
 
-// missedSnapshot: the log only grows meanwhile, so this copy goes on.
+// missedSnapshot records a failed snapshot. Only the log grows meanwhile, so this
+// copy continues.
 func (c *Control) missedSnapshot(err error) {
 	c.failures.WithLabelValues(snapshotFailed).Inc()
-	c.log.Error("a snapshot of the control table could not be written; it is tried again", "error", err)
+	c.log.Error("a snapshot of the control table could not be written; retrying", "error", err)
 }
 
-// remakeEvery is between two attempts to replace a damaged snapshot.
+// remakeEvery is the interval between attempts to replace a damaged snapshot.
 const remakeEvery = 10 * time.Second
 
 func (c *Control) damagedSnapshot(p *part) {
@@ -283,8 +285,8 @@ func (c *Control) damagedSnapshot(p *part) {
 	c.renewSnapshot(p)
 }
 
-// renewSnapshot takes a new snapshot, which may have to wait for Raft. Several
-// requests at once are one.
+// renewSnapshot takes a new snapshot, which may have to wait for Raft. Concurrent
+// requests are merged.
 func (c *Control) renewSnapshot(p *part) {
 	if !p.renewing.CompareAndSwap(false, true) {
 		return
@@ -299,7 +301,7 @@ func (c *Control) renewSnapshot(p *part) {
 			if err == nil || errors.Is(err, raft.ErrNothingNewToSnapshot) {
 				return
 			}
-			c.log.Warn("a snapshot of the control table was not renewed yet", "error", err)
+			c.log.Warn("a snapshot of the control table could not be renewed yet", "error", err)
 			select {
 			case <-p.ctx.Done():
 			case <-time.After(remakeEvery):

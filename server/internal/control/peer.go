@@ -14,8 +14,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// Every call between members says for whom it is, of which cluster, and at
-// which generation its caller is.
+// Every call between members carries its target, the cluster, and the caller's
+// generation.
 const (
 	metaTo         = "stemedb-to"
 	metaFrom       = "stemedb-from"
@@ -69,8 +69,8 @@ func (c *Control) UnaryServer() grpc.UnaryServerInterceptor {
 	}
 }
 
-// StreamServer is UnaryServer for streams. A stream lives on while generations
-// change: its messages carry generations of their own, for CheckGeneration.
+// StreamServer is UnaryServer for streams. A stream outlives generations, so its
+// messages carry generations too, for CheckGeneration.
 func (c *Control) StreamServer() grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 		if err := c.check(stream.Context(), info.FullMethod); err != nil {
@@ -80,10 +80,9 @@ func (c *Control) StreamServer() grpc.StreamServerInterceptor {
 	}
 }
 
-// check refuses a call that was meant for another incarnation or cluster, and
-// one of an older generation. The control service itself is what brings copies
-// up to date and is not asked for a generation; Hello and Join come from nodes
-// that know nothing yet.
+// check refuses a call for another incarnation or cluster, and one of an older
+// generation. Calls of the control service need no generation, because it brings
+// copies up to date; Hello and Join come from nodes without any state.
 func (c *Control) check(ctx context.Context, method string) error {
 	if method == controlpb.Control_Hello_FullMethodName || method == controlpb.Control_Join_FullMethodName {
 		return nil
@@ -91,10 +90,10 @@ func (c *Control) check(ctx context.Context, method string) error {
 	md, _ := metadata.FromIncomingContext(ctx)
 	cluster := c.State().ClusterID
 	if to, ok := one(md, metaTo); !ok || to != c.id {
-		return wrongMember(c.id, cluster, fmt.Sprintf("the call is for member %q, this is %s", to, c.id))
+		return wrongMember(c.id, cluster, fmt.Sprintf("the call is for member %q, but this is %s", to, c.id))
 	}
 	if theirs, _ := one(md, metaCluster); theirs != "" && cluster != "" && theirs != cluster {
-		return wrongMember(c.id, cluster, fmt.Sprintf("the call is from cluster %s, this is %s", theirs, cluster))
+		return wrongMember(c.id, cluster, fmt.Sprintf("the call is from cluster %s, but this is %s", theirs, cluster))
 	}
 	if strings.HasPrefix(method, "/"+controlpb.Control_ServiceDesc.ServiceName+"/") {
 		return nil
@@ -102,9 +101,9 @@ func (c *Control) check(ctx context.Context, method string) error {
 	return c.CheckCaller(ctx)
 }
 
-// CheckCaller is CheckGeneration with the generation at which the call that ctx
-// belongs to was made. A handler whose answer counts in a quorum read checks
-// again when the answer is made: see the proof in change.go.
+// CheckCaller is CheckGeneration with the caller's generation of the call in ctx.
+// A handler whose answer counts in a quorum read checks again when the answer is
+// complete: see the proof in change.go.
 func (c *Control) CheckCaller(ctx context.Context) error {
 	md, _ := metadata.FromIncomingContext(ctx)
 	text, _ := one(md, metaGeneration)
@@ -122,7 +121,7 @@ func one(md metadata.MD, key string) (string, bool) {
 	return "", false
 }
 
-// CallerID is the member id of who made the call that ctx belongs to.
+// CallerID is the member id of the caller of the call in ctx.
 func CallerID(ctx context.Context) string {
 	md, _ := metadata.FromIncomingContext(ctx)
 	id, _ := one(md, metaFrom)
@@ -131,7 +130,7 @@ func CallerID(ctx context.Context) string {
 
 // CheckGeneration refuses a caller whose generation is older than this node's,
 // with an error that StaleGeneration recognises at the caller, and every caller
-// while this node's own generation may be older than it once was (MayDecide).
+// while this node's generation may be older than before its restart (MayDecide).
 func (c *Control) CheckGeneration(caller uint64) error {
 	if err := c.MayDecide(); err != nil {
 		return status.Error(codes.Unavailable, err.Error())
@@ -147,9 +146,9 @@ func (c *Control) CheckGeneration(caller uint64) error {
 	return st.Err()
 }
 
-// StaleGeneration tells whether a peer refused a call because of its old
-// generation, and which generation the peer has: wait for it (WaitGeneration)
-// and call again.
+// StaleGeneration reports whether a peer refused a call because of its old
+// generation, and returns the peer's generation: wait for it (WaitGeneration) and
+// retry.
 func StaleGeneration(err error) (generation uint64, ok bool) {
 	for _, d := range status.Convert(err).Details() {
 		if s, is := d.(*controlpb.StaleGeneration); is {
@@ -159,8 +158,8 @@ func StaleGeneration(err error) (generation uint64, ok bool) {
 	return 0, false
 }
 
-// WrongMember tells whether a peer refused a call because it is another
-// incarnation or of another cluster than the one that was meant.
+// WrongMember reports whether a peer refused a call because it is another
+// incarnation, or belongs to another cluster, than the target.
 func WrongMember(err error) bool {
 	for _, d := range status.Convert(err).Details() {
 		if _, is := d.(*controlpb.WrongMember); is {

@@ -14,8 +14,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// A node that lost its volumes must not be taken for its old self: with c down,
-// the emptied b is no majority together with a, whatever stands behind b's name.
+// A node that lost its volumes must not be mistaken for its earlier incarnation:
+// with c down, a and the emptied b are no majority, in spite of b's name.
 func TestEmptiedNodeDoesNotVoteAsItsOldSelf(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -33,8 +33,8 @@ func TestEmptiedNodeDoesNotVoteAsItsOldSelf(t *testing.T) {
 			require.ErrorIs(t, err, control.ErrNoLeader)
 		}
 		require.False(t, w.node["b"].control.State().Formed())
-		require.Contains(t, w.node["b"].control.Phase(), "waits to be let into")
-		w.node["c"].start() // a and c are a majority, and let b in
+		require.Contains(t, w.node["b"].control.Phase(), "waiting to be admitted to")
+		w.node["c"].start() // a and c are a majority and admit b
 		w.settled(3)
 	})
 }
@@ -93,7 +93,7 @@ func TestGenerationsAreChecked(t *testing.T) {
 		require.True(t, control.WrongMember(call("stemedb-generation", "9")))
 		require.True(t, control.WrongMember(call("stemedb-to", c.ID(), "stemedb-cluster", "other", "stemedb-generation", "9")))
 
-		// A caller that was refused waits until its own copy is there.
+		// A refused caller waits until its own copy has reached that generation.
 		require.NoError(t, c.WaitGeneration(t.Context(), state.Generation))
 		done := make(chan error, 1)
 		go func() { done <- c.WaitGeneration(t.Context(), state.Generation+1) }()

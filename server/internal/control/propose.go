@@ -12,12 +12,11 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// retryEvery is between two attempts to reach a leader.
+// retryEvery is the interval between attempts to reach a leader.
 const retryEvery = 100 * time.Millisecond
 
-// propose has the command committed, whoever leads, and returns when this copy
-// shows it, or when that takes too long. It retries until ctx ends; commands are
-// idempotent.
+// propose has the leader commit the command, and returns when this copy shows it,
+// or after a time limit. It retries until ctx ends; commands are idempotent.
 func (c *Control) propose(ctx context.Context, cmd command) (*result, error) {
 	answer, index, err := c.proposed(ctx, cmd)
 	if answer != nil {
@@ -26,7 +25,7 @@ func (c *Control) propose(ctx context.Context, cmd command) (*result, error) {
 	return answer, err
 }
 
-// proposed is propose without waiting for this copy: index is where it shows the
+// proposed is propose without the wait for this copy; index is the index of the
 // command.
 func (c *Control) proposed(ctx context.Context, cmd command) (answer *result, index uint64, err error) {
 	b, err := encodeCommand(cmd)
@@ -71,7 +70,7 @@ func (c *Control) proposeOnce(ctx context.Context, b []byte) (*result, uint64, e
 	defer cancel()
 	response, err := leader.Forward(ctx, &controlpb.ForwardRequest{Command: b})
 	if err != nil {
-		return nil, 0, fmt.Errorf("pass a command on to the leader: %w", err)
+		return nil, 0, fmt.Errorf("forward a command to the leader: %w", err)
 	}
 	answer := &result{}
 	if err := unmarshal(response.Result, answer); err != nil {
@@ -81,7 +80,7 @@ func (c *Control) proposeOnce(ctx context.Context, b []byte) (*result, uint64, e
 }
 
 // commit stamps the command and hands it to Raft. A leader that loses its
-// majority gives up within its lease, so this takes bounded time.
+// majority steps down within its lease, so this takes bounded time.
 func (c *Control) commit(b []byte) (*result, uint64, error) {
 	if err := checkCommand(b); err != nil {
 		return nil, 0, err
@@ -101,8 +100,8 @@ func (c *Control) commit(b []byte) (*result, uint64, error) {
 	return answer, future.Index(), nil
 }
 
-// await waits until this copy has applied the index, so that a caller reads what
-// it wrote. When it does not come soon the write holds all the same.
+// await waits until this copy has applied the index, so that a caller reads its
+// own write. If that takes too long, the write is still valid.
 func (c *Control) await(ctx context.Context, index uint64) bool {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.CallTimeout)
 	defer cancel()
@@ -145,8 +144,8 @@ func newOp() (string, error) {
 	return hex.EncodeToString(b[:]), nil
 }
 
-// CreateKey registers a key; created is false when it was there already.
-// Errors: keys.ErrExists, keys.ErrRevoked, ErrNoLeader.
+// CreateKey registers a key; created is false when it existed already. Errors:
+// keys.ErrExists, keys.ErrRevoked, ErrNoLeader.
 func (c *Control) CreateKey(ctx context.Context, k keys.Key) (after keys.Key, created bool, err error) {
 	op, err := newOp()
 	if err != nil {
@@ -169,8 +168,8 @@ func (c *Control) GetKey(h keys.Hash) (keys.Key, bool) {
 // project, creation and hash.
 func (c *Control) ListKeys() []keys.Key { return c.State().sortedKeys() }
 
-// PatchKey changes a key that is still at the version that the patch names.
-// Errors: keys.ErrNotFound, ErrRevoked, ErrVersion, ErrNoLeader.
+// PatchKey changes a key that is still at the version in the patch. Errors:
+// keys.ErrNotFound, ErrRevoked, ErrVersion, ErrNoLeader.
 func (c *Control) PatchKey(ctx context.Context, h keys.Hash, p keys.Patch) (keys.Key, error) {
 	op, err := newOp()
 	if err != nil {
@@ -179,7 +178,7 @@ func (c *Control) PatchKey(ctx context.Context, h keys.Hash, p keys.Patch) (keys
 	return c.keyChange(ctx, "change a key", &patchKey{Op: op, Hash: h, Patch: p})
 }
 
-// RevokeKey ends a key for good; again is no error. Errors: keys.ErrNotFound,
+// RevokeKey ends a key permanently; it is idempotent. Errors: keys.ErrNotFound,
 // ErrNoLeader.
 func (c *Control) RevokeKey(ctx context.Context, h keys.Hash) (keys.Key, error) {
 	return c.keyChange(ctx, "revoke a key", &revokeKey{Hash: h})
@@ -193,8 +192,8 @@ func (c *Control) keyChange(ctx context.Context, what string, cmd command) (keys
 	return *answer.Key, nil
 }
 
-// RotateKey registers a successor; the old key lives for grace more seconds
-// (0..keys.MaxGrace), without grace it ends at once. Errors: keys.ErrNotFound,
+// RotateKey registers a successor; the old key stays valid for grace more seconds
+// (0..keys.MaxGrace), and without grace ends at once. Errors: keys.ErrNotFound,
 // ErrRevoked, ErrRotated, ErrExists for a successor that is taken, ErrNoTime for
 // a grace while the members' clocks disagree, ErrNoLeader.
 func (c *Control) RotateKey(ctx context.Context, old, successor keys.Hash, grace int64) (oldKey, fresh keys.Key, err error) {
@@ -213,8 +212,8 @@ func (c *Control) RotateKey(ctx context.Context, old, successor keys.Hash, grace
 }
 
 // EnsureRootKey registers the root key as an admin key, waiting for a leader as
-// long as ctx allows. It can be repeated. A root key that was revoked stays
-// revoked: revoked is true then, and the node runs on.
+// long as ctx allows. It is idempotent. A revoked root key stays revoked: then
+// revoked is true, and the node keeps running.
 func (c *Control) EnsureRootKey(ctx context.Context, h keys.Hash) (revoked bool, err error) {
 	_, _, err = c.CreateKey(ctx, keys.Key{
 		Hash: h, Project: keys.SharedProject, Role: keys.Admin, Label: "root", Root: true, Enabled: true,
@@ -229,9 +228,10 @@ func (c *Control) EnsureRootKey(ctx context.Context, h keys.Hash) (revoked bool,
 	return false, nil
 }
 
-// CancelChange ends an open change of members as if it had not been opened; what
-// was acknowledged meanwhile stays acknowledged. The member that it was for asks
-// for a new one after GiveUpAfter, or when it is started again. Errors: ErrNoSuchChange, ErrNoLeader.
+// CancelChange ends an open change of members as if it had not been opened;
+// records acknowledged meanwhile stay acknowledged. The subject requests a new
+// change after GiveUpAfter, or after a restart. Errors: ErrNoSuchChange,
+// ErrNoLeader.
 func (c *Control) CancelChange(ctx context.Context, change uint64) error {
 	_, err := c.propose(ctx, &cancelChange{Change: change})
 	if errors.Is(err, errOutdated) {
@@ -243,13 +243,13 @@ func (c *Control) CancelChange(ctx context.Context, change uint64) error {
 	return nil
 }
 
-// AcceptLoss makes a member whole by an operator's word: the records that it lost
-// and that no whole member holds are given up. It accepts the loss that the table
-// shows now, and only when too few whole members are left to refill the member.
-// For a member that is whole it does nothing. Errors: ErrNoSuchMember,
+// AcceptLoss makes a member whole by an operator's decision: the records that it
+// lost and that no whole member holds are given up. It accepts the loss that the
+// table shows now, and only when too few whole members are left to refill the
+// member. For a member that is whole it does nothing. Errors: ErrNoSuchMember,
 // ErrLossStands, ErrNoLeader.
 func (c *Control) AcceptLoss(ctx context.Context, name string) error {
-	// A copy that is behind might not show the loss, or show an earlier one.
+	// A stale copy might not show the loss, or show an earlier one.
 	if err := c.refresh(ctx); err != nil {
 		return fmt.Errorf("accept the loss of %s: %w: %w", name, ErrNoLeader, err)
 	}
@@ -271,8 +271,8 @@ func (c *Control) AcceptLoss(ctx context.Context, name string) error {
 	return nil
 }
 
-// WithdrawLoss takes back the latest report that this node lost records: it has
-// read all of them since. It is not an error that there is no report.
+// WithdrawLoss withdraws the latest report that this node lost records: it has
+// read all of them since. It does nothing if there is no report.
 func (c *Control) WithdrawLoss(ctx context.Context) error {
 	m, ok := c.Self()
 	if !ok || m.Whole || m.Loss == "" {
@@ -280,14 +280,14 @@ func (c *Control) WithdrawLoss(ctx context.Context) error {
 	}
 	_, err := c.propose(ctx, &withdrawLoss{Member: c.id, Loss: m.Loss})
 	if err != nil && !errors.Is(err, errOutdated) {
-		return fmt.Errorf("take back the report of a loss: %w", err)
+		return fmt.Errorf("withdraw the report of a loss: %w", err)
 	}
 	return nil
 }
 
-// registerLife makes this start known to the table, before this node decides
-// anything. A table that knows a later start than the volumes do means that they
-// were put back to an older state.
+// registerLife registers this start in the table before this node decides
+// anything. If the table has a later start than the volumes, the volumes were
+// restored to an older state.
 func (c *Control) registerLife() error {
 	if c.registered.Load() {
 		return nil
@@ -299,20 +299,20 @@ func (c *Control) registerLife() error {
 	}
 	known := c.cfg.Data.Lives()
 	now := ""
-	if len(known) > 0 { // otherwise there never was space to note one
+	if len(known) > 0 { // otherwise there was never enough space to record one
 		now = known[len(known)-1]
 	}
 	_, err := c.propose(ctx, &live{Member: c.id, Known: known, Now: now, RolledBack: c.cfg.Data.RolledBack()})
 	if errors.Is(err, errRolledBack) {
-		c.cfg.Data.NoteRollback("the control table knows a later start of this member than its WAL volume does")
+		c.cfg.Data.NoteRollback("the control table has a later start of this member than its WAL volume")
 		return err
 	}
 	if err != nil {
 		return fmt.Errorf("register the start of this node: %w", err)
 	}
 	if err := c.cfg.Data.SetLife(now); err != nil {
-		// Then the volume lists more lives than it has to.
-		c.log.Warn("the registration of this start could not be noted", "error", err)
+		// The volume then lists more lives than necessary.
+		c.log.Warn("the registration of this start could not be recorded", "error", err)
 	}
 	c.registered.Store(true)
 	c.changed.broadcast() // MayDecide has changed
@@ -320,11 +320,11 @@ func (c *Control) registerLife() error {
 }
 
 // ReportNotWhole records that this node lost records, so that it counts in no
-// read until a change has refilled it. It is called once for each loss, after
-// the node's cursors were set back (see Data), and repeats itself until it is
-// committed or ctx ends. It returns when this copy shows the report: before that
-// the copy may still come to show an earlier refill's end. A node that is no member
-// has nothing to report.
+// read until a change has refilled it. It is called once for each loss, after the
+// node's cursors were reset (see Data), and retries until it is committed or ctx
+// ends. It returns when this copy shows the report: before that, the copy may
+// still show the end of an earlier refill. A node that is not a member has
+// nothing to report.
 func (c *Control) ReportNotWhole(ctx context.Context) error {
 	op, err := newOp()
 	if err != nil {
@@ -337,7 +337,7 @@ func (c *Control) ReportNotWhole(ctx context.Context) error {
 	for answer != nil && !c.await(ctx, index) {
 		switch {
 		case ctx.Err() != nil:
-			return fmt.Errorf("the report that this node is not whole is on record, but its copy of the control table does not show it yet: %w", ctx.Err())
+			return fmt.Errorf("the report that this node is not whole is committed, but its copy of the control table does not show it yet: %w", ctx.Err())
 		case c.ctx.Err() != nil:
 			return ErrClosed
 		}

@@ -13,20 +13,20 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// The rules for writes, reads and the closing of a change, held against each
+// The rules for writes, reads and the closing of a change, checked against each
 // other for every number of members up to seven, every change between two sets,
-// every set of members that are whole, and every set of members that acknowledge
-// or answer. A set is a bit mask over the universe of a change.
+// every set of whole members, and every set of members that acknowledge or
+// answer. A set is a bit mask over the universe of a change.
 
 const mostMembers = 7
 
-// quorums answers for one state which sets of members satisfy its rules.
+// quorums holds the sets of members that satisfy the rules of one state.
 type quorums struct {
 	name        string
 	write, read func(set uint) bool
 }
 
-// universe names the members of a change, by bit.
+// universe lists the members of a change, by bit.
 type universe struct{ ids []string }
 
 func (u universe) has(set uint) func(string) bool {
@@ -44,7 +44,7 @@ func (u universe) quorums(name string, s *State) quorums {
 	}
 }
 
-// least returns the sets that satisfy rule and of which no smaller one does.
+// least returns the minimal sets that satisfy rule.
 func (u universe) least(rule func(uint) bool) (sets []uint) {
 	satisfies := make([]bool, 1<<len(u.ids))
 	for set := range satisfies {
@@ -60,7 +60,7 @@ func (u universe) least(rule func(uint) bool) (sets []uint) {
 	return sets
 }
 
-// apart returns a set of each kind that have no member in common, if there are.
+// apart returns one set of each kind without a common member, if there are any.
 func apart(a, b []uint) (x, y uint, found bool) {
 	for _, x := range a {
 		for _, y := range b {
@@ -72,7 +72,7 @@ func apart(a, b []uint) (x, y uint, found bool) {
 	return 0, 0, false
 }
 
-// subsets yields every set of the given members.
+// subsets yields every subset of the given members.
 func (u universe) subsets(members []Member) iter.Seq[uint] {
 	return func(yield func(uint) bool) {
 		for set := uint(0); set < 1<<len(members); set++ {
@@ -89,15 +89,15 @@ func (u universe) subsets(members []Member) iter.Seq[uint] {
 	}
 }
 
-// violation checks that every read at one state meets every write and every read
-// at the other, and says which sets do not.
+// violation returns sets that break the rule that every read at one state meets
+// every write and every read at the other.
 func (u universe) violation(reader, other quorums) error {
 	reads := u.least(reader.read)
 	if x, y, found := apart(reads, u.least(other.write)); found {
 		return fmt.Errorf("a read %s hears %0*b, a write %s is on %0*b", reader.name, len(u.ids), x, other.name, len(u.ids), y)
 	}
 	if x, y, found := apart(reads, u.least(other.read)); found {
-		return fmt.Errorf("a read %s hears %0*b, one %s has shown what is on %0*b", reader.name, len(u.ids), x, other.name, len(u.ids), y)
+		return fmt.Errorf("a read %s hears %0*b, one %s has shown a record that is on %0*b", reader.name, len(u.ids), x, other.name, len(u.ids), y)
 	}
 	return nil
 }
@@ -154,7 +154,7 @@ func TestEveryReadMeetsEveryWriteAndEveryRead(t *testing.T) {
 }
 
 // While a change is open, and around its opening, closing and cancelling, nodes
-// go by different states at the same time.
+// use different states at the same time.
 func TestEveryReadMeetsEveryWriteAndEveryReadAcrossAChange(t *testing.T) {
 	for n := 1; n <= mostMembers; n++ {
 		for kind, open := range changes(n) {
@@ -165,9 +165,9 @@ func TestEveryReadMeetsEveryWriteAndEveryReadAcrossAChange(t *testing.T) {
 				before.Change = nil
 				after.Members, after.Change = after.Change.New, nil
 				b, d, a := u.quorums("before", before), u.quorums("during", during), u.quorums("after", after)
-				// A reader that is still before sees everything of during, as does
-				// one that has heard of the cancelling; it is refused after a
-				// close, see the next test.
+				// A reader that still has the state before the change sees everything written
+				// during it, and so does one that knows of the cancellation; after a close it
+				// is refused, see the next test.
 				for _, pair := range [][2]quorums{{d, d}, {d, b}, {b, d}, {d, a}, {a, a}} {
 					require.NoError(t, u.violation(pair[0], pair[1]), "%s of %d members, whole %b", kind, n, whole)
 				}
@@ -176,9 +176,9 @@ func TestEveryReadMeetsEveryWriteAndEveryReadAcrossAChange(t *testing.T) {
 	}
 }
 
-// A change that closable lets close: everyone who counts in reads after it holds
-// whatever was acknowledged, or shown, by the rule before it; and a reader that
-// does not know of the change hears one of those that do.
+// When closable permits closing a change, every member that counts in reads
+// afterwards holds everything acknowledged, or shown, by the rule before; and a
+// reader that does not know of the change hears one that does.
 func TestClosedChangeHidesNothing(t *testing.T) {
 	for n := 1; n <= mostMembers; n++ {
 		for kind, open := range changes(n) {
@@ -208,8 +208,8 @@ func TestClosedChangeHidesNothing(t *testing.T) {
 	}
 }
 
-// closesWhenKnown reports whether closable is content with these members of the
-// old set knowing of the change, all else being there.
+// closesWhenKnown reports whether it suffices for closable that these members of
+// the old set know of the change, all other conditions being met.
 func (u universe) closesWhenKnown(s *State, known uint) bool {
 	marks, knows, progress := u.evidence(s, ^uint(0))
 	maps.DeleteFunc(knows, func(id string, _ bool) bool { return !u.has(known)(id) })
@@ -217,16 +217,16 @@ func (u universe) closesWhenKnown(s *State, known uint) bool {
 	return len(waits) == 0
 }
 
-// wholeWithLogsOf returns the members that closable calls whole when everyone
-// holds the logs of these members besides its own.
+// wholeWithLogsOf returns the members that are whole according to closable when
+// every member holds the logs of these members and its own.
 func (u universe) wholeWithLogsOf(s *State, logs uint) []string {
 	marks, knows, progress := u.evidence(s, logs)
 	whole, _ := closable(s.Change, marks, knows, progress)
 	return whole
 }
 
-// evidence is that the whole members of the old set have noted a log end of 10,
-// and that everyone holds the logs of these members up to it.
+// evidence: the whole members of the old set have reported a log end of 10, and
+// every member holds the logs of these members up to it.
 func (u universe) evidence(s *State, logs uint) (marks map[string]uint64, knows map[string]bool, progress map[string]*controlpb.ProgressResponse) {
 	marks, knows, progress = map[string]uint64{}, map[string]bool{}, map[string]*controlpb.ProgressResponse{}
 	cursors := map[string]uint64{}
@@ -245,8 +245,8 @@ func (u universe) evidence(s *State, logs uint) (marks map[string]uint64, knows 
 	return marks, knows, progress
 }
 
-// These tests can fail: n−m+1 answers, which meet every write, are too few for
-// what reads have shown, with every even number of members.
+// These tests can fail: with every even number of members, n−m+1 answers, which
+// meet every write, may miss records that reads have shown.
 func TestHalfOfTheMembersIsTooFewForARead(t *testing.T) {
 	for n := 1; n <= mostMembers; n++ {
 		s := &State{ClusterID: "c", Generation: 1, Members: wholeMembers(n)}

@@ -13,10 +13,10 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Raft's address of a server is "id|host:port": a connection names the server
-// that it is for, and another incarnation that answers at the address refuses
-// it. Otherwise a node that lost its volumes would be taken for its old self,
-// and a vote or an entry would be counted that nobody holds any more.
+// Raft's address of a server is "id|host:port": a connection names its target,
+// and another incarnation at that address refuses it. Otherwise a node that lost
+// its volumes would be mistaken for its earlier incarnation, and a vote or an
+// entry would count that no longer exists.
 func raftAddress(id, addr string) raft.ServerAddress { return raft.ServerAddress(id + "|" + addr) }
 
 func splitRaftAddress(a raft.ServerAddress) (id, addr string) {
@@ -28,7 +28,7 @@ func splitRaftAddress(a raft.ServerAddress) (id, addr string) {
 }
 
 // startRaft starts an instance of Raft on p's storage. A node without state stays
-// quiet until it is bootstrapped or a leader speaks to it.
+// passive until it is bootstrapped or a leader contacts it.
 func (c *Control) startRaft(p *part) error {
 	t := c.cfg.Timings
 	conf := raft.DefaultConfig()
@@ -61,8 +61,8 @@ func (c *Control) startRaft(p *part) error {
 	return nil
 }
 
-// newRaft calls raft.NewRaft on a goroutine of its own, because the storage may
-// end it (see guard) and because Raft panics when a term cannot be written.
+// newRaft calls raft.NewRaft in a separate goroutine, because the storage may end
+// it (see guard) and because Raft panics when a term cannot be written.
 func newRaft(conf *raft.Config, fsm raft.FSM, p *part) (r *raft.Raft, err error) {
 	done := make(chan struct{})
 	go func() {
@@ -81,10 +81,10 @@ func newRaft(conf *raft.Config, fsm raft.FSM, p *part) (r *raft.Raft, err error)
 	return r, err
 }
 
-// hurryAlone makes a lone voter stand for election at once: there is nobody
-// whose heartbeat it could wait for, and its start is an outage. A follower
-// looks at its timer again when the time-out becomes shorter, which is how Raft
-// can be told.
+// hurryAlone makes the only voter start an election at once: there is no other
+// node whose heartbeat it could wait for, and its start is an outage. Raft has no
+// call for that, but a follower checks its timer again when the time-out is
+// shortened.
 func (c *Control) hurryAlone() {
 	conf := c.raft.Load().GetConfiguration()
 	if conf.Error() != nil {
@@ -96,14 +96,14 @@ func (c *Control) hurryAlone() {
 	reload := c.raft.Load().ReloadableConfig()
 	reload.HeartbeatTimeout -= time.Millisecond
 	if err := c.raft.Load().ReloadConfig(reload); err != nil {
-		c.log.Warn("a lone voter waits for nobody's heartbeat", "error", err)
+		c.log.Warn("the election of the only voter could not be sped up", "error", err)
 	}
 }
 
-// forgetBrokenFounding undoes the half of a founding: Raft writes term 1 and then
-// the first configuration, and would refuse to found for ever when the node
-// died in between. A node that has no entry and gave no vote has promised
-// nothing in term 1.
+// forgetBrokenFounding undoes an interrupted founding: Raft writes term 1 and
+// then the first configuration, and would refuse to bootstrap forever if the node
+// crashed in between. A node without an entry or a vote has promised nothing in
+// term 1.
 func forgetBrokenFounding(storage RaftStorage) error {
 	if has, err := storageHasState(storage); has || err != nil {
 		return err
@@ -113,13 +113,13 @@ func forgetBrokenFounding(storage RaftStorage) error {
 		return nil
 	}
 	if err := stable.SetUint64([]byte("CurrentTerm"), 0); err != nil {
-		return fmt.Errorf("undo a founding that was cut short: %w", err)
+		return fmt.Errorf("undo an interrupted founding: %w", err)
 	}
 	return nil
 }
 
-// storedNumber is 0 when there is none, which stores call an error. One that
-// cannot be read at all stops Raft's own start right after.
+// storedNumber is 0 when there is none, which stores report as an error. An
+// unreadable number makes the start of Raft fail immediately afterwards.
 func storedNumber(stable raft.StableStore, key string) uint64 {
 	n, err := stable.GetUint64([]byte(key))
 	if err != nil {
@@ -128,7 +128,7 @@ func storedNumber(stable raft.StableStore, key string) uint64 {
 	return n
 }
 
-// observe wakes those who watch when another leader is known.
+// observe wakes the watchers when the known leader changes.
 func (c *Control) observe(p *part) {
 	seen := make(chan raft.Observation, 8)
 	observer := raft.NewObserver(seen, false, func(o *raft.Observation) bool {
@@ -149,11 +149,11 @@ func (c *Control) observe(p *part) {
 	})
 }
 
-// hasState tells whether Raft's log or snapshots hold anything. A vote alone is
-// no state: nothing that could have been committed depends on it.
+// hasState reports whether Raft's log or snapshots hold anything. A vote alone is
+// no state: no committed entry can depend on it.
 func (c *Control) hasState() (bool, error) {
 	if c.hadState.Load() {
-		return true, nil // it is never taken away again
+		return true, nil // it is never removed
 	}
 	c.partMu.Lock()
 	defer c.partMu.Unlock()
@@ -179,8 +179,8 @@ func storageHasState(storage RaftStorage) (bool, error) {
 	return last > 0 || len(snapshots) > 0, nil
 }
 
-// hclog gives Raft a logger that writes to ours. Raft calls errors what is a
-// peer's absence; here that is a warning.
+// hclog returns a logger for Raft that writes to this node's log. Raft logs an
+// absent peer as an error; here that is a warning.
 func (c *Control) hclog() hclog.Logger {
 	logger := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: "raft", Level: hclog.Debug, Output: io.Discard})
 	logger.RegisterSink(sink{c.log.With("part", "raft")})
@@ -200,9 +200,10 @@ func (s sink) Accept(_ string, level hclog.Level, msg string, args ...any) {
 	s.log.Log(context.Background(), at, msg, plain(args)...)
 }
 
-// oneAtATime turns Raft's pipelining off. With it, a follower that refuses entries
-// or knows a newer term ends the goroutine that reads its answers, and the one
-// that sends may wait for ever for its next answer to be read (raft v1.7.3,
-// pipelineReplicate): that follower gets no further entry from this leader, and
-// Raft's Shutdown never returns. The table changes too rarely to gain by it.
+// oneAtATime turns Raft's pipelining off. With it, a follower that refuses
+// entries or knows a newer term ends the goroutine that reads its answers, and
+// the sending goroutine may wait forever for the next answer to be read (raft
+// v1.7.3, pipelineReplicate): that follower gets no further entry from this
+// leader, and Raft's Shutdown never returns. The table changes too rarely to
+// benefit from pipelining.
 const oneAtATime = 1

@@ -15,9 +15,9 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// slowRestart is a single node whose part of the control table failed, and starts
-// again from a snapshot that is older than a revocation. f runs during that start,
-// when Raft works already.
+// slowRestart is a single node whose part of the control table failed and
+// restarts from a snapshot that is older than a revocation. f runs during that
+// start, when Raft already runs.
 func slowRestart(t *testing.T, f func(a *node)) (w *world, revoked keys.Hash) {
 	t.Helper()
 	w = newWorld(t, "a")
@@ -50,7 +50,7 @@ func slowRestart(t *testing.T, f func(a *node)) (w *world, revoked keys.Hash) {
 	w.eventually(time.Minute, func() bool { return a.control.Err() != nil }, "it notices")
 	a.disk.SetLatency(func() time.Duration { return time.Second })
 	a.disk.Fail(nil)
-	w.eventually(2*time.Minute, once.Load, "it starts again")
+	w.eventually(2*time.Minute, once.Load, "it restarts")
 	return w, revoked
 }
 
@@ -66,7 +66,7 @@ func TestCommandsThatAreAppliedDuringASlowRestartCount(t *testing.T) {
 			require.NoError(t, err)
 			held, ok := a.control.GetKey(revoked)
 			require.True(t, ok)
-			require.NotZero(t, held.RevokedAt, "the revocation is part of the table still")
+			require.NotZero(t, held.RevokedAt, "the revocation is still in the table")
 		}
 	})
 }
@@ -85,7 +85,7 @@ func TestAPartThatFailsWhileItIsStartedIsStartedAgain(t *testing.T) {
 		a.disk.Fail(nil)
 		w.settled(1)
 		_, _, err := a.control.CreateKey(t.Context(), key("one"))
-		require.NoError(t, err, "it takes changes again")
+		require.NoError(t, err, "it accepts changes again")
 		held, ok := a.control.GetKey(revoked)
 		require.True(t, ok)
 		require.NotZero(t, held.RevokedAt)

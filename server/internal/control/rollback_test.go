@@ -6,8 +6,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Each start registers its life, and says which lives its volumes know of. Volumes
-// that do not know of the latest one are older than it.
+// Each start registers its life and the lives listed on its volumes. Volumes that
+// do not list the latest life are older than it.
 func TestStartOnOlderVolumesIsRefusedUntilItIsNotedAsALoss(t *testing.T) {
 	tb := formed(t, "a", "b", "c")
 	start := func(life string, rolledBack bool, known ...string) error {
@@ -24,8 +24,8 @@ func TestStartOnOlderVolumesIsRefusedUntilItIsNotedAsALoss(t *testing.T) {
 	generation := tb.state.Load().Generation
 
 	require.ErrorIs(t, start("third", false, "first"), errRolledBack)
-	require.Equal(t, generation, tb.state.Load().Generation, "nothing is changed by a refusal")
+	require.Equal(t, generation, tb.state.Load().Generation, "a refusal changes nothing")
 	require.NoError(t, start("third", true, "first"))
-	require.False(t, whole(), "it lost what it wrote in its second life")
+	require.False(t, whole(), "it lost the records of its second life")
 	require.Greater(t, tb.state.Load().Generation, generation)
 }

@@ -15,11 +15,11 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// errDamaged: stored bytes are not those that were written.
+// errDamaged: stored bytes differ from the bytes written.
 var errDamaged = errors.New("does not match its checksum")
 
-// sealed adds a checksum to everything that Raft stores, because raft-boltdb
-// keeps none and Raft trusts whatever it reads. All checksums are CRC32C, four
+// sealed adds a checksum to everything that Raft stores, because raft-boltdb has
+// none and Raft trusts all data that it reads. All checksums are CRC32C, four
 // bytes, big endian:
 //
 //	log entry      in Extensions: one over index, term, type and data; the term
@@ -27,15 +27,16 @@ var errDamaged = errors.New("does not match its checksum")
 //	term and vote  behind the value, over the key and the value
 //	snapshot       behind the content, over index, term, servers and the content
 //
-// An entry that is missing between two others is found by inspect. A damaged
-// page of the database that hides the end of the log is not noticed here: such a
-// log looks shorter than it was.
+// inspect finds an entry that is missing between two others. A damaged page of
+// the database that hides the end of the log is not detected here: such a log
+// only looks shorter.
 type sealed struct {
 	RaftStorage
-	expected int // members, where no snapshot tells
+	expected int // number of members if there is no snapshot
 }
 
-// members is how many there are by the newest snapshot, else as expected.
+// members is the number of members in the newest snapshot, or else the expected
+// number.
 func (s sealed) members() int { return cmp.Or(membersOf(s.Snapshots()), s.expected) }
 
 func (s sealed) Logs() raft.LogStore           { return s.sealedLogs() }
@@ -63,7 +64,7 @@ func unseal(what string, b []byte, context ...[]byte) ([]byte, error) {
 }
 
 // guarded runs f, which reads or writes bbolt's mapped file: on a damaged page
-// bbolt panics, or follows a page number out of the file.
+// bbolt panics, or follows a page number beyond the end of the file.
 func guarded(what string, f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -76,8 +77,8 @@ func guarded(what string, f func() error) (err error) {
 
 type sealedLogs struct{ raft.LogStore }
 
-// sealOf keeps the term a second time, so that an entry whose data is damaged is
-// still known by its index and term: no two entries of a cluster share those.
+// sealOf includes a second copy of the term, so that an entry with damaged data
+// can still be identified by its index and term, which are unique in a cluster.
 func sealOf(e *raft.Log) []byte {
 	name := binary.BigEndian.AppendUint64(nil, e.Index)
 	name = binary.BigEndian.AppendUint64(name, e.Term)
@@ -116,7 +117,7 @@ func (l sealedLogs) GetLog(index uint64, e *raft.Log) error {
 
 func (l sealedLogs) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
 
-// StoreLogs seals copies: Raft reads its own at the same time.
+// StoreLogs seals copies, because Raft reads the originals concurrently.
 func (l sealedLogs) StoreLogs(entries []*raft.Log) error {
 	copies := make([]*raft.Log, len(entries))
 	for i, e := range entries {
@@ -153,8 +154,8 @@ func (s sealedStable) Set(key, value []byte) error {
 	return guarded(string(key), func() error { return s.stable.Set(key, slices.Concat(value, checksum(key, value))) })
 }
 
-// Get passes on the store's own error for a key that is not there: Raft knows
-// it by its text.
+// Get returns the store's error for a missing key unchanged: Raft recognises it
+// by its text.
 func (s sealedStable) Get(key []byte) ([]byte, error) {
 	var b []byte
 	err := guarded(string(key), func() (err error) {
@@ -177,14 +178,14 @@ func (s sealedStable) GetUint64(key []byte) (uint64, error) {
 		return 0, err
 	}
 	if len(b) != 8 {
-		return 0, fmt.Errorf("%s is no number: it %w", key, errDamaged)
+		return 0, fmt.Errorf("%s is not a number: it %w", key, errDamaged)
 	}
 	return binary.BigEndian.Uint64(b), nil
 }
 
 type sealedSnapshots struct{ raft.SnapshotStore }
 
-// metaBytes are what a snapshot says about itself and Raft relies on.
+// metaBytes encodes the metadata of a snapshot that Raft relies on.
 func metaBytes(index, term uint64, servers raft.Configuration, serversIndex uint64) []byte {
 	b := binary.BigEndian.AppendUint64(nil, index)
 	b = binary.BigEndian.AppendUint64(b, term)
@@ -232,8 +233,8 @@ func (k *sealedSink) Cancel() error {
 	return k.SnapshotSink.Cancel()
 }
 
-// Open reads the whole snapshot, which is small, and checks it before anyone
-// sees a part of it.
+// Open reads the whole snapshot, which is small, and verifies it before it
+// returns any part.
 func (s sealedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	what := "snapshot " + id
 	meta, r, err := s.SnapshotStore.Open(id)

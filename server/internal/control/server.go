@@ -11,7 +11,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control/controlpb"
 )
 
-// Register adds the control service to the node's gRPC server, which is to use
+// Register adds the control service to the node's gRPC server, which must use
 // UnaryServer and StreamServer.
 func (c *Control) Register(r grpc.ServiceRegistrar) {
 	controlpb.RegisterControlServer(r, &service{c: c})
@@ -38,12 +38,12 @@ func (s *service) Hello(_ context.Context, r *controlpb.HelloRequest) (*controlp
 	}, nil
 }
 
-// Join implements controlpb.ControlServer. Any member takes the request; the
-// command is passed on to the leader like any other.
+// Join implements controlpb.ControlServer. Any member accepts the request; the
+// command is forwarded to the leader like any other.
 func (s *service) Join(ctx context.Context, r *controlpb.JoinRequest) (*controlpb.JoinResponse, error) {
 	c := s.c
 	if r.Name == "" || r.Incarnation == "" || r.PeerAddr == "" {
-		return nil, status.Error(codes.InvalidArgument, "a node that joins has a name, an incarnation and a peer address")
+		return nil, status.Error(codes.InvalidArgument, "a joining node needs a name, an incarnation and a peer address")
 	}
 	if !c.State().Formed() {
 		return &controlpb.JoinResponse{Reason: errUnformed.Error()}, nil

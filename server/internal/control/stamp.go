@@ -2,14 +2,14 @@ package control
 
 import "github.com/stemedb/stemedb/server/internal/keys"
 
-// timed is a command with a time in it. The leader stamps it with the table's
-// time before it commits it; the proposer leaves the time out, for its clock is
-// one member's. A command that is sent again is stamped again: its op, or its
-// nature, keeps the first one.
+// timed is a command that contains a time. The leader sets it to the table's time
+// before it commits the command; the proposer does not, because its clock is only
+// one member's. A repeated command is stamped again, but only its first stamp
+// takes effect, because commands are idempotent.
 type timed interface {
 	command
-	// stamp sets the time, in unix seconds. It refuses when a later decision
-	// would go by that time and the time is not sure.
+	// stamp sets the time, in unix seconds. It returns an error when a later
+	// decision would depend on that time and the time is not sure.
 	stamp(at int64, sure bool) error
 }
 
@@ -18,7 +18,8 @@ func (c *refill) stamp(at int64, _ bool) error { c.At = at; return nil }
 
 func (c *createKey) stamp(at int64, _ bool) error { c.Key.CreatedAt = at; return nil }
 
-// stamp never refuses a revocation, which is a state: its time is for people.
+// stamp never refuses a revocation: it does not depend on its time, which is
+// informational.
 func (c *revokeKey) stamp(at int64, _ bool) error { c.At = at; return nil }
 
 func (c *rotateKey) stamp(at int64, sure bool) error {
@@ -30,7 +31,7 @@ func (c *rotateKey) stamp(at int64, sure bool) error {
 }
 
 // stamped returns the command as the leader commits it. A command that cannot be
-// read here goes through as it is: every copy of the table refuses it alike.
+// decoded here is committed unchanged: every copy of the table refuses it.
 func (c *Control) stamped(b []byte) ([]byte, error) {
 	cmd, err := decodeCommand(b, max(c.State().Format, 1))
 	t, ok := cmd.(timed)

@@ -17,15 +17,15 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// keptSnapshots is how many snapshots stay beside the newest log.
+// keptSnapshots is the number of snapshots kept in addition to the log.
 const keptSnapshots = 2
 
-// OpenStorage opens Raft's storage below dir, on the WAL volume: its log and
-// its vote in control.db, snapshots in a directory of their own. Every write
-// is synced before Raft goes on.
+// OpenStorage opens Raft's storage below dir, on the WAL volume: its log and its
+// vote in control.db, snapshots in a separate directory. Every write is synced
+// before Raft continues.
 func OpenStorage(dir string) (RaftStorage, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return nil, fmt.Errorf("make the directory of the control table: %w", err)
+		return nil, fmt.Errorf("create the directory of the control table: %w", err)
 	}
 	snapshots, err := openSnapshots(dir)
 	if err != nil {
@@ -42,13 +42,13 @@ func OpenStorage(dir string) (RaftStorage, error) {
 	return &boltStorage{bolt: bolt, snapshots: snapshots}, nil
 }
 
-// boltOptions: another process that holds the file is an error, not a reason to
-// wait.
+// boltOptions makes a lock held by another process an error instead of a reason
+// to wait.
 func boltOptions() *bbolt.Options { return &bbolt.Options{Timeout: time.Second} }
 
-// rewrite replaces the database by a synced copy of itself. After a sync that
-// failed, the kernel shows pages that are not on the disk and does not try to
-// write them again: Raft would promise entries that a power cut takes away.
+// rewrite replaces the database by a synced copy of itself. After a failed sync,
+// the kernel shows pages that are not on the disk and does not write them again:
+// Raft would acknowledge entries that a power cut destroys.
 func rewrite(path string) (err error) {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -117,17 +117,17 @@ func (s *boltStorage) DropSnapshot(id string) error {
 	return os.RemoveAll(filepath.Join(s.snapshots.dir, id))
 }
 
-// snapshotFiles is hashicorp's store, but that it lists snapshots whose
-// description cannot be read too: they are damaged, not absent.
+// snapshotFiles is hashicorp's store, except that it also lists snapshots with
+// unreadable metadata: they are damaged, not absent.
 type snapshotFiles struct {
 	*raft.FileSnapshotStore
 	dir string
 }
 
-// unfinished marks the directory of a snapshot that is being written.
+// unfinished is the suffix of the directory of a snapshot that is being written.
 const unfinished = ".tmp"
 
-// openSnapshots also removes what attempts that failed left behind.
+// openSnapshots also removes the remains of failed attempts.
 func openSnapshots(dir string) (*snapshotFiles, error) {
 	store, err := raft.NewFileSnapshotStoreWithLogger(dir, keptSnapshots, hclog.New(&hclog.LoggerOptions{Output: io.Discard}))
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// stored fills a storage on real files as Raft does: a log, a vote, a snapshot.
+// stored fills a storage on real files like Raft: a log, a vote, a snapshot.
 func stored(t *testing.T, dir string) []*raft.Log {
 	t.Helper()
 	raw, err := OpenStorage(dir)
@@ -47,8 +47,8 @@ func saveSnapshot(t *testing.T, s sealed, index uint64) {
 	require.NoError(t, sink.Close(), "Raft closes twice")
 }
 
-// Whatever bit of the database flips: what is read is what was stored, or an
-// error; never a panic, never another entry.
+// Whichever bit of the database flips, a read returns the stored data or an
+// error; it never panics or returns another entry.
 func TestAFlippedBitOfTheDatabaseIsNeverRead(t *testing.T) {
 	dir := t.TempDir()
 	entries := stored(t, dir)
@@ -205,7 +205,7 @@ func TestAStorageThatWasNeverUsedIsNotDamaged(t *testing.T) {
 	require.False(t, has)
 }
 
-// Attempts that failed, on a full disk for example, leave nothing behind.
+// Failed attempts, on a full disk for example, leave nothing behind.
 func TestUnfinishedSnapshotsAreRemoved(t *testing.T) {
 	dir := t.TempDir()
 	raw, err := OpenStorage(dir)
@@ -228,7 +228,8 @@ func TestUnfinishedSnapshotsAreRemoved(t *testing.T) {
 	require.Zero(t, left())
 }
 
-// A snapshot goes to another member as Raft sends it and is sealed there anew.
+// A snapshot is sent to another member without its seal and is sealed there
+// again.
 func TestASealedSnapshotTravels(t *testing.T) {
 	from, err := OpenStorage(t.TempDir())
 	require.NoError(t, err)

@@ -11,9 +11,9 @@ import (
 	"github.com/stemedb/stemedb/server/internal/control"
 )
 
-// c has joined a and b, and its storage fails before it votes: it answers, and its
-// copy of the table stays behind. Then d joins and is gone for good. That join is
-// given up as any other, so that writes need no more than a and b.
+// c has joined a and b, and its storage fails before it votes: it answers, but
+// its copy of the table falls behind. Then d joins and is lost permanently. Its
+// join is abandoned like any other, so that writes need only a and b.
 func TestAJoinIsGivenUpAlthoughAnotherMemberDoesNotFollowTheTable(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b")
@@ -46,9 +46,9 @@ func TestAJoinIsGivenUpAlthoughAnotherMemberDoesNotFollowTheTable(t *testing.T) 
 	})
 }
 
-// Of five members a is cut off from three, and e, which still reaches it, comes back
-// with empty volumes. It is let in by those who have a leader, although a comes first
-// in the join list.
+// Of five members a is cut off from three, and e, which still reaches it,
+// restarts with empty volumes. It is admitted by the members that have a leader,
+// although a is first on the join list.
 func TestANodeThatJoinsAsksEveryMember(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c", "d", "e")
@@ -72,9 +72,9 @@ func TestANodeThatJoinsAsksEveryMember(t *testing.T) {
 	})
 }
 
-// A single member is joined by another one, and loses a record meanwhile. The join
-// cannot close any more, and would not have been opened in this state. It is given
-// up, so that writes need one acknowledgement again.
+// A second node joins a single member, which loses a record meanwhile. The join
+// can no longer close, and would not have been opened in this state. It is
+// abandoned, so that writes need one acknowledgement again.
 func TestAJoinThatTheLossOfTheOnlyMemberEndsIsGivenUp(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a")

@@ -15,7 +15,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 )
 
-// applied runs commands through a table as Raft does.
+// applied runs commands through a table like Raft.
 func applied(t *testing.T, tb *table, cmds ...command) []*result {
 	t.Helper()
 	var answers []*result
@@ -75,13 +75,13 @@ func TestUnknownCommandsAreRefused(t *testing.T) {
 			require.Equal(t, uint64(7), after.Index)
 			after.Index = before.Index
 			require.Equal(t, *before, after)
-			require.NoError(t, tb.err(), "all nodes refuse it alike")
+			require.NoError(t, tb.err(), "every node refuses it")
 		})
 	}
 }
 
-// A cluster that has switched on a format which this code does not know: this
-// copy must stop rather than skip.
+// The cluster has enabled a format that this code does not know: this copy must
+// stop and not skip the command.
 func TestNewerClusterStopsThisCopy(t *testing.T) {
 	tb := formed(t, "a")
 	s := tb.state.Load().clone()
@@ -123,8 +123,8 @@ func TestSnapshotRoundTrip(t *testing.T) {
 	}
 }
 
-// Commands that are sent again after a lost answer change nothing more and
-// answer the same.
+// Commands are idempotent: sent again after a lost answer, they change nothing
+// and return the same answer.
 func TestCommandsBearRepeating(t *testing.T) {
 	tb := formed(t, "a", "b", "c")
 	k, label := keys.HashOf("k"), "new"
@@ -150,8 +150,9 @@ func TestCommandsBearRepeating(t *testing.T) {
 	}
 }
 
-// A node whose join was cancelled is let in again. What it acknowledged before, while it
-// was let in first, counts no more: its volumes may have gone back meanwhile.
+// A node whose join was cancelled is admitted again. Its acknowledgements from
+// its first admission no longer count: its volumes may have been restored to an
+// older state meanwhile.
 func TestAcknowledgementsFromBeforeAJoinCountForNothing(t *testing.T) {
 	tb := formed(t, "a")
 	join := &admit{Member: member("b", "1")}
@@ -164,7 +165,7 @@ func TestAcknowledgementsFromBeforeAJoinCountForNothing(t *testing.T) {
 	require.True(t, tb.state.Load().Acknowledged(map[string]uint64{"a/1": again, "b/1": again}))
 }
 
-// An old State that somebody holds must not change under them.
+// An old State must not change while a reader holds it.
 func TestStatesAreImmutable(t *testing.T) {
 	tb := formed(t, "a", "b", "c")
 	applied(t, tb, &admit{Member: member("d", "1")})
@@ -215,7 +216,7 @@ func TestClosable(t *testing.T) {
 		marks    map[string]uint64
 		progress map[string]*controlpb.ProgressResponse
 		closes   bool
-		alsoKnow []string // besides those that marks are of
+		alsoKnow []string // in addition to those with marks
 	}{
 		{
 			"join, all caught up",
@@ -277,8 +278,8 @@ func TestClosable(t *testing.T) {
 			false, nil,
 		},
 		{
-			// By the old rule one member answers a read: the one that has not
-			// heard would go on without what the other two acknowledge.
+			// By the old rule one member answers a read: the one that does not know of the
+			// change would miss records that the other two acknowledge.
 			name:   "of two old members only one has heard",
 			change: Change{Subject: d.ID(), Old: []Member{a, b}, New: []Member{a, b, d}, Generation: 5},
 			marks:  map[string]uint64{a.ID(): 10},
@@ -351,7 +352,7 @@ func FuzzCommand(f *testing.F) {
 	})
 }
 
-// Raft hands over many commands at once, with entries of its own among them: the
+// Raft hands over many commands at once, mixed with its internal entries: the
 // table is the same as after one at a time, and is copied once for all of them.
 func TestManyCommandsAtOnceAreAppliedLikeOneAtATime(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))
@@ -375,8 +376,8 @@ func TestManyCommandsAtOnceAreAppliedLikeOneAtATime(t *testing.T) {
 	require.Equal(t, one.state.Load(), many.state.Load())
 }
 
-// BenchmarkReplay applies 10,000 registrations as a start does, in batches of the
-// size that Raft makes.
+// BenchmarkReplay applies 10,000 registrations like a start, in batches of Raft's
+// size.
 func BenchmarkReplay(b *testing.B) {
 	const count, size = 10_000, 64
 	var logs []*raft.Log

@@ -28,7 +28,7 @@ func TestAMinorityOfClocksNeverMovesTheTable(t *testing.T) {
 		}
 		choices := 1
 		for range n {
-			choices *= 4 // right, and right by a second; far ahead; far behind
+			choices *= 4 // exact; off by a second; far ahead; far behind
 		}
 		for choice := range choices {
 			c := newClocks(nil, Timings{}.withDefaults())
@@ -58,7 +58,7 @@ func TestAMinorityOfClocksNeverMovesTheTable(t *testing.T) {
 	}
 }
 
-// A report about the steady clock of another leader says nothing about this one's.
+// A report relative to another leader's steady clock is void.
 func TestReportsOfAnotherTermAreVoid(t *testing.T) {
 	c := newClocks(nil, Timings{}.withDefaults())
 	c.take("b", 2, confirmRequest(1, 5))
@@ -71,8 +71,8 @@ func TestReportsOfAnotherTermAreVoid(t *testing.T) {
 	require.NotContains(t, c.reports, "b")
 }
 
-// A clock that is wrong is logged soon, then once a minute, and once more when it
-// is right again; a start, in which nobody has reported yet, is not.
+// A wrong clock is logged soon, then once a minute, and once more when it is
+// correct again; a start without reports is not logged.
 func TestClocksApartAreLoggedNowAndThen(t *testing.T) {
 	for _, agree := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
@@ -104,7 +104,7 @@ func confirmRequest(term uint64, ahead int64) *controlpb.ConfirmRequest {
 	return &controlpb.ConfirmRequest{ClockTerm: term, ClockAhead: ahead}
 }
 
-// Whatever carries a time into the table is stamped by the leader.
+// The leader stamps every command that brings a time into the table.
 func TestEveryCommandWithATimeIsStamped(t *testing.T) {
 	stamped := 0
 	for kind := range 256 {
@@ -127,7 +127,7 @@ func TestEveryCommandWithATimeIsStamped(t *testing.T) {
 	require.Positive(t, stamped)
 }
 
-// times finds the fields of a command that say when it was given.
+// times finds the fields of a command that hold its time.
 func times(v reflect.Value) map[string]int64 {
 	found := map[string]int64{}
 	for i := range v.NumField() {

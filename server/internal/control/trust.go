@@ -14,38 +14,38 @@ import (
 	"github.com/stemedb/stemedb/server/internal/remedy"
 )
 
-// Whose table is right. Each confirmation compares the asker's digest with the
-// leader's, at both ends: the asker trusts its copy only when the digests at the
-// leader's index are equal, and the leader remembers what each asker's digest
-// was compared with its own. The tables of two members that differ are told
-// apart by the voters: a copy is right when a majority holds the same one.
+// Deciding which table is right. Each confirmation compares the asker's digest
+// with the leader's, on both sides: the asker trusts its copy only when the
+// digests at the leader's index are equal, and the leader remembers the result
+// for each asker. If two tables differ, the voters decide: a copy is right when a
+// majority holds the same one.
 //   - The asker differs, and a majority of the voters, the leader included, agreed
 //     with the leader at that command or later: the asker fetches the leader's.
 //   - A majority differs from the leader: the leader hands over and fetches its
 //     successor's.
-//   - Neither: nobody knows. If that lasts for longer than the others take to be
-//     heard, the leader confirms no copy, its own included.
+//   - Neither: undecided. If that lasts for longer than the others need to
+//     report, the leader confirms no copy, its own included.
 //
-// A copy of the leader's table is no evidence for it. So a newcomer, which has all
-// that it knows from the leader, gets a vote only while a majority of the voters
-// there are holds the leader's table (backed), and while nobody knows the leader
-// sends its snapshot to no one (undecided).
+// A copy of the leader's table is no evidence for it. So a newcomer, whose table
+// is the leader's, gets a vote only while a majority of the existing voters holds
+// the leader's table (backed), and the leader sends no snapshot while the
+// question is undecided.
 
-// opinion is how a member's digest compared with the leader's.
+// opinion is the result of comparing a member's digest with the leader's.
 type opinion struct {
 	index  uint64
 	agrees bool
 }
 
-// jury is what the leader of a term heard.
+// jury holds the opinions that the leader of a term has received.
 type jury struct {
 	mu       sync.Mutex
 	term     uint64
 	opinions map[string]opinion // by member id
-	doubtful time.Time          // since when nobody knows; zero when it is known
+	doubtful time.Time          // since when it is undecided; zero otherwise
 }
 
-// hear notes a member's digest; one that cannot be compared changes nothing.
+// hear records a member's digest; a digest that cannot be compared is ignored.
 func (j *jury) hear(term uint64, id string, at dated, own *history) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -57,11 +57,11 @@ func (j *jury) hear(term uint64, id string, at dated, own *history) {
 	}
 }
 
-// verdict is what the opinions of the voters come to.
+// verdict is the result of the voters' opinions.
 type verdict struct {
 	outvoted  bool            // a majority differs from the leader
-	undecided []string        // members that differ, with no majority against them
-	since     time.Time       // when the first of those was heard
+	undecided []string        // members that differ without a majority against them
+	since     time.Time       // when the first of those was received
 	differs   map[string]bool // members with a majority against them
 }
 
@@ -103,7 +103,7 @@ func (j *jury) verdict(voters []string) verdict {
 }
 
 // backed reports whether a majority of the voters, the leader included, held the
-// leader's table when they were heard in this term.
+// leader's table at their last report in this term.
 func (j *jury) backed(term uint64, voters []string) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -116,7 +116,7 @@ func (j *jury) backed(term uint64, voters []string) bool {
 	return agree >= Majority(len(voters))
 }
 
-// undecided reports whether the latest verdict was that nobody knows.
+// undecided reports whether the latest verdict was undecided.
 func (j *jury) undecided() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -124,14 +124,14 @@ func (j *jury) undecided() bool {
 }
 
 // errUndecided: see undecided.
-var errUndecided = errors.New("the leader's table differs from another member's, and nobody knows which one is right")
+var errUndecided = errors.New("the leader's table differs from another member's, and no majority decides which one is right")
 
-// hearingRounds is how many rounds of confirmations the leader waits for the
-// opinions of the others before it doubts its own table.
+// hearingRounds is the number of confirmation rounds that the leader waits for
+// the others' opinions before it doubts its table.
 const hearingRounds = 3
 
-// judge hears a member's digest, if there is one. differs: that member has to
-// fetch the leader's table. doubt: why the leader may not confirm anyone.
+// judge records a member's digest, if there is one. differs: that member has to
+// fetch the leader's table. doubt: why the leader may not confirm any copy.
 func (c *Control) judge(term uint64, id string, at dated) (differs bool, doubt string, err error) {
 	c.jury.hear(term, id, at, &c.table.digests)
 	future := c.raft.Load().GetConfiguration()
@@ -147,7 +147,7 @@ func (c *Control) judge(term uint64, id string, at dated) (differs bool, doubt s
 	case len(v.undecided) > 0 && time.Since(v.since) > hearingRounds*c.cfg.Timings.ConfirmEvery:
 		return false, fmt.Sprintf("the control table of %v differs from that of the leader %s, and no majority is known to hold the same one: "+
 			"start the members that are down; if all of them are up, %s", v.undecided, c.id,
-			remedy.Volumes(len(voters), "the member whose table is wrong", "put the folder \"control\" of its WAL volume back from a copy or a snapshot")), nil
+			remedy.Volumes(len(voters), "the member whose table is wrong", "restore the folder \"control\" of its WAL volume from a copy or a snapshot")), nil
 	default:
 		return v.differs[id], "", nil
 	}
@@ -162,8 +162,8 @@ func votersOf(servers raft.Configuration) (ids []string) {
 	return ids
 }
 
-// compare holds this copy against the leader's answer. Without an error the copy
-// is what a majority decided, up to the leader's index.
+// compare compares this copy with the leader's answer. Without an error, the copy
+// is the majority's up to the leader's index.
 func (c *Control) compare(answer *controlpb.ConfirmResponse) error {
 	if answer.Differs {
 		err := &failure{kind: diverged, fetch: true, always: true, err: errors.New("this node's copy of the control table differs from that of a majority")}
@@ -177,7 +177,7 @@ func (c *Control) compare(answer *controlpb.ConfirmResponse) error {
 		c.doubts(err)
 		return err
 	case !known || !c.table.digests.reaches(c.State().Index):
-		return fmt.Errorf("this copy cannot be compared with the leader's at %d yet", answer.Index)
+		return fmt.Errorf("this node's copy cannot be compared with the leader's at %d yet", answer.Index)
 	case !bytes.Equal(own[:], answer.Digest):
 		err := fmt.Errorf("this node's copy of the control table differs from the leader's at %d; it is not trusted until a majority holds the same one", answer.Index)
 		c.doubts(err)
@@ -187,7 +187,7 @@ func (c *Control) compare(answer *controlpb.ConfirmResponse) error {
 	return nil
 }
 
-// doubts makes this copy one that is not trusted, until it compares well again.
+// doubts marks this copy as not trusted until a comparison succeeds.
 func (c *Control) doubts(err error) {
 	if c.doubt.Swap(&err) == nil {
 		c.failures.WithLabelValues(diverged).Inc()

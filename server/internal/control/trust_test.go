@@ -41,7 +41,7 @@ func (n *node) metric(name, kind string) float64 {
 	return 0
 }
 
-// revokedKey makes a key and revokes it.
+// revokedKey creates a key and revokes it.
 func (w *world) revokedKey(label string) keys.Hash {
 	w.t.Helper()
 	k, _, err := w.running().control.CreateKey(w.t.Context(), key(label))
@@ -52,7 +52,7 @@ func (w *world) revokedKey(label string) keys.Hash {
 	return k.Hash
 }
 
-// trusts tells whether the node would let a key in.
+// trusts reports whether the node would accept a key.
 func (n *node) trusts(h keys.Hash) bool {
 	ok, _ := n.control.Confirmed()
 	k, there := n.control.GetKey(h)
@@ -104,7 +104,7 @@ func TestARottenRevocationIsNeverApplied(t *testing.T) {
 		require.Positive(t, c.metric("failures_total", "damage"))
 		require.Positive(t, c.metric("restarts_total", ""))
 		w.settled(3)
-		// What c stored by itself is good for another start, alone too.
+		// The data that c stored suffices for another start, even alone.
 		c.kill()
 		c.start()
 		w.watchKey(revoked, time.Minute, func() bool { ok, _ := c.control.Confirmed(); return ok }, "c starts from its own storage")
@@ -112,8 +112,8 @@ func TestARottenRevocationIsNeverApplied(t *testing.T) {
 	})
 }
 
-// Two members elect nobody while one of them has a damaged log: the other one's
-// entries mend it. The same with three of which one is away.
+// Two members cannot elect a leader while one has a damaged log: the other one's
+// entries repair it. The same holds for three members of which one is down.
 func TestARottenEntryIsMendedWithoutALeader(t *testing.T) {
 	for _, names := range [][]string{{"a", "b"}, {"a", "b", "c"}} {
 		t.Run(fmt.Sprint(len(names)), func(t *testing.T) {
@@ -123,9 +123,8 @@ func TestARottenEntryIsMendedWithoutALeader(t *testing.T) {
 				w.start()
 				w.settled(len(names))
 				revoked := w.revokedKey("k")
-				// Both have every entry, and no leader is handed over, which would
-				// add one: an entry that b and the absent member alone have could
-				// not come from a.
+				// Both have every entry, and leadership is not transferred, which would add
+				// one: a could not supply an entry that only b and the absent member have.
 				time.Sleep(5 * time.Second)
 				for _, n := range w.node {
 					n.kill()
@@ -149,7 +148,7 @@ func TestARottenEntryIsMendedWithoutALeader(t *testing.T) {
 	}
 }
 
-// A member whose log is beyond mending by entries gets the leader's table.
+// A member whose log cannot be repaired by entries gets the leader's table.
 func TestALogWithoutItsBeginningIsReplacedByTheLeadersTable(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -178,8 +177,8 @@ func TestALogWithoutItsBeginningIsReplacedByTheLeadersTable(t *testing.T) {
 	})
 }
 
-// The leader finds a rotten entry of its own while it brings a follower up to
-// date: it sends nothing of it, and another member leads.
+// The leader finds a damaged entry in its log while it updates a follower: it
+// does not send the entry, and another member takes over.
 func TestALeaderNeverSendsARottenEntry(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -202,8 +201,8 @@ func TestALeaderNeverSendsARottenEntry(t *testing.T) {
 	})
 }
 
-// The only copy there is: it is not trusted, the remedy is named, and it works
-// again when the disk gives the right bytes again.
+// The only copy: it is not trusted, the remedy is named, and it works again when
+// the disk returns the right bytes again.
 func TestASingleNodeWithARottenEntrySaysSo(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a")
@@ -220,7 +219,7 @@ func TestASingleNodeWithARottenEntrySaysSo(t *testing.T) {
 		require.ErrorContains(t, a.control.Err(), "do not empty the volumes, nobody could refill them")
 		_, _, err := a.control.LookupAtLeader(t.Context(), revoked)
 		require.Error(t, err)
-		a.rot() // a second flip: the bits are right again
+		a.rot() // a second flip: the bits are correct again
 		w.watchKey(revoked, 2*time.Minute, func() bool { ok, _ := a.control.Confirmed(); return ok }, "it works again")
 		require.NoError(t, a.control.Err())
 	})
@@ -316,8 +315,8 @@ func TestARottenTermKeepsTheMemberOut(t *testing.T) {
 	})
 }
 
-// A write that fails ends this instance of Raft, not the process: the node says
-// so and starts that part again.
+// A write that fails ends this instance of Raft, not the process: the node
+// reports it and restarts that part.
 func TestAFailedStorageIsOpenedAgain(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -341,7 +340,7 @@ func TestAFailedStorageIsOpenedAgain(t *testing.T) {
 			for range 60 {
 				time.Sleep(10 * time.Second)
 				require.ErrorContains(t, n.control.Err(), "the disk is gone")
-				require.ErrorContains(t, n.control.Err(), "mend the WAL volume")
+				require.ErrorContains(t, n.control.Err(), "repair the WAL volume")
 				ok, _ := n.control.Confirmed()
 				require.False(t, ok)
 			}
@@ -350,7 +349,7 @@ func TestAFailedStorageIsOpenedAgain(t *testing.T) {
 			require.Greater(t, tries, 5.0, "it keeps trying")
 			require.Less(t, tries, 30.0, "with pauses")
 			n.disk.Fail(nil)
-			w.eventually(2*time.Minute, func() bool { return n.control.Err() == nil }, "it starts again")
+			w.eventually(2*time.Minute, func() bool { return n.control.Err() == nil }, "it restarts")
 			w.settled(3)
 			require.Equal(t, restarts+1, n.metric("restarts_total", ""))
 			held, ok := n.control.GetKey(key(who).Hash)
@@ -364,13 +363,14 @@ func TestAFailedStorageIsOpenedAgain(t *testing.T) {
 		leader.kill()
 		w.eventually(time.Minute, func() bool { return n.control.Err() != nil }, "it notices")
 		n.disk.Fail(nil)
-		w.eventually(2*time.Minute, func() bool { return w.leader() != nil }, "the two that are left elect")
+		w.eventually(2*time.Minute, func() bool { return w.leader() != nil }, "the remaining two elect a leader")
 		leader.start()
 		w.settled(3)
 	})
 }
 
-// What members rely on never goes back while Raft replays in a running process.
+// Values that members rely on never decrease while Raft replays in a running
+// process.
 func TestTheTableNeverGoesBackInAProcess(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -385,23 +385,23 @@ func TestTheTableNeverGoesBackInAProcess(t *testing.T) {
 			_, _, err := w.leader().control.CreateKey(t.Context(), key(fmt.Sprint(time.Now())))
 			return err == nil && n.control.Err() != nil
 		}, "it notices")
-		w.net.Isolate(host(n.name)) // so that nobody tells it what is committed
+		w.net.Isolate(host(n.name)) // so that it does not learn the commit index
 		n.disk.Fail(nil)
 		w.eventually(2*time.Minute, func() bool {
 			now := n.control.State()
 			require.GreaterOrEqual(t, now.Index, before.Index)
 			require.GreaterOrEqual(t, now.Generation, before.Generation)
 			return n.metric("restarts_total", "") == 1
-		}, "it starts again")
+		}, "it restarts")
 		ok, _ := n.control.Confirmed()
-		require.False(t, ok, "it hears nobody")
+		require.False(t, ok, "it reaches no other node")
 		w.net.Rejoin(host(n.name))
 		w.settled(3)
 	})
 }
 
-// A disk that stores other bytes than it was given, without an error: what is
-// read back is checked before it is applied.
+// A disk that silently stores wrong bytes: entries are verified after reading and
+// before they are applied.
 func TestAnEntryThatIsStoredWronglyIsNotApplied(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")
@@ -423,7 +423,7 @@ func TestAnEntryThatIsStoredWronglyIsNotApplied(t *testing.T) {
 	})
 }
 
-// A snapshot that cannot be written is counted and made later; the copy goes on.
+// A failed snapshot is counted and retried later; the copy continues.
 func TestASnapshotThatCannotBeWrittenIsTriedAgain(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a")
@@ -446,8 +446,8 @@ func TestASnapshotThatCannotBeWrittenIsTriedAgain(t *testing.T) {
 	})
 }
 
-// Raft's leader steps back when a follower could not use what it sent. A follower
-// whose log begins right behind its snapshot still gets on.
+// Raft's leader steps back when a follower refuses entries. A follower whose log
+// begins right behind its snapshot still catches up.
 func TestAFollowerWhoseLogBeginsAtItsSnapshotIsFollowedUp(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, "a", "b", "c")

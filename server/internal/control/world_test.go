@@ -37,7 +37,7 @@ type world struct {
 	net  *memnet.Net
 	join []string
 	node map[string]*node
-	// mu guards who runs (node.control) for goroutines beside the test's own.
+	// mu guards node.control for goroutines other than the test's.
 	mu sync.Mutex
 }
 
@@ -55,7 +55,7 @@ type node struct {
 	data        *data
 	timings     control.Timings
 	clock       clock.Shifted        // the machine's: it survives the process
-	logs        func(message string) // called, if set, before the node goes on
+	logs        func(message string) // called, if set, before the node continues
 
 	proc     *memnet.Proc
 	peers    *peertls.Transport
@@ -66,10 +66,11 @@ type node struct {
 	reg      *prometheus.Registry
 }
 
-// data stands for the records of a node: a log end and cursors over others.
+// data simulates the records of a node: a log end and cursors for other logs.
 type data struct {
 	mu sync.Mutex
-	// lives are those of wal.Log; rolledBack is why NoteRollback was called.
+	// lives are like those of wal.Log; rolledBack is the reason passed to
+	// NoteRollback.
 	lives      []string
 	rolledBack string
 	end        uint64
@@ -135,7 +136,7 @@ func (d *data) NoteRollback(why string) {
 	d.rolledBack = why
 }
 
-// begin draws a life, as each Open of the log does.
+// begin generates a life, like each Open of the log.
 func (d *data) begin() {
 	var b [4]byte
 	rand.Read(b[:])
@@ -187,7 +188,7 @@ func (w *world) add(name string) *node {
 	return n
 }
 
-// wipe gives the node empty volumes and thereby a new incarnation.
+// wipe gives the node empty volumes and so a new incarnation.
 func (n *node) wipe() {
 	var b [4]byte
 	rand.Read(b[:])
@@ -253,21 +254,21 @@ func (n *node) set(c *control.Control) {
 	n.control = c
 }
 
-// live is the running control table of a node, for other goroutines.
+// live returns the running control table of a node, for other goroutines.
 func (w *world) live(name string) *control.Control {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.node[name].control
 }
 
-// kill ends the process at once; stop lets it say goodbye. Both return when
-// nothing of it runs any more.
+// kill ends the process at once; stop shuts it down gracefully. Both return when
+// all of it has stopped.
 func (n *node) kill() {
 	if n.control == nil {
 		return
 	}
 	n.proc.Kill()
-	n.disk.Process() // whatever the old process still writes is refused
+	n.disk.Process() // later writes of the old process are refused
 	n.shut()
 }
 
@@ -303,7 +304,7 @@ func (w *world) close() {
 	}
 }
 
-// eventually looks every 50 ms of virtual time until the condition holds.
+// eventually checks every 50 ms of virtual time until the condition holds.
 func (w *world) eventually(within time.Duration, condition func() bool, what string, args ...any) {
 	w.t.Helper()
 	for deadline := time.Now().Add(within); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
@@ -321,7 +322,7 @@ func (w *world) eventually(within time.Duration, condition func() bool, what str
 	w.t.Fatalf("not within %v: %s", within, fmt.Sprintf(what, args...))
 }
 
-// sync makes everyone who runs pull everyone's log, as catch-up does.
+// sync makes every running node pull every log, like catch-up.
 func (w *world) sync() {
 	for _, n := range w.node {
 		if n.control == nil {
@@ -335,7 +336,7 @@ func (w *world) sync() {
 	}
 }
 
-// settleLimit leaves room for the longest pause before a failed part starts again.
+// settleLimit allows for the longest pause before a failed part restarts.
 const settleLimit = 2 * time.Minute
 
 // settled waits until the running nodes agree on want whole members and no

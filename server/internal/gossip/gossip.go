@@ -28,6 +28,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/network"
 )
 
@@ -189,7 +190,7 @@ func (g *Gossip) ownAddress() (netip.Addr, bool) {
 		if try == 10 {
 			g.log.Warn("gossip waits for this node's own name to resolve", "name", g.cfg.AdvertiseHost, "error", err)
 		}
-		if !g.sleep(time.Second) {
+		if !sleep.For(g.ctx, time.Second) {
 			return netip.Addr{}, false
 		}
 	}
@@ -301,21 +302,7 @@ func (g *Gossip) SetReady(ready bool) {
 		return
 	}
 	g.note(g.start, self, "", Alive)
-	select {
-	case g.ready <- struct{}{}:
-	default: // signalled already
-	}
-}
-
-func (g *Gossip) sleep(d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-g.ctx.Done():
-		return false
-	}
+	sleep.Wake(g.ready)
 }
 
 // events receives memberlist's reports. memberlist calls it with its locks

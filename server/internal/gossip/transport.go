@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/memberlist"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/network"
 )
 
@@ -114,14 +115,7 @@ func (t *transport) acceptStreams() {
 
 // pause keeps a repeated error from using a whole core.
 func (t *transport) pause() bool {
-	timer := time.NewTimer(100 * time.Millisecond)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-t.ctx.Done():
-		return false
-	}
+	return sleep.For(t.ctx, 100*time.Millisecond)
 }
 
 // keep tracks a connection until it is closed, so that Shutdown can close it.

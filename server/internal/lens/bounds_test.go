@@ -13,7 +13,7 @@ import (
 const many = 100_000
 
 // stream makes claims, newest first, while they are read, and counts them.
-func stream(read *int, change func(i int, c *Claim)) Claims {
+func stream(read *int, change func(i int, c *Claim)) Claims[*Claim] {
 	return func(yield func(*Claim) bool) {
 		for i := range many {
 			*read++
@@ -40,10 +40,10 @@ func distinctVoters(i int, c *Claim) {
 func fewOfEach(i int, c *Claim) { c.Value[0], c.Agents[0][0] = byte(i%10), byte(i%10) }
 
 // asCounts holds the lenses that count support, each as a function that may fail.
-var asCounts = map[string]func(Claims, Params) error{
-	"consensus": func(c Claims, p Params) error { _, err := Consensus(c, p); return err },
-	"skeptic":   func(c Claims, p Params) error { _, err := Skeptic(c, p); return err },
-	"layered":   func(c Claims, p Params) error { _, err := Layered(c, p); return err },
+var asCounts = map[string]func(Claims[*Claim], Params) error{
+	"consensus": func(c Claims[*Claim], p Params) error { _, err := Consensus(c, p); return err },
+	"skeptic":   func(c Claims[*Claim], p Params) error { _, err := Skeptic(c, p); return err },
+	"layered":   func(c Claims[*Claim], p Params) error { _, err := Layered(c, p); return err },
 }
 
 // TestCountsAreBounded: the memory of a count grows with values and agents. The
@@ -87,7 +87,7 @@ func TestCountsHoldWhatDiffers(t *testing.T) {
 func TestBestHoldsTwoClaims(t *testing.T) {
 	refuse := Params{Hold: func(int) error { return errors.New("nothing may be held") }}
 	for name, reads := range map[string]int{NameRecency: 2, NameConfidence: many, NameAuthority: many} {
-		l, _ := Get(name)
+		l, _ := Get[*Claim](name)
 		read := 0
 		a, err := l(stream(&read, distinctValues), refuse)
 		require.NoError(t, err, name)

@@ -14,20 +14,20 @@ import (
 // value, with its newest statement about it: 1 for signing a claim of this
 // value, or the weight of its vote on one. The newest claim represents its
 // value.
-func Consensus(claims Claims, p Params) (Answer, error) {
-	n := newCount(&p, 0)
+func Consensus[S Source](claims Claims[S], p Params) (Answer[S], error) {
+	n := newCount[S](&p, 0)
 	for c := range claims {
 		if err := n.add(c); err != nil {
-			return Answer{}, err
+			return Answer[S]{}, err
 		}
 	}
 	return elect(n), nil
 }
 
 // elect draws the answer from the counted claims.
-func elect(n *count) Answer {
+func elect[S Source](n *count[S]) Answer[S] {
 	tallies := n.tallies()
-	a := Answer{Why: Why{
+	a := Answer[S]{Why: Why{
 		Rule:          "the value with the most support wins (each agent counts once: 1 for a signature, its weight for a vote), then the one claimed latest, then the greatest id",
 		PartialClaims: n.partial,
 	}}
@@ -45,38 +45,39 @@ func elect(n *count) Answer {
 	a.Why.Because = fmt.Sprintf("support %v from %d agents in %d claims, of %d values", first.score(), len(first.said), first.claims, len(tallies))
 	if len(tallies) > 1 {
 		second := tallies[1]
-		a.Why.RunnerUp = &RunnerUp{ID: second.newest.ID, Score: second.score()}
+		a.Why.RunnerUp = &RunnerUp{ID: second.newest.Base().ID, Score: second.score()}
 		if first.support == second.support {
-			a.Why.TieBreak = tieBreak(first.newest, second.newest)
+			a.Why.TieBreak = tieBreak(first.newest.Base(), second.newest.Base())
 		}
 	}
 	return a
 }
 
 // Layer is the answer of one source class.
-type Layer struct {
+type Layer[S Source] struct {
 	Class  record.SourceClass
-	Answer Answer
+	Answer Answer[S]
 }
 
 // Layered draws the consensus of each source class that has claims, highest
 // authority first.
-func Layered(claims Claims, p Params) ([]Layer, error) {
-	byClass := make(map[record.SourceClass]*count)
+func Layered[S Source](claims Claims[S], p Params) ([]Layer[S], error) {
+	byClass := make(map[record.SourceClass]*count[S])
 	for c := range claims {
-		n := byClass[c.Class]
+		class := c.Base().Class
+		n := byClass[class]
 		if n == nil {
-			n = newCount(&p, 0)
-			byClass[c.Class] = n
+			n = newCount[S](&p, 0)
+			byClass[class] = n
 		}
 		if err := n.add(c); err != nil {
 			return nil, err
 		}
 	}
-	var layers []Layer
+	var layers []Layer[S]
 	for _, class := range record.SourceClasses() {
 		if n := byClass[class]; n != nil {
-			layers = append(layers, Layer{class, elect(n)})
+			layers = append(layers, Layer[S]{class, elect(n)})
 		}
 	}
 	return layers, nil
@@ -84,11 +85,11 @@ func Layered(claims Claims, p Params) ([]Layer, error) {
 
 // Dispute is the answer of the skeptic lens: no winner, but the supporters of
 // each value.
-type Dispute struct {
+type Dispute[S Source] struct {
 	// Score is 0 (all support is for one value) to 1 (it is spread evenly).
 	Score  float64
 	Status Status
-	Values []ValueSupport // strongest first
+	Values []ValueSupport[S] // strongest first
 	Why    string
 	// PartialClaims is as in Why.
 	PartialClaims []record.Hash
@@ -108,13 +109,13 @@ const (
 )
 
 // ValueSupport is one value with its supporters.
-type ValueSupport struct {
+type ValueSupport[S Source] struct {
 	Value   ValueHash
 	Support float64 // as in Consensus; may be negative
 	Share   float64 // of all positive support, 0..1
 	Signers int     // distinct
-	Newest  *Claim  // represents the value
-	Claims  []*Claim
+	Newest  S       // represents the value
+	Claims  []S
 	// Count is the number of claims, of which Claims holds the newest.
 	Count int
 }
@@ -124,11 +125,11 @@ const MaxClaims = 100
 
 // Skeptic shows disagreement: score = H/log2(k), H being the entropy of the
 // shares of the k values with positive support.
-func Skeptic(claims Claims, p Params) (Dispute, error) {
-	n := newCount(&p, MaxClaims)
+func Skeptic[S Source](claims Claims[S], p Params) (Dispute[S], error) {
+	n := newCount[S](&p, MaxClaims)
 	for c := range claims {
 		if err := n.add(c); err != nil {
-			return Dispute{}, err
+			return Dispute[S]{}, err
 		}
 	}
 	d := weigh(n.tallies())
@@ -137,7 +138,7 @@ func Skeptic(claims Claims, p Params) (Dispute, error) {
 }
 
 // weigh computes how the support is spread over tallies, strongest first.
-func weigh(tallies []*tally) Dispute {
+func weigh[S Source](tallies []*tally[S]) Dispute[S] {
 	var total int64
 	positive := 0
 	for _, t := range tallies {
@@ -146,10 +147,10 @@ func weigh(tallies []*tally) Dispute {
 			positive++
 		}
 	}
-	d := Dispute{Values: make([]ValueSupport, len(tallies))}
+	d := Dispute[S]{Values: make([]ValueSupport[S], len(tallies))}
 	entropy := 0.0
 	for i, t := range tallies {
-		v := ValueSupport{Value: t.value, Support: t.score(), Signers: t.signers(), Newest: t.newest, Claims: t.kept, Count: t.claims}
+		v := ValueSupport[S]{Value: t.value, Support: t.score(), Signers: t.signers(), Newest: t.newest, Claims: t.kept, Count: t.claims}
 		if t.support > 0 {
 			v.Share = float64(t.support) / float64(total)
 			entropy -= v.Share * math.Log2(v.Share)
@@ -173,10 +174,10 @@ func weigh(tallies []*tally) Dispute {
 }
 
 // tally holds the statements about one value.
-type tally struct {
+type tally[S Source] struct {
 	value   ValueHash
-	newest  *Claim
-	kept    []*Claim
+	newest  S
+	kept    []S
 	claims  int
 	said    map[record.AgentID]statement
 	support int64 // in millionths: integers add up the same in any order
@@ -193,9 +194,9 @@ type statement struct {
 
 const millionth = 1_000_000
 
-func (t *tally) score() float64 { return float64(t.support) / millionth }
+func (t *tally[S]) score() float64 { return float64(t.support) / millionth }
 
-func (t *tally) signers() int {
+func (t *tally[S]) signers() int {
 	n := 0
 	for _, s := range t.said {
 		if s.signed {
@@ -206,10 +207,10 @@ func (t *tally) signers() int {
 }
 
 // count holds the statements about one subject and predicate, by value.
-type count struct {
+type count[S Source] struct {
 	params  *Params
 	keep    int // how many claims of a value are kept besides its newest
-	byValue map[ValueHash]*tally
+	byValue map[ValueHash]*tally[S]
 	partial []record.Hash // claims that were counted in part
 }
 
@@ -223,16 +224,16 @@ const (
 	voteBytes      = 96  // of a claim
 )
 
-func newCount(p *Params, keep int) *count {
-	return &count{params: p, keep: keep, byValue: make(map[ValueHash]*tally)}
+func newCount[S Source](p *Params, keep int) *count[S] {
+	return &count[S]{params: p, keep: keep, byValue: make(map[ValueHash]*tally[S])}
 }
 
 // add counts a claim. Claims come newest first.
-func (n *count) add(c *Claim) error {
-	bytes := 0
+func (n *count[S]) add(source S) error {
+	c, bytes := source.Base(), 0
 	t := n.byValue[c.Value]
 	if t == nil {
-		t = &tally{value: c.Value, newest: c, said: make(map[record.AgentID]statement)}
+		t = &tally[S]{value: c.Value, newest: source, said: make(map[record.AgentID]statement)}
 		n.byValue[c.Value] = t
 		bytes += valueBytes
 	}
@@ -242,9 +243,9 @@ func (n *count) add(c *Claim) error {
 	}
 	keep := len(t.kept) < n.keep
 	if keep {
-		t.kept = append(t.kept, c)
+		t.kept = append(t.kept, source)
 	}
-	if keep || t.newest == c {
+	if keep || t.newest == source {
 		bytes += claimBytes + agentBytes*len(c.Agents) + voteBytes*len(c.Votes)
 	}
 	known := len(t.said)
@@ -262,18 +263,18 @@ func (n *count) add(c *Claim) error {
 }
 
 // tallies returns the tallies of all values, strongest first.
-func (n *count) tallies() []*tally {
+func (n *count[S]) tallies() []*tally[S] {
 	all := slices.Collect(maps.Values(n.byValue))
 	for _, t := range all {
 		for _, s := range t.said {
 			t.support += s.weight
 		}
 	}
-	slices.SortFunc(all, func(a, b *tally) int {
+	slices.SortFunc(all, func(a, b *tally[S]) int {
 		if c := cmp.Compare(b.support, a.support); c != 0 {
 			return c
 		}
-		if a.newest.Newer(b.newest) {
+		if a.newest.Base().Newer(b.newest.Base()) {
 			return -1
 		}
 		return 1
@@ -283,7 +284,7 @@ func (n *count) tallies() []*tally {
 
 // say keeps the newest statement: later time; at one time a vote rather than a
 // signature, and of two votes the one with the greater id.
-func (t *tally) say(agent record.AgentID, s statement) {
+func (t *tally[S]) say(agent record.AgentID, s statement) {
 	old, known := t.said[agent]
 	if known {
 		signed := old.signed || s.signed

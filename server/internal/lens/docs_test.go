@@ -116,7 +116,7 @@ func checkAnswer(t *testing.T, n named, r row) {
 		require.Equal(t, r["score"], show(d.Score), "skeptic")
 		return
 	}
-	l, ok := Get(r["lens"])
+	l, ok := Get[*Claim](r["lens"])
 	require.True(t, ok, r["lens"])
 	a, err := l(slices.Values(n.claims), p)
 	require.NoError(t, err)

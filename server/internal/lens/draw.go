@@ -22,16 +22,16 @@ func Names() []string {
 }
 
 // Get returns a lens by its name.
-func Get(name string) (Lens, bool) {
+func Get[S Source](name string) (Lens[S], bool) {
 	switch name {
 	case NameRecency:
-		return Recency, true
+		return Recency[S], true
 	case NameConsensus:
-		return Consensus, true
+		return Consensus[S], true
 	case NameConfidence:
-		return Confidence, true
+		return Confidence[S], true
 	case NameAuthority:
-		return Authority, true
+		return Authority[S], true
 	}
 	return nil, false
 }
@@ -48,17 +48,6 @@ func (f *Filter) Match(c *Claim) bool {
 	return c.Confidence >= f.MinConfidence &&
 		(len(f.Lifecycles) == 0 || slices.Contains(f.Lifecycles, c.Lifecycle)) &&
 		(len(f.Classes) == 0 || slices.Contains(f.Classes, c.Class))
-}
-
-// Apply filters claims.
-func (f Filter) Apply(claims Claims) Claims {
-	return func(yield func(*Claim) bool) {
-		for c := range claims {
-			if f.Match(c) && !yield(c) {
-				return
-			}
-		}
-	}
 }
 
 // Tie-breaks.
@@ -78,17 +67,19 @@ func tieBreak(w, r *Claim) string {
 const noClaims = "there is no claim"
 
 // Recency: the newest claim. It reads two claims at most.
-func Recency(claims Claims, _ Params) (Answer, error) {
-	a := Answer{Why: Why{Rule: "the latest timestamp wins, then the greatest id", Because: noClaims}}
-	for c := range claims {
-		if a.Winner == nil {
-			a.Winner = c
+func Recency[S Source](claims Claims[S], _ Params) (Answer[S], error) {
+	a := Answer[S]{Why: Why{Rule: "the latest timestamp wins, then the greatest id", Because: noClaims}}
+	var winner *Claim
+	for s := range claims {
+		c := s.Base()
+		if winner == nil {
+			a.Winner, winner = s, c
 			a.Why.Score = float64(c.Timestamp)
 			a.Why.Because = fmt.Sprintf("signed for %d, the latest", c.Timestamp)
 			continue
 		}
 		a.Why.RunnerUp = &RunnerUp{ID: c.ID, Score: float64(c.Timestamp)}
-		if c.Timestamp == a.Winner.Timestamp {
+		if c.Timestamp == winner.Timestamp {
 			a.Why.TieBreak = byID
 		}
 		break
@@ -97,7 +88,7 @@ func Recency(claims Claims, _ Params) (Answer, error) {
 }
 
 // Confidence: the claim with the highest confidence.
-func Confidence(claims Claims, _ Params) (Answer, error) {
+func Confidence[S Source](claims Claims[S], _ Params) (Answer[S], error) {
 	why := Why{Rule: "the highest confidence wins, then the latest timestamp, then the greatest id"}
 	return best(claims, why, func(c *Claim) rank { return rank{score: c.Confidence} },
 		func(c *Claim, _ rank) string { return fmt.Sprintf("confidence %v", c.Confidence) })
@@ -105,7 +96,7 @@ func Confidence(claims Claims, _ Params) (Answer, error) {
 
 // Authority: the highest source class first; within it the highest confidence,
 // decayed by age.
-func Authority(claims Claims, p Params) (Answer, error) {
+func Authority[S Source](claims Claims[S], p Params) (Answer[S], error) {
 	why := Why{Rule: "the highest source class wins, then the highest decayed confidence, then the latest timestamp, then the greatest id"}
 	return best(claims, why,
 		func(c *Claim) rank { return rank{tier: c.Class.Tier(), score: Decayed(c, p.Now)} },
@@ -129,19 +120,21 @@ func (r rank) before(o rank) bool {
 
 // best finds the claim that ranks first. Claims come newest first, so of equal
 // ranks the first one found stays. It holds two claims, however many there are.
-func best(claims Claims, why Why, rankOf func(*Claim) rank, because func(*Claim, rank) string) (Answer, error) {
+func best[S Source](claims Claims[S], why Why, rankOf func(*Claim) rank, because func(*Claim, rank) string) (Answer[S], error) {
+	a := Answer[S]{Why: why}
 	var winner, second *Claim
 	var first, next rank
-	for c := range claims {
+	for s := range claims {
+		c := s.Base()
 		switch r := rankOf(c); {
 		case winner == nil || r.before(first):
 			second, next = winner, first
 			winner, first = c, r
+			a.Winner = s
 		case second == nil || r.before(next):
 			second, next = c, r
 		}
 	}
-	a := Answer{Winner: winner, Why: why}
 	if winner == nil {
 		a.Why.Because = noClaims
 		return a, nil

@@ -37,8 +37,17 @@ type Claim struct {
 	// Partial: more agents signed the claim, or voted on it, than Agents or Votes
 	// holds. Only those with the smallest ids are listed and counted.
 	Partial bool
-	// Origin is the caller's source of the claim. No lens reads it.
-	Origin any
+}
+
+// Base returns c. It is promoted by embedding, which makes a Source of every struct
+// that embeds a Claim.
+func (c *Claim) Base() *Claim { return c }
+
+// Source is a claim in its caller's form: *Claim, or a pointer to a struct that embeds
+// a Claim. A lens reads the Claim and returns the Source.
+type Source interface {
+	comparable
+	Base() *Claim
 }
 
 // Vote is an agent's newest vote on a claim.
@@ -60,7 +69,7 @@ func (c *Claim) Newer(o *Claim) bool {
 
 // Claims are claims about one subject and predicate, newest first. A lens reads
 // no further than it must, and may keep the claims that it read.
-type Claims = iter.Seq[*Claim]
+type Claims[S Source] = iter.Seq[S]
 
 // Params are the inputs of an answer besides the claims.
 type Params struct {
@@ -81,12 +90,12 @@ func (p *Params) hold(bytes int) error {
 }
 
 // Lens draws one answer. The only error is that of Params.Hold.
-type Lens func(Claims, Params) (Answer, error)
+type Lens[S Source] func(Claims[S], Params) (Answer[S], error)
 
 // Answer is the result of a lens.
-type Answer struct {
+type Answer[S Source] struct {
 	// Winner is nil when there is no claim, or none with support.
-	Winner *Claim
+	Winner S
 	Why    Why
 }
 

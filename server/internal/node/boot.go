@@ -253,7 +253,7 @@ func (n *Node) bindVolumes() {
 				}
 				return
 			}
-			n.log.Warn("a volume is full; tried again until there is room", "error", err)
+			n.log.Warn("a volume is full; retrying until there is space", "error", err)
 			again = time.After(bindEvery)
 		}
 		select {

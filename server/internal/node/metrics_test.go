@@ -7,9 +7,11 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -29,7 +31,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-var update = flag.Bool("update", false, "write docs/metrics.md anew instead of comparing it")
+var update = flag.Bool("update", false, "write docs/metrics.md instead of comparing it")
 
 const metricsPage = "../../../docs/metrics.md"
 
@@ -159,4 +161,29 @@ func (p *pair) stop() {
 	}
 	p.http.CloseIdleConnections()
 	time.Sleep(30 * time.Second) // memberlist's probes and goleveldb's pools end by themselves
+}
+
+// A reader finds where a metric is counted by searching for its name, and learns from
+// the help texts how metrics differ.
+func TestEveryMetricIsNamedInFullAndDescribedOnce(t *testing.T) {
+	page, err := os.ReadFile(metricsPage)
+	require.NoError(t, err)
+	var source strings.Builder
+	require.NoError(t, filepath.WalkDir("..", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		source.Write(text)
+		return err
+	}))
+	described := map[string]string{}
+	rows := regexp.MustCompile("(?m)^\\| `(stemedb_\\w+)` \\|.*\\| (.+) \\|$").FindAllStringSubmatch(string(page), -1)
+	require.NotEmpty(t, rows)
+	for _, row := range rows {
+		name, help := row[1], row[2]
+		require.Contains(t, source.String(), `"`+name+`"`, "the name is not one literal in the code")
+		require.NotContains(t, described, help, "%s has the same help text", name)
+		described[help] = name
+	}
 }

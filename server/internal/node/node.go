@@ -133,8 +133,8 @@ type parts struct {
 var ErrStopped = errors.New("the node was stopped")
 
 // ErrStartAgain is in the cause of a node's end when another start, in the same
-// process or a new one, mends what this one could not.
-var ErrStartAgain = errors.New("the node has to be started again")
+// process or a new one, may resolve it.
+var ErrStartAgain = errors.New("the node has to be restarted")
 
 // Start opens the listeners and begins to start the node. It returns as soon as
 // the API answers; Started and Done report the rest. After an error nothing is

@@ -39,8 +39,8 @@ func freePorts(t *testing.T, count int) (ports []int) {
 	return ports
 }
 
-// Members on one host need different ports, for gossip too. They still find
-// each other, also after all of them are restarted.
+// Members on one host need different ports, for gossip too. They still find each
+// other, even after a restart of all of them.
 func TestMembersOnOneHostWithDifferentPortsSeeEachOtherAlive(t *testing.T) {
 	dir := t.TempDir()
 	ports := freePorts(t, 12)

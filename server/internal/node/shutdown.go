@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Shutdown ends the node without a failed request: the node turns unready, goes
-// on serving for the configured grace (until no caller chooses it any more),
+// Shutdown ends the node without a failed request: the node turns unready, keeps
+// serving for the configured grace (until no caller chooses it any longer),
 // finishes requests in progress, flushes its streams, hands over leadership and
 // closes the store. When ctx ends, the remaining steps do not wait.
 func (n *Node) Shutdown(ctx context.Context) error {

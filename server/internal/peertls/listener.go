@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/stemedb/stemedb/internal/sleep"
 )
 
 // maxHandshakes is the number of concurrent handshakes. More connections wait
@@ -71,7 +73,7 @@ func (l *Listener) accept() {
 			}
 			// Most likely the process has no file descriptors left, which passes. The
 			// network that the node gives to its parts reports it.
-			if !sleep(l.ctx, 100*time.Millisecond) {
+			if !sleep.For(l.ctx, 100*time.Millisecond) {
 				return
 			}
 			continue
@@ -160,14 +162,3 @@ func (p *protoListener) Close() error {
 func (p *protoListener) end() { p.once.Do(func() { close(p.done) }) }
 
 func (p *protoListener) Addr() net.Addr { return p.addr }
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}

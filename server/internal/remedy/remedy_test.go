@@ -8,7 +8,7 @@ import (
 )
 
 func TestVolumesMayBeEmptiedOnlyWhereOthersCanRefillThem(t *testing.T) {
-	const putBack = "put the file back"
+	const putBack = "restore the file"
 	for members, says := range map[int]string{
 		1: "n0 is the only member",
 		2: "cannot admit n0 as a new member without its vote",

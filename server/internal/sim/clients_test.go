@@ -19,7 +19,7 @@ const (
 	callLimit     = 10 * time.Second // of one request
 )
 
-// projects are those that the clients write to; their keys are registered.
+// projects are the projects that the clients write to; their keys are registered.
 var projects = []string{"alpha", "beta"}
 
 // clients write and read while the world is disturbed. Half of them call nodes
@@ -53,7 +53,7 @@ func (w *world) startClients(seed uint64, h *history) *clients {
 	return c
 }
 
-// end may be called again: a test that fails ends them on its way out.
+// end is idempotent: a failing test ends the clients too.
 func (c *clients) end() {
 	c.once.Do(func() { close(c.stop) })
 	c.wait.Wait()
@@ -69,7 +69,8 @@ type actor struct {
 	written map[string][]*record.Assertion
 }
 
-// pause waits for a fraction of a second; false when it is over.
+// pause waits for a fraction of a second; it returns false when the clients have
+// ended.
 func (a *actor) pause() bool {
 	select {
 	case <-a.stop:
@@ -79,8 +80,8 @@ func (a *actor) pause() bool {
 	}
 }
 
-// someMachine is a machine whose node is up, whatever its condition; nil when
-// there seems to be none.
+// someMachine returns a machine with a running node in any condition, or nil if
+// it finds none.
 func (a *actor) someMachine() *machine {
 	a.w.mu.Lock()
 	defer a.w.mu.Unlock()
@@ -92,7 +93,7 @@ func (a *actor) someMachine() *machine {
 	return nil
 }
 
-// door draws a way in for a project, nil when there is none now.
+// door returns a random door for a project, or nil when there is none now.
 func (a *actor) door(project string) door {
 	m := a.someMachine()
 	if m == nil {
@@ -129,8 +130,8 @@ func (a *actor) assert(d door, project string) {
 	var batch []*record.Assertion
 	var entries []*entry
 	for range 1 + a.r.IntN(4) {
-		// Some are sent again, or into the other project: a duplicate, too, must
-		// be durable then.
+		// Some are sent again, or to the other project: a duplicate must be durable
+		// too.
 		one := a.anew(project)
 		if old := a.written[projects[a.r.IntN(len(projects))]]; len(old) > 0 && a.r.IntN(5) == 0 {
 			one = old[a.r.IntN(len(old))]
@@ -148,7 +149,7 @@ func (a *actor) assert(d door, project string) {
 	}
 }
 
-// anew is a record that was never written; some have a parent.
+// anew returns a record that has not been written yet; some have a parent.
 func (a *actor) anew(project string) *record.Assertion {
 	one := &record.Assertion{Content: record.Content{
 		Subject: fmt.Sprintf("code://sim/%d", a.r.IntN(20)), Predicate: "version",
@@ -174,8 +175,8 @@ func (a *actor) vote(d door, project string) {
 	a.h.write(a.h.attempt(project, on), known{votes: map[record.AgentID]uint64{v.Agent: v.Timestamp}}, err)
 }
 
-// read asks for records, whole subjects and lists of subjects. An answer may be
-// refused, and must never lack something.
+// read requests records, whole subjects and lists of subjects. A request may be
+// refused, but an answer must be complete.
 func (a *actor) read() {
 	for a.pause() {
 		e := a.h.some(a.r)
@@ -218,8 +219,8 @@ func (a *actor) readSubjects(ctx context.Context, d door, project string) {
 	}
 }
 
-// readGroup reads the claims of one subject and predicate, with what replaced
-// them.
+// readGroup reads the claims of one subject and predicate, and their
+// replacements.
 func (a *actor) readGroup(ctx context.Context, d direct, of *entry) {
 	entries, want := a.h.group(of.project, of.content.Subject, of.content.Predicate)
 	claims, err := d.claims(ctx, of.project, of.content.Subject, of.content.Predicate)

@@ -14,7 +14,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// createKey has a change of the control table acknowledged through this machine.
+// createKey makes an acknowledged change of the control table through this
+// machine.
 func (m *machine) createKey(label string) keys.Hash {
 	m.w.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -24,8 +25,8 @@ func (m *machine) createKey(label string) keys.Hash {
 	return k.Hash
 }
 
-// The control table's storage fails once on one member. That member turns
-// unready and says why, comes back without a person, and a member that is lost
+// The control table's storage fails once on one member. That member becomes
+// unready with a reason and recovers automatically, and a member that is lost
 // afterwards is replaced.
 func TestControlStorageThatFailsOnceIsStartedAgain(t *testing.T) {
 	for _, who := range []string{"leader", "follower"} {
@@ -40,8 +41,8 @@ func TestControlStorageThatFailsOnceIsStartedAgain(t *testing.T) {
 				witness.createKey("k")
 				time.Sleep(10 * time.Second)
 				require.ErrorContains(t, failing.node.Ready(), "EIO")
-				require.ErrorContains(t, failing.node.Ready(), "mend the WAL volume")
-				require.NoError(t, failing.node.Err(), "the process lives on")
+				require.ErrorContains(t, failing.node.Ready(), "repair the WAL volume")
+				require.NoError(t, failing.node.Err(), "the process continues")
 				kept := claim("code://x", "written meanwhile")
 				require.NoError(t, witness.put(kept))
 				failing.failRaft(nil)
@@ -60,7 +61,7 @@ func TestControlStorageThatFailsOnceIsStartedAgain(t *testing.T) {
 	}
 }
 
-// A full volume for an hour: the member keeps trying, and the others serve.
+// A full volume for an hour: the member keeps retrying, and the others serve.
 func TestControlStorageThatKeepsFailingIsTriedAgain(t *testing.T) {
 	scenario(t, 3, control.Timings{}, func(w *world) {
 		_, followers := w.leader()
@@ -77,8 +78,8 @@ func TestControlStorageThatKeepsFailingIsTriedAgain(t *testing.T) {
 	})
 }
 
-// One flipped bit in a member's Raft log: the member does not serve with what is
-// left, and has the whole table again by itself.
+// One flipped bit in a member's Raft log: the member does not serve with the rest
+// of the table, and recovers the whole table automatically.
 func TestARottenRaftLogIsReplaced(t *testing.T) {
 	scenario(t, 3, control.Timings{}, func(w *world) {
 		_, followers := w.leader()

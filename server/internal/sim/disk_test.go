@@ -11,21 +11,21 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// temper is how a machine's disk behaves from moment to moment: how long each
-// operation takes, whether the process is paused, and when the power goes.
+// temper is the behaviour of a machine's disk: how long each operation takes,
+// whether the process is paused, and when the power is cut.
 //
-// Latency is what makes crashes find anything. A crash falls between a write, its
-// sync and its acknowledgement only if these take time.
+// Without latency, crashes find nothing: a crash can only fall between a write,
+// its sync and its acknowledgement if these take time.
 type temper struct {
 	mu     sync.Mutex // guards everything here; never held while waiting
 	rng    *rand.Rand
 	median time.Duration // of a sync
-	factor float64       // of a slow disk; 1 is the usual
+	factor float64       // of a slow disk; 1 is normal
 
 	paused  chan struct{} // closed on resume; nil while the process runs
-	cutAt   int           // operations that change something until the power goes; 0: never
-	cut     chan struct{} // closed when it has gone
-	restore chan struct{} // closed when the machine is started again
+	cutAt   int           // number of modifying operations until the power is cut; 0: never
+	cut     chan struct{} // closed when it has been cut
+	restore chan struct{} // closed when the machine is restarted
 }
 
 func newTemper(seed uint64) *temper {
@@ -33,12 +33,13 @@ func newTemper(seed uint64) *temper {
 	return &temper{rng: rng, median: time.Duration(500+rng.IntN(6000)) * time.Microsecond, factor: 1}
 }
 
-// skewed draws around a median: most draws are near it, some are many times it.
+// skewed returns a random value around a median: most values are near it, some
+// are many times larger.
 func (t *temper) skewed(median time.Duration) time.Duration {
 	return time.Duration(t.factor * float64(median) * math.Exp(0.8*t.rng.NormFloat64()))
 }
 
-// stall draws the rare wait of a disk that does something else for seconds.
+// stall returns the rare delay of a disk that is busy for seconds.
 func (t *temper) stall() time.Duration {
 	if t.rng.IntN(2000) > 0 {
 		return 0
@@ -49,8 +50,9 @@ func (t *temper) stall() time.Duration {
 // operation waits for a pause of the process to end, and returns how long the
 // operation takes. It is memfs's latency.
 //
-// Of the index only syncs take time. goleveldb holds mutexes while it opens and
-// reads files, and virtual time stands still while anybody waits for a mutex.
+// In the index only syncs take time. goleveldb holds mutexes while it opens and
+// reads files, and virtual time does not advance while a goroutine waits for a
+// mutex.
 func (t *temper) operation(op memfs.Op) time.Duration {
 	if strings.HasPrefix(op.Name, indexDir) && op.Kind != memfs.OpSync {
 		return 0
@@ -62,7 +64,7 @@ func (t *temper) operation(op memfs.Op) time.Duration {
 	case memfs.OpSync, memfs.OpSyncDir:
 		return t.skewed(t.median) + t.stall()
 	case memfs.OpRead, memfs.OpOpen, memfs.OpWrite:
-		// The page cache takes most of them at once.
+		// The page cache absorbs most of them at once.
 		if t.rng.IntN(200) > 0 {
 			return 0
 		}
@@ -72,7 +74,7 @@ func (t *temper) operation(op memfs.Op) time.Duration {
 	}
 }
 
-// raftWrite is the latency of the storage of Raft, whose every write is synced.
+// raftWrite is the latency of Raft's storage, which syncs every write.
 func (t *temper) raftWrite() time.Duration {
 	t.wait(true)
 	t.mu.Lock()
@@ -124,9 +126,8 @@ func (t *temper) setFactor(f float64) {
 	t.factor = f
 }
 
-// cutAfter cuts the power at the nth operation from now on that changes
-// something: that one and all others then wait for powerOn. The channel is closed
-// at that moment.
+// cutAfter cuts the power at the nth modifying operation from now on: that one
+// and all later ones wait for powerOn. The channel is closed at that moment.
 func (t *temper) cutAfter(n int) <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -134,7 +135,8 @@ func (t *temper) cutAfter(n int) <-chan struct{} {
 	return t.cut
 }
 
-// powerOn lets what waits go on: its process has died and gets an error.
+// powerOn resumes the waiting operations: their process is dead and gets an
+// error.
 func (t *temper) powerOn() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -14,8 +14,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// door is a way into the cluster. Reads are quorum reads; a record that is not
-// there is known{}, and no error.
+// door is a way to access the cluster. Reads are quorum reads; an absent record
+// is known{} and not an error.
 type door interface {
 	assert(ctx context.Context, project string, as []*record.Assertion) []error
 	vote(ctx context.Context, project string, v *record.Vote) error
@@ -23,7 +23,7 @@ type door interface {
 	subjects(ctx context.Context, project string) ([]string, error)
 }
 
-// passes reports whether an error is the temporary one that faults may cause.
+// passes reports whether an error is the temporary error that faults may cause.
 func passes(err error) bool {
 	return errors.Is(err, cluster.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) || client.IsTemporary(err)
 }
@@ -61,7 +61,7 @@ func (d direct) subjects(ctx context.Context, project string) ([]string, error) 
 // claims reads all claims of a subject and predicate.
 func (d direct) claims(ctx context.Context, project, subject, predicate string) (map[record.Hash]*lens.Claim, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // gives the snapshot back
+	defer cancel() // releases the snapshot
 	source, err := d.c.Claims(ctx, store.ClaimQuery{Project: project, Subject: subject, Predicate: predicate}, cluster.Quorum)
 	if err != nil {
 		return nil, err
@@ -116,7 +116,7 @@ func (g gateway) subjects(ctx context.Context, _ string) ([]string, error) {
 	return page.Subjects, nil
 }
 
-// visitor is a host outside the cluster from which HTTP requests come.
+// visitor is a host outside the cluster that sends HTTP requests.
 type visitor struct {
 	w    *world
 	http *http.Client
@@ -135,8 +135,8 @@ func (w *world) newVisitor(name string) *visitor {
 	}}}
 }
 
-// gateway returns the door of one machine for a key. Nothing is sent twice, so
-// that each answer is the cluster's first.
+// gateway returns the door of one machine for a key. Nothing is retried, so that
+// each answer is the cluster's first.
 func (v *visitor) gateway(m *machine, key string) gateway {
 	c, err := client.New("http://"+m.name+":18181", key, client.WithHTTPClient(v.http), client.WithRetries(), client.WithTimeout(10*time.Second))
 	if err != nil {

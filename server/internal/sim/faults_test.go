@@ -20,8 +20,8 @@ type fault struct {
 	run    func(*episode)
 }
 
-// mildFaults take nothing away that was synced. They may overlap, and hit any
-// number of machines.
+// mildFaults destroy no synced data. They may overlap, and affect any number of
+// machines.
 var mildFaults = []fault{
 	{"crash", 5, (*episode).crash},
 	{"power cut at a disk operation", 6, (*episode).powerCut},
@@ -44,8 +44,8 @@ var mildFaults = []fault{
 	{"nothing", 2, func(e *episode) { e.last(20 * time.Second) }},
 }
 
-// graveFaults take something away that was synced. The promise is about one at a
-// time, while all others are whole; mild faults overlap with it.
+// graveFaults destroy synced data. The promises cover one at a time, while all
+// other members are whole; mild faults overlap with it.
 var graveFaults = []fault{
 	{"both volumes lost", 3, func(e *episode) { e.lose(walDir, dbDir) }},
 	{"WAL volume lost", 2, func(e *episode) { e.lose(walDir) }},
@@ -58,12 +58,12 @@ var graveFaults = []fault{
 	{"torn control storage", 2, (*episode).tornControl},
 }
 
-// episode is one fault at work. Its machine is reserved for it.
+// episode is one active fault. Its machine is reserved for it.
 type episode struct {
 	w *world
 	m *machine
 	r *rand.Rand
-	// begun is closed once something was taken away; overlapping faults wait for it.
+	// begun is closed once data has been destroyed; overlapping faults wait for it.
 	begun func()
 }
 
@@ -81,7 +81,7 @@ func draw(r *rand.Rand, from []fault) *fault {
 	panic("unreachable")
 }
 
-// step draws a fault, or several that overlap, and waits for their ends.
+// step chooses a random fault, or several that overlap, and waits until they end.
 func (w *world) step() {
 	var running sync.WaitGroup
 	grave := w.rng.IntN(4) == 0
@@ -92,7 +92,7 @@ func (w *world) step() {
 		running.Go(w.episode(draw(w.rng, graveFaults), sync.OnceFunc(func() { close(begun) })))
 		<-begun
 	}
-	// A newcomer joins while other things happen, also while a volume is lost.
+	// A newcomer joins during other faults, including the loss of a volume.
 	if len(w.machines) < 5 && w.rng.IntN(12) == 0 {
 		w.join()
 	}
@@ -155,7 +155,7 @@ func (e *episode) powerCut() {
 	cut := e.m.temper.cutAfter(1 + e.r.IntN(60))
 	select {
 	case <-cut:
-	case <-time.After(20 * time.Second): // it writes too little
+	case <-time.After(20 * time.Second): // too few operations occurred
 	}
 	e.w.crash(e.m, []memfs.Mode{memfs.LoseAll, memfs.LoseSome}[e.r.IntN(2)], true)
 	e.last(10 * time.Second)
@@ -241,8 +241,8 @@ func (e *episode) moveAddress() {
 	e.w.startMachine(e.m)
 }
 
-// pauseProcess stops the process as SIGSTOP or a frozen virtual machine does:
-// nothing gets in or out, and afterwards it goes on with what it believed.
+// pauseProcess stops the process like SIGSTOP or a frozen virtual machine:
+// nothing gets in or out, and afterwards it continues with its stale state.
 func (e *episode) pauseProcess() {
 	e.w.setPaused(e.m, true)
 	e.m.temper.pause()
@@ -273,11 +273,11 @@ func (e *episode) slowDisk() {
 	e.m.temper.setFactor(1)
 }
 
-// diskErrors makes one kind of operation fail on one volume, then replaces the
-// cable: the data is as it was.
+// diskErrors makes one kind of operation fail on one volume for a while; the data
+// is unchanged.
 func (e *episode) diskErrors(kind memfs.OpKind, times int) {
 	if kind == memfs.OpRead {
-		e.w.expectLoss(e.m) // it cannot know better while it cannot read
+		e.w.expectLoss(e.m) // it cannot tell while it cannot read
 	}
 	volume := []string{walDir, dbDir}[e.r.IntN(2)]
 	e.m.disk.Fail(kind, volume, e.r.IntN(30), times, syscall.EIO)
@@ -291,8 +291,8 @@ func (e *episode) diskErrors(kind memfs.OpKind, times int) {
 	e.w.mendDisk(e.m)
 }
 
-// mendDisk ends the faults of a disk, and starts a node again whose storage has
-// failed for good.
+// mendDisk ends the faults of a disk, and restarts a node whose storage has
+// failed permanently.
 func (w *world) mendDisk(m *machine) {
 	m.disk.Heal()
 	m.disk.SetLatency(m.temper.operation)
@@ -331,7 +331,7 @@ func (e *episode) controlStorage() {
 	e.last(10 * time.Second)
 }
 
-// lose takes volumes away, as a deleted claim does.
+// lose deletes volumes, like a deleted volume claim.
 func (e *episode) lose(volumes ...string) {
 	e.w.crash(e.m, memfs.LoseAll, true)
 	e.w.expectLoss(e.m)
@@ -360,7 +360,7 @@ func (e *episode) losePack() {
 	_ = e.m.disk.SyncDir(dir)
 	e.begun()
 	e.last(5 * time.Second)
-	if !down { // a file that is open stays readable until the process ends
+	if !down { // an open file stays readable until the process ends
 		e.w.crash(e.m, memfs.KillProcess, false)
 	}
 	e.w.startMachine(e.m)
@@ -396,8 +396,8 @@ func (e *episode) flipBit() {
 	e.w.startMachine(e.m)
 }
 
-// list names the files of a directory that hold records or the index. The small
-// files beside them are kept twice; see package wal's own tests.
+// list returns the files of a directory that hold records or the index. The small
+// files beside them have two copies; see the tests of package wal.
 func (m *machine) list(dir string) (names []string) {
 	entries, err := m.disk.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) || err != nil {
@@ -412,7 +412,7 @@ func (m *machine) list(dir string) (names []string) {
 	return names
 }
 
-// rollBack puts volumes back to the state that they had a while ago.
+// rollBack restores volumes to an earlier state.
 func (e *episode) rollBack(volumes ...string) {
 	live := e.r.IntN(2) == 0
 	if !live {
@@ -439,8 +439,8 @@ func (e *episode) rollBack(volumes ...string) {
 	e.last(20 * time.Second)
 }
 
-// tornControl cuts the power in a write of the control table's log, whose last entry is
-// then damaged.
+// tornControl cuts the power during a write of the control table's log, which
+// damages its last entry.
 func (e *episode) tornControl() {
 	e.w.expectLoss(e.m)
 	cut := e.m.temper.cutAfter(1 + e.r.IntN(20))
@@ -456,7 +456,7 @@ func (e *episode) tornControl() {
 	e.last(10 * time.Second)
 }
 
-// heal ends everything that a fault may have left behind.
+// heal ends all lasting effects of a fault.
 func (w *world) heal() {
 	w.net.HealAll()
 	w.net.SetLoss(0)

@@ -13,9 +13,9 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// history is what the cluster said about its records. What was acknowledged, or
-// shown by a quorum read, has to be in every quorum read that begins later: a
-// record that was refused but surfaced once, too.
+// history records the cluster's answers about its records. A record that was
+// acknowledged, or shown by a quorum read, has to be in every quorum read that
+// begins later, even if its write was refused.
 type history struct {
 	mu      sync.Mutex
 	began   time.Time
@@ -23,7 +23,7 @@ type history struct {
 	byKey   map[entryKey]*entry
 	wrong   []string // violations
 	acked   int      // acknowledged writes
-	refused int      // writes refused or timed out, which is no violation
+	refused int      // writes refused or timed out, which is not a violation
 	reads   int      // quorum reads that were answered and checked
 	unread  int      // quorum reads that were refused
 }
@@ -33,25 +33,25 @@ type entryKey struct {
 	id      record.Hash
 }
 
-// entry is one record that was attempted, and what is known of it.
+// entry is one attempted record and its known state.
 type entry struct {
 	entryKey
 	content record.Content
 	known   known
 }
 
-// known is what later reads have to show of a record.
+// known is the part of a record that later reads have to show.
 type known struct {
 	content bool
 	agents  map[record.AgentID]bool
-	votes   map[record.AgentID]uint64 // the newest vote's time of each agent
+	votes   map[record.AgentID]uint64 // time of each agent's newest vote
 }
 
 func newHistory() *history {
 	return &history{began: time.Now(), byKey: map[entryKey]*entry{}}
 }
 
-// attempt notes that a record is about to be written.
+// attempt records that a record is about to be written.
 func (h *history) attempt(project string, a *record.Assertion) *entry {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -64,8 +64,8 @@ func (h *history) attempt(project string, a *record.Assertion) *entry {
 	return e
 }
 
-// some draws a record that was attempted; the newest are the likeliest to be
-// missed, so half of the draws are from those. nil when there is none.
+// some returns a random attempted record, or nil. The newest are the most likely
+// to be missed, so it chooses among those half of the time.
 func (h *history) some(r *rand.Rand) *entry {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -79,7 +79,7 @@ func (h *history) some(r *rand.Rand) *entry {
 	}
 }
 
-// expected is a copy of what a read that begins now has to show.
+// expected returns a copy of the records that a read that begins now has to show.
 func (h *history) expected(e *entry) known {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -102,7 +102,7 @@ func (k *known) add(o known) {
 	}
 }
 
-// missing names something of k that shown lacks, or returns "".
+// missing names a part of k that shown lacks, or returns "".
 func (k *known) missing(shown known) string {
 	if k.content && !shown.content {
 		return "the record"
@@ -145,7 +145,7 @@ func shownByClaim(c *lens.Claim) known {
 	return k
 }
 
-// write notes what became of a write.
+// write records the outcome of a write.
 func (h *history) write(e *entry, facts known, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -160,8 +160,8 @@ func (h *history) write(e *entry, facts known, err error) {
 	}
 }
 
-// read holds what a quorum read answered to what it had to show, and notes what
-// it showed.
+// read compares the answer of a quorum read with the records that it had to show,
+// and records its content.
 func (h *history) read(by string, e *entry, want, shown known, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -180,20 +180,20 @@ func (h *history) read(by string, e *entry, want, shown known, err error) {
 	e.known.add(shown)
 }
 
-// violation notes a broken promise; mu is held.
+// violation records a broken promise; mu is held.
 func (h *history) violation(format string, args ...any) {
 	h.wrong = append(h.wrong, fmt.Sprintf("%.3fs: ", time.Since(h.began).Seconds())+fmt.Sprintf(format, args...))
 }
 
-// fail notes a broken promise that another check found.
+// fail records a broken promise found by another check.
 func (h *history) fail(format string, args ...any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.violation(format, args...)
 }
 
-// group lists the records with one subject and predicate, and what a read that begins now has to show
-// of each.
+// group lists the records with one subject and predicate, and the part of each
+// that a read that begins now has to show.
 func (h *history) group(project, subject, predicate string) (all []*entry, want []known) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -205,7 +205,7 @@ func (h *history) group(project, subject, predicate string) (all []*entry, want 
 	return all, want
 }
 
-// subjects lists the subjects of a project that a listing has to show now.
+// subjects returns the subjects of a project that a listing has to show now.
 func (h *history) subjects(project string) []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -219,14 +219,14 @@ func (h *history) subjects(project string) []string {
 	return slices.Compact(all)
 }
 
-// counts are the requests so far: answered as asked, and refused.
+// counts are the requests so far: successful and refused.
 func (h *history) counts() (answered, refused int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.acked + h.reads, h.refused + h.unread
 }
 
-// missingAt lists what a node alone does not hold of what it should.
+// missingAt lists the required records that a node by itself does not hold.
 func (h *history) missingAt(m *machine) (missing []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -12,7 +12,7 @@ import (
 )
 
 // revokedFor is how long a revoked key may work at a node that is cut off from
-// the others: as long as that node goes by its last confirmation.
+// the others: as long as that node trusts its last confirmation.
 const revokedFor = 30 * time.Second
 
 // registerKeys registers one key for each project, and the clients use them.
@@ -40,8 +40,8 @@ func key(hash keys.Hash, project string) keys.Key {
 	return keys.Key{Hash: hash, Project: project, Role: keys.WriteAgent, Enabled: true}
 }
 
-// keep mints keys, uses them, revokes them and goes on using them: a key whose
-// revocation was confirmed writes nothing any more once the bound has passed.
+// keep mints keys, uses them, revokes them and continues to use them: a key whose
+// revocation was confirmed writes nothing after the time limit.
 func (a *actor) keep() {
 	for a.pause() {
 		raw, hash := a.w.mint()
@@ -62,7 +62,8 @@ func (a *actor) keep() {
 	}
 }
 
-// change makes one change of keys through some node; false when none could.
+// change makes one change of keys through some node; it returns false when no
+// node could.
 func (a *actor) change(f func(*machine) error) bool {
 	for range 5 {
 		if !a.pause() {
@@ -79,8 +80,8 @@ func (a *actor) change(f func(*machine) error) bool {
 	return false
 }
 
-// use writes with a key at drawn gateways: at once, or after the key stopped
-// working so long ago.
+// use writes with a key at random gateways: at once, or that long after the key
+// stopped working.
 func (a *actor) use(raw string, after time.Duration) {
 	revoked := after > 0
 	select {
@@ -106,7 +107,7 @@ func (a *actor) use(raw string, after time.Duration) {
 		case revoked && err == nil:
 			a.h.fail("%s writes with a key that was revoked %s before", m.name, after)
 		case errors.As(err, &answer) && answer.Status == 401:
-			// Right when it is revoked; otherwise the node has not heard of the key yet.
+			// Correct if it is revoked; otherwise the node does not know the key yet.
 		default:
 			a.h.write(e, known{content: true, agents: map[record.AgentID]bool{one.Signatures[0].Agent: true}}, err)
 		}

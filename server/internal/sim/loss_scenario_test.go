@@ -14,8 +14,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// A single node with an unreadable record is scaled up. It goes on serving the
-// rest, whether the loss was known before or is found by the node that joins, and
+// A single node with an unreadable record is scaled up. It keeps serving the
+// rest, whether the loss was known before or is found because of the join, and
 // grows when the loss is accepted.
 func TestSingleNodeWithALossServesWhileItIsScaledUp(t *testing.T) {
 	for _, known := range []bool{true, false} {
@@ -60,8 +60,8 @@ func TestSingleNodeWithALossServesWhileItIsScaledUp(t *testing.T) {
 	}
 }
 
-// stuckJoin adds a fourth machine that answers the leader and never gets the logs
-// of the others.
+// stuckJoin adds a fourth machine that answers the leader but never gets the
+// others' logs.
 func (w *world) stuckJoin() (leader, n3 *machine, others []*machine) {
 	w.t.Helper()
 	leader, others = w.leader()
@@ -81,9 +81,9 @@ func (w *world) stuckJoin() (leader, n3 *machine, others []*machine) {
 	return leader, n3, others
 }
 
-// A node joins, answers, and takes in new records of one log, but nothing of the
-// others. Its join is given up, so that writes need its acknowledgement no longer,
-// and is tried again later.
+// A node joins, answers, and pulls new records of one log, but nothing of the
+// others. Its join is abandoned, so that writes no longer need its
+// acknowledgement, and is retried later.
 func TestJoinThatGetsNowhereIsGivenUp(t *testing.T) {
 	scenario(t, 3, control.Timings{GiveUpAfter: time.Minute}, func(w *world) {
 		leader, n3, others := w.stuckJoin()
@@ -104,8 +104,8 @@ func TestJoinThatGetsNowhereIsGivenUp(t *testing.T) {
 	})
 }
 
-// An operator cancels the join of a node that answers. It does not come back at
-// once, says why, and joins when it is started again.
+// An operator cancels the join of a node that answers. It does not join again at
+// once, gives the reason, and joins after a restart.
 func TestCancelledJoinIsNotOpenedAgainAtOnce(t *testing.T) {
 	scenario(t, 3, control.Timings{}, func(w *world) {
 		leader, n3, others := w.stuckJoin()
@@ -119,7 +119,7 @@ func TestCancelledJoinIsNotOpenedAgainAtOnce(t *testing.T) {
 			require.Nil(t, leader.node.Control().State().Change)
 			require.NoError(t, leader.put(claim("code://a", fmt.Sprint("two of three ", i))))
 		}
-		require.ErrorContains(t, n3.node.Ready(), "asks again at")
+		require.ErrorContains(t, n3.node.Ready(), "requests to join again at")
 		w.startMachine(others[1])
 		w.net.HealAll()
 		w.stopMachine(n3)
@@ -131,9 +131,9 @@ func TestCancelledJoinIsNotOpenedAgainAtOnce(t *testing.T) {
 	})
 }
 
-// A node that has grown to three still starts with a list of itself alone. When it
-// loses its WAL volume it does not found a second cluster, and joins the first one
-// when its list names the others.
+// A node of a cluster that has grown to three still starts with a join list of
+// itself. When it loses its WAL volume, it does not found a second cluster, and
+// it joins the first one when its list names the others.
 func TestNodeOfAGrownClusterThatLostItsWALVolumeFoundsNone(t *testing.T) {
 	scenario(t, 1, control.Timings{}, func(w *world) {
 		n0 := w.machines[0]
@@ -163,9 +163,9 @@ func TestNodeOfAGrownClusterThatLostItsWALVolumeFoundsNone(t *testing.T) {
 	})
 }
 
-// A single node lost an old record, and its loss was accepted. It grows, and going
-// through the log behind that record takes longer than GiveUpAfter. The newcomer
-// reads on all the time, although its cursor stays before the hole.
+// A single node lost an old record, and its loss was accepted. It grows, and
+// reading the log behind that record takes longer than GiveUpAfter. The newcomer
+// keeps reading, although its cursor stays before the hole.
 func TestJoinBehindAHoleIsNotGivenUpWhileItReadsOn(t *testing.T) {
 	scenario(t, 1, control.Timings{GiveUpAfter: 15 * time.Second}, func(w *world) {
 		n0 := w.machines[0]
@@ -200,8 +200,8 @@ func TestJoinBehindAHoleIsNotGivenUpWhileItReadsOn(t *testing.T) {
 	})
 }
 
-// The DB volume of a single node is full. It serves what it has, also while and after
-// it is scaled up.
+// The DB volume of a single node is full. It serves its records, during and after
+// a scale-up too.
 func TestASingleNodeOnAFullDBVolumeIsScaledUp(t *testing.T) {
 	scenario(t, 1, control.Timings{}, func(w *world) {
 		n0 := w.machines[0]

@@ -17,7 +17,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// snapshotsSoon makes Raft keep a snapshot of the table after a few commands.
+// snapshotsSoon makes Raft take a snapshot of the table after a few commands.
 var snapshotsSoon = control.Timings{SnapshotAfter: 20, SnapshotEvery: 5 * time.Second}
 
 // fillTable registers keys until Raft has a snapshot of the table.
@@ -34,8 +34,8 @@ func (w *world) fillTable() {
 }
 
 // A node's newest snapshot of the table may be older than the growth of the
-// cluster. Started from it and cut off, the node is a cluster of one, or one of
-// two, in its own eyes.
+// cluster. If the node starts from it while cut off, its table says that the
+// cluster has one member, or two.
 func TestNodeThatRestartsCutOffDoesNotGoByAnOldTable(t *testing.T) {
 	for _, before := range []int{1, 2} {
 		t.Run(fmt.Sprintf("grown from %d to 3", before), func(t *testing.T) {
@@ -66,16 +66,16 @@ func TestNodeThatRestartsCutOffDoesNotGoByAnOldTable(t *testing.T) {
 	}
 }
 
-// Three members grow to five while n1 is cut off and does not hear of it. n2 is started
-// again and reaches n1 alone: n1 must not get from it the second of three
-// acknowledgements, which the other three would never see.
+// Three members grow to five while n1 is cut off and does not notice. n2 is
+// restarted and reaches only n1: it must not give n1 the second of three
+// acknowledgements, for a record that the other three would never see.
 func TestNodeThatHasJustStartedAcknowledgesForNobodyBeforeItKnowsTheMembers(t *testing.T) {
 	scenario(t, 3, control.Timings{}, func(w *world) {
 		leader, others := w.leader()
 		n1, n2 := others[0], others[1]
-		// n1 is not whole, so a change does not need any proof from it. It is tried until
-		// n1 is cut off before it takes the report back and before the leader, which
-		// refills only a member that answers, opens a change for it.
+		// n1 is not whole, so a change does not need any proof from it. This is retried
+		// until n1 is cut off before it withdraws the report and before the leader,
+		// which refills only a member that answers, opens a change for it.
 		w.instantDisks()
 		for tries, reported := 0, false; !reported; tries++ {
 			require.Less(t, tries, 20)
@@ -120,7 +120,8 @@ func TestNodeThatHasJustStartedAcknowledgesForNobodyBeforeItKnowsTheMembers(t *t
 }
 
 // Half of the members are cut off from the other half, and one of them reads a
-// record that was never acknowledged. Once shown, it has to be seen by all.
+// record that was never acknowledged. Once shown, every later read has to show
+// it.
 func TestRecordThatAQuorumReadHasShownIsSeenByLaterReads(t *testing.T) {
 	for _, n := range []int{2, 3, 4, 5} {
 		t.Run(fmt.Sprint(n, " members"), func(t *testing.T) {
@@ -145,8 +146,8 @@ func TestRecordThatAQuorumReadHasShownIsSeenByLaterReads(t *testing.T) {
 	}
 }
 
-// A fourth node begins to join and never comes back. The three others go on as
-// if it had not been there, also when one of them is lost later.
+// A fourth node begins to join and never returns. The three others continue
+// without it, even when one of them is lost later.
 func TestJoinThatNeverReturnsIsGivenUp(t *testing.T) {
 	scenario(t, 3, control.Timings{}, func(w *world) {
 		leader, others := w.leader()
@@ -154,7 +155,7 @@ func TestJoinThatNeverReturnsIsGivenUp(t *testing.T) {
 			require.NoError(t, leader.put(claim("code://other", fmt.Sprint(i))))
 		}
 		n3 := w.addMachine(1)
-		// It reaches the leader only, so it does not come to hold everything.
+		// It reaches only the leader, so it cannot get all records.
 		for _, m := range others {
 			w.net.Cut(m.name, n3.name)
 		}
@@ -164,7 +165,7 @@ func TestJoinThatNeverReturnsIsGivenUp(t *testing.T) {
 		require.NotNil(t, change)
 		require.Equal(t, control.Join, change.Kind)
 		w.crash(n3, memfs.LoseAll, true)
-		w.machines = w.machines[:3] // scaled down again, its claims deleted
+		w.machines = w.machines[:3] // scaled down again, its volume claims deleted
 		w.net.HealAll()
 		w.settleWithin(10 * time.Minute)
 		require.NoError(t, leader.put(claim("code://a", "all up")))
@@ -207,7 +208,7 @@ func TestJoinCanBeCancelledWhileAMemberIsDown(t *testing.T) {
 	})
 }
 
-// A joiner that was given up and comes back joins after all.
+// A node whose join was abandoned joins when it is back.
 func TestJoinThatWasGivenUpBeginsAgain(t *testing.T) {
 	scenario(t, 3, control.Timings{GiveUpAfter: 30 * time.Second}, func(w *world) {
 		leader, others := w.leader()
@@ -264,8 +265,8 @@ func TestSilentReplacementDoesNotHoldUpAnother(t *testing.T) {
 	})
 }
 
-// The nodes come back under other host names, with their volumes: another
-// namespace, another headless Service, another cluster domain.
+// The nodes restart with their volumes under other host names: another namespace,
+// another headless Service, another cluster domain.
 func TestNodesThatMoveToOtherHostNamesFindEachOther(t *testing.T) {
 	for _, timings := range []control.Timings{{}, snapshotsSoon} {
 		for _, count := range []int{1, 2, 3} {
@@ -302,8 +303,8 @@ func TestNodesThatMoveToOtherHostNamesFindEachOther(t *testing.T) {
 }
 
 // A record that arrives at the reading node between the comparison with another
-// member and the answer may be on this node alone. It must not be shown, or it
-// has to be on a majority by then.
+// member and the answer may be on this node alone. It must not be shown unless it
+// is on a majority by then.
 func TestRecordThatArrivesDuringAReadIsNotShownUnlessOthersHoldIt(t *testing.T) {
 	reads := map[string]func(m *machine, a *record.Assertion) (shown bool){
 		"by id": func(m *machine, a *record.Assertion) bool { return m.get(a) == nil },
@@ -321,7 +322,7 @@ func TestRecordThatArrivesDuringAReadIsNotShownUnlessOthersHoldIt(t *testing.T) 
 		},
 	}
 	for name, read := range reads {
-		// With a difference there is a merge, which others may overtake as well.
+		// A difference causes a merge, during which records may arrive too.
 		for _, differs := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, members differ %v", name, differs), func(t *testing.T) {
 				scenario(t, 3, control.Timings{}, func(w *world) {
@@ -337,8 +338,7 @@ func TestRecordThatArrivesDuringAReadIsNotShownUnlessOthersHoldIt(t *testing.T) 
 					}
 					x := claim("code://x", "arrives during the read")
 					go func() {
-						// The question is on its way; what the reader sends from
-						// here on arrives at nobody.
+						// The question is in transit; messages of the reader from here on are lost.
 						time.Sleep(150 * time.Millisecond)
 						if !differs {
 							for _, m := range others {
@@ -360,7 +360,8 @@ func TestRecordThatArrivesDuringAReadIsNotShownUnlessOthersHoldIt(t *testing.T) 
 	}
 }
 
-// A subject that this node alone holds is on a majority before its name is shown.
+// A subject that only this node holds is brought to a majority before its name is
+// shown.
 func TestSubjectThatWasShownIsSeenByLaterReads(t *testing.T) {
 	scenario(t, 3, control.Timings{}, func(w *world) {
 		shows := func(m *machine) bool {

@@ -14,16 +14,17 @@ import (
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
 
-// refuseReads makes the machine's WAL volume give errors for a while; a process
-// that ended over it is started again.
+// refuseReads makes reads of the machine's WAL volume fail for a while; if the
+// process ends because of that, it is restarted.
 func (m *machine) refuseReads(d time.Duration) {
 	m.disk.Fail(memfs.OpRead, walDir, 0, -1, syscall.EIO)
 	time.Sleep(d)
 	m.w.mendDisk(m)
 }
 
-// A single node grows to three, and its disk cannot be read for some seconds during each
-// join. The newcomers do not count what they were not given.
+// A single node grows to three, and its disk cannot be read for some seconds
+// during each join. The newcomers' cursors do not pass records that they did not
+// get.
 func TestGrowthDuringAnOutageOfReadsMissesNothing(t *testing.T) {
 	scenario(t, 1, control.Timings{}, func(w *world) {
 		n0 := w.machines[0]
@@ -51,8 +52,8 @@ func TestGrowthDuringAnOutageOfReadsMissesNothing(t *testing.T) {
 	})
 }
 
-// A member that is replaced loses a record while it is being refilled, and gets it
-// back. That makes it no more whole than it was.
+// A replacement loses a record while it is being refilled, and recovers it. That
+// does not make it whole.
 func TestLossThatAReplacedMemberTakesBackMakesItNotWhole(t *testing.T) {
 	scenario(t, 3, control.Timings{}, func(w *world) {
 		b, others := w.leader()
@@ -60,7 +61,7 @@ func TestLossThatAReplacedMemberTakesBackMakesItNotWhole(t *testing.T) {
 		rotten := claim("code://r", "soon rotten")
 		require.NoError(t, a.put(rotten))
 		time.Sleep(40 * time.Second)
-		// b's log takes no more writes, and stays readable.
+		// b's log accepts no further writes, and stays readable.
 		b.disk.Fail(memfs.OpSync, walDir, 0, -1, syscall.EIO)
 		acked := claim("code://w", "acknowledged by a and c")
 		require.NoError(t, a.put(acked))
@@ -79,7 +80,7 @@ func TestLossThatAReplacedMemberTakesBackMakesItNotWhole(t *testing.T) {
 		w.net.Rejoin(c.name)
 		w.net.Cut(a.name, c.name)
 		time.Sleep(2 * time.Minute)
-		require.NotNil(t, b.node.Control().State().Change, "c lacks what only a holds")
+		require.NotNil(t, b.node.Control().State().Change, "c lacks the records that only a holds")
 		w.crash(a, memfs.KillProcess, false)
 		time.Sleep(10 * time.Second)
 		requireSeenOrUnavailable(t, b, acked)

@@ -30,16 +30,17 @@ func (m *machine) copyVolumes() volumes {
 	return v
 }
 
-// rollBackRaft puts the control table's storage back; the machine is down.
+// rollBackRaft restores the control table's storage; the machine is down.
 func (m *machine) rollBackRaft(old volumes) {
 	m.raftMu.Lock()
 	defer m.raftMu.Unlock()
 	m.raft = old.raft
 }
 
-// TestQuorumReadsMissNothingAfterAVolumeWasPutBack: a write is acknowledged by n0 and n1 while n2 is cut
-// off; then n0's volumes go back to an older copy and n1 is down. No quorum read
-// of n0 and n2 misses the write, and with n1 back the cluster is whole again.
+// TestQuorumReadsMissNothingAfterAVolumeWasPutBack: a write is acknowledged by n0
+// and n1 while n2 is cut off; then n0's volumes are restored to an older copy and
+// n1 is down. No quorum read of n0 and n2 misses the write, and once n1 is back
+// the cluster is whole again.
 func TestQuorumReadsMissNothingAfterAVolumeWasPutBack(t *testing.T) {
 	for _, which := range []string{"wal", "both", "db"} {
 		for _, live := range []bool{false, true} {
@@ -57,7 +58,7 @@ func TestQuorumReadsMissNothingAfterAVolumeWasPutBack(t *testing.T) {
 						w.startMachine(n0)
 						w.settle()
 					}
-					// n2 sees a little of what comes after the copy.
+					// n2 sees a few records from after the copy.
 					require.NoError(t, n0.put(claim("code://x", "after the copy")))
 					time.Sleep(time.Second)
 					w.net.Isolate("n2")
@@ -98,9 +99,9 @@ func TestQuorumReadsMissNothingAfterAVolumeWasPutBack(t *testing.T) {
 	}
 }
 
-// TestRegrownLogIsStillALoss: the volumes go back to a copy that was taken while
-// the member ran, and its log grows past the cursor of the one peer that knows of
-// the loss before that peer is back.
+// TestRegrownLogIsStillALoss: the volumes are restored to a copy that was taken
+// while the member ran, and its log grows past the cursor of the only peer that
+// knows of the loss before that peer is back.
 func TestRegrownLogIsStillALoss(t *testing.T) {
 	scenario(t, 3, control.Timings{}, func(w *world) {
 		n0, n1, n2 := w.machines[0], w.machines[1], w.machines[2]
@@ -109,7 +110,7 @@ func TestRegrownLogIsStillALoss(t *testing.T) {
 		old := n0.copyVolumes()
 		w.net.Isolate("n2")
 		time.Sleep(2 * time.Second)
-		lost := claim("code://x", "in the log until it was put back")
+		lost := claim("code://x", "in the log until the rollback")
 		require.NoError(t, n0.put(lost))
 		time.Sleep(time.Minute)
 		end := n0.node.Store().End()
@@ -121,9 +122,9 @@ func TestRegrownLogIsStillALoss(t *testing.T) {
 		w.net.HealAll()
 		w.startMachine(n0)
 		time.Sleep(30 * time.Second)
-		// n2 has seen nothing that is gone: nobody who is there knows of the loss.
+		// n2 has seen none of the lost records: no reachable member knows of the loss.
 		for i := 0; n0.node.Store().End() <= end; i++ {
-			require.NoError(t, n2.put(claim("code://y", fmt.Sprint("grown anew ", i))))
+			require.NoError(t, n2.put(claim("code://y", fmt.Sprint("grown again ", i))))
 		}
 		time.Sleep(5 * time.Second)
 		require.True(t, n0.node.Store().Whole())
@@ -142,5 +143,5 @@ func TestRegrownLogIsStillALoss(t *testing.T) {
 	})
 }
 
-// losses is how many losses the machine's log has noted.
+// losses is the number of losses recorded in the machine's log.
 func (m *machine) losses() int { return m.node.Store().Health().Losses }

@@ -20,8 +20,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// Scenarios are schedules that a person wrote down, as opposed to the drawn
-// ones of faults_test.go. This file holds the steps that they share.
+// Scenarios are hand-written schedules, as opposed to the random ones of
+// faults_test.go. This file holds their common steps.
 
 // scenario runs f in a settled cluster of n machines.
 func scenario(t *testing.T, n int, timings control.Timings, f func(w *world)) {
@@ -29,7 +29,7 @@ func scenario(t *testing.T, n int, timings control.Timings, f func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, n)
 		w.control = timings
-		w.scrub = -1 // it would bring what should have come without it
+		w.scrub = -1 // it would hide missing catch-up
 		defer w.close()
 		for _, m := range w.machines {
 			m.start()
@@ -41,7 +41,7 @@ func scenario(t *testing.T, n int, timings control.Timings, f func(w *world)) {
 
 var scenarioSigner = ed25519.NewKeyFromSeed(append(make([]byte, 31), 9))
 
-// claim is a signed assertion whose object is text.
+// claim returns a signed assertion with a text as its object.
 func claim(subject, text string) *record.Assertion {
 	a := &record.Assertion{Content: record.Content{
 		Subject: subject, Predicate: "version", Object: record.Text(text), Confidence: 0.5,
@@ -68,8 +68,8 @@ func (m *machine) read(a *record.Assertion, consistency cluster.Consistency) err
 	return err
 }
 
-// putHere makes a claim durable on this machine alone, as a coordinator's own log
-// does before any other member has it.
+// putHere makes a claim durable on this machine alone, like a coordinator's log
+// before any other member has the record.
 func (m *machine) putHere(a *record.Assertion) {
 	m.w.t.Helper()
 	items := []store.Item{store.NewContent(simProject, a.ID(), &a.Content), store.NewSignature(simProject, a.ID(), a.Signatures[0])}
@@ -78,8 +78,8 @@ func (m *machine) putHere(a *record.Assertion) {
 	require.NoError(m.w.t, <-done)
 }
 
-// requireSeenOrUnavailable holds a read of an acknowledged claim to the promise:
-// it finds the claim or says that it cannot be answered now.
+// requireSeenOrUnavailable requires that a read of an acknowledged claim finds it
+// or fails as unavailable.
 func requireSeenOrUnavailable(t *testing.T, m *machine, a *record.Assertion) {
 	t.Helper()
 	if err := m.get(a); err != nil {
@@ -87,7 +87,7 @@ func requireSeenOrUnavailable(t *testing.T, m *machine, a *record.Assertion) {
 	}
 }
 
-// leader returns the machine that leads the control table, and the others.
+// leader returns the leader of the control table and the other machines.
 func (w *world) leader() (leader *machine, others []*machine) {
 	w.t.Helper()
 	for _, m := range w.machines {
@@ -101,7 +101,8 @@ func (w *world) leader() (leader *machine, others []*machine) {
 	return leader, others
 }
 
-// instantDisks takes the latency of all disks away, those of later machines too.
+// instantDisks removes the latency of all disks, including those of later
+// machines.
 func (w *world) instantDisks() {
 	w.instant = true
 	for _, m := range w.machines {
@@ -148,7 +149,7 @@ func (m *machine) file(name string) []byte {
 	return b
 }
 
-// snapshot copies the files below dir, as a storage snapshot of a volume does.
+// snapshot copies the files below dir, like a storage snapshot of a volume.
 func (m *machine) snapshot(dir string) map[string][]byte {
 	m.w.t.Helper()
 	files := map[string][]byte{}
@@ -167,7 +168,7 @@ func (m *machine) snapshot(dir string) map[string][]byte {
 	return files
 }
 
-// rollBack puts a volume back to a snapshot of it; the machine is down.
+// rollBack restores a volume from a snapshot; the machine is down.
 func (m *machine) rollBack(dir string, files map[string][]byte) {
 	m.w.t.Helper()
 	m.disk.Wipe(dir)
@@ -184,8 +185,8 @@ func (m *machine) rollBack(dir string, files map[string][]byte) {
 	require.NoError(m.w.t, m.disk.SyncDir(dir))
 }
 
-// A node whose clock is wrong, the leader's included, takes fresh records like any
-// other, and refuses those from the future like any other.
+// A node with a wrong clock, the leader included, accepts fresh records and
+// refuses records from the future like any other.
 func TestANodeWithAWrongClockJudgesRecordsLikeTheOthers(t *testing.T) {
 	for _, by := range []time.Duration{-time.Hour, time.Hour} {
 		scenario(t, 3, control.Timings{}, func(w *world) {

@@ -15,12 +15,16 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// defaultSeeds is how many schedules `make test` runs.
+// defaultSeeds is the number of schedules that `make test` runs.
 const defaultSeeds = 60
 
 var verbose = os.Getenv("STEMEDB_SIM_SEED") != ""
 
-// seeds are those to run, by the environment.
+// failedOnce are seeds beyond the first ones that found a fault; docs/reliability.md
+// names it.
+var failedOnce = []uint64{20187}
+
+// seeds returns the seeds selected by the environment.
 func seeds(t *testing.T) []uint64 {
 	t.Helper()
 	number := func(name string, otherwise uint64) uint64 {
@@ -43,10 +47,13 @@ func seeds(t *testing.T) []uint64 {
 	for i := range all {
 		all[i] = number("STEMEDB_SIM_FROM", 1) + uint64(i)
 	}
+	if os.Getenv("STEMEDB_SIM_FROM") == "" {
+		all = append(all, failedOnce...)
+	}
 	return all
 }
 
-// tally sums up what the seeds of one run did.
+// tally sums up the results of the seeds of one run.
 type tally struct {
 	mu                                   sync.Mutex
 	seeds, acked, refused, reads, unread int
@@ -75,10 +82,10 @@ func (s *tally) String() string {
 	return b.String()
 }
 
-// TestFaults: three to five nodes, clients, and a drawn schedule of faults of
-// machines, disks and networks that overlap. Everything that was acknowledged or
-// shown once is in each later quorum read; in the end every node alone holds all
-// of it, and nothing else.
+// TestFaults: three to five nodes, clients, and a random schedule of overlapping
+// faults of machines, disks and networks. Every record that was acknowledged or
+// shown is in each later quorum read; in the end every node by itself holds all
+// of these records, and nothing else.
 func TestFaults(t *testing.T) {
 	sum := &tally{faults: map[string]int{}}
 	t.Cleanup(func() { t.Log(sum) })
@@ -94,7 +101,7 @@ func faults(t *testing.T, seed uint64, sum *tally) {
 	t.Helper()
 	w := newWorld(t, seed, 0)
 	if seed%2 == 0 {
-		w.scrub = -1 // what scrubbing mends must not be what makes the rest work
+		w.scrub = -1 // scrubbing must not hide other defects
 	}
 	for range 3 + w.rng.IntN(3)/2 {
 		w.addMachine(seed)

@@ -16,7 +16,7 @@ import (
 )
 
 // One member is refilled and reads all of the others' logs. One of these has a
-// rotten record, which the third member holds intact.
+// damaged record, which the third member holds intact.
 func TestRefillThatMeetsARottenRecordGetsItFromTheThirdMember(t *testing.T) {
 	scenario(t, 3, control.Timings{}, func(w *world) {
 		n0, n1, n2 := w.machines[0], w.machines[1], w.machines[2]
@@ -25,7 +25,7 @@ func TestRefillThatMeetsARottenRecordGetsItFromTheThirdMember(t *testing.T) {
 		for i := range 20 {
 			require.NoError(t, n0.put(claim("code://other", fmt.Sprint(i))))
 		}
-		time.Sleep(30 * time.Second) // everyone holds everything
+		time.Sleep(30 * time.Second) // every member holds everything
 		n1.rot("a rotten record")
 		w.crash(n2, memfs.LoseAll, true)
 		n2.wipeBoth()
@@ -38,8 +38,8 @@ func TestRefillThatMeetsARottenRecordGetsItFromTheThirdMember(t *testing.T) {
 	})
 }
 
-// Two members have one rotten record each, different ones: no byte is missing in
-// the cluster, so nothing is lost.
+// Two members have one damaged record each, different ones: the cluster still has
+// every byte, so nothing is lost.
 func TestRottenRecordsOfTwoMembersAreNoLoss(t *testing.T) {
 	for _, restart := range []bool{false, true} {
 		t.Run(fmt.Sprint("restart ", restart), func(t *testing.T) {
@@ -71,7 +71,7 @@ func TestRottenRecordsOfTwoMembersAreNoLoss(t *testing.T) {
 }
 
 // Damage whose records cannot be fetched for a while is reported as a loss, and
-// the report is taken back when they can be.
+// the report is withdrawn when they can.
 func TestReportedLossIsTakenBackWhenTheRecordsAreReadAgain(t *testing.T) {
 	scenario(t, 3, control.Timings{}, func(w *world) {
 		n0, n1, n2 := w.machines[0], w.machines[1], w.machines[2]
@@ -81,7 +81,7 @@ func TestReportedLossIsTakenBackWhenTheRecordsAreReadAgain(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		n0.rot("rotten record x")
 		n1.rot("rotten record y")
-		// Each of the two is found while the only other copy cannot be reached.
+		// Each of the two is found while the only other copy is unreachable.
 		w.net.Isolate(n2.name)
 		w.net.Cut(n0.name, n1.name)
 		require.Error(t, n0.read(x, cluster.Local))
@@ -96,8 +96,8 @@ func TestReportedLossIsTakenBackWhenTheRecordsAreReadAgain(t *testing.T) {
 	})
 }
 
-// A single node that lost a record, or its WAL volume, answers from what is
-// there until an operator accepts the loss.
+// A single node that lost a record, or its WAL volume, answers from the remaining
+// records until an operator accepts the loss.
 func TestSingleNodeThatLostRecordsServesWhatItHas(t *testing.T) {
 	for _, lost := range []string{"a record", "the WAL volume"} {
 		t.Run(lost, func(t *testing.T) {
@@ -149,7 +149,7 @@ func TestSingleNodeThatLostRecordsServesWhatItHas(t *testing.T) {
 	}
 }
 
-// Two of three members lost records for good. An operator accepts the loss of
+// Two of three members lost records permanently. An operator accepts the loss of
 // one of them, and the other one is refilled.
 func TestAcceptedLossEndsAStateThatNothingElseEnds(t *testing.T) {
 	scenario(t, 3, control.Timings{}, func(w *world) {

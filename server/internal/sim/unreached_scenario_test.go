@@ -13,8 +13,8 @@ import (
 	"github.com/stemedb/stemedb/server/internal/store"
 )
 
-// readSubject reads all claims of a subject with a quorum, with their contents, and
-// returns how many there are.
+// readSubject reads all claims of a subject with a quorum, with their contents,
+// and returns their number.
 func (m *machine) readSubject(subject string) (count int, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -35,8 +35,8 @@ func (m *machine) readSubject(subject string) (count int, err error) {
 }
 
 // A record of a single node is lost, and its operator accepts that. The other
-// records of the subject can be read, also when the node is started again and when
-// the cluster has grown.
+// records of the subject stay readable, also after a restart and after the
+// cluster has grown.
 func TestAnAcceptedLossHidesNoOtherRecordOfItsSubject(t *testing.T) {
 	scenario(t, 1, control.Timings{}, func(w *world) {
 		n0 := w.machines[0]
@@ -76,9 +76,9 @@ func TestAnAcceptedLossHidesNoOtherRecordOfItsSubject(t *testing.T) {
 	})
 }
 
-// A node joins that reaches the others and that nobody reaches, because it gives
-// them an address that does not exist. Its join is given up, or cancelled by the
-// operator, and does not come back within seconds.
+// A joining node reaches the others but is unreachable, because it announces an
+// address that does not exist. Its join is abandoned, or cancelled by the
+// operator, and is not opened again within seconds.
 func TestAJoinOfANodeThatNobodyReachesStaysGivenUp(t *testing.T) {
 	for _, cancelled := range []bool{false, true} {
 		t.Run(fmt.Sprint("cancelled ", cancelled), func(t *testing.T) {

@@ -18,21 +18,21 @@ import (
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
-// spreadLimit bounds how long the last writes take until every node has them.
+// spreadLimit is the time limit until every node has the last writes.
 const spreadLimit = 2 * time.Minute
 
 const scrubFound = "stemedb_scrub_differences_total"
 
 func TestTheMetricsOfTheVerdictExist(t *testing.T) {
-	page, err := os.ReadFile("../../../docs/metrics.md") // made from the registry
+	page, err := os.ReadFile("../../../docs/metrics.md") // generated from the registry
 	require.NoError(t, err)
 	require.Contains(t, string(page), "`"+scrubFound+"`")
 }
 
-// requireService: without faults nearly every request is answered as asked.
+// requireService: without faults nearly every request succeeds.
 func (w *world) requireService(h *history) {
 	w.t.Helper()
-	time.Sleep(callLimit + time.Second) // what began during a fault has ended
+	time.Sleep(callLimit + time.Second) // requests that began during a fault have ended
 	answered, refused := h.counts()
 	time.Sleep(10 * time.Second)
 	answeredNow, refusedNow := h.counts()
@@ -41,13 +41,14 @@ func (w *world) requireService(h *history) {
 	require.LessOrEqual(w.t, bad, good/20, "%d of %d requests are refused in a cluster without faults", bad, good+bad)
 }
 
-// requireVerdict looks at every node alone, and at what no client sees.
+// requireVerdict checks every node by itself, including state that no client
+// sees.
 func (w *world) requireVerdict(h *history) {
 	w.t.Helper()
 	w.requireEventually("every node holds everything", func() error {
 		for _, m := range w.machines {
 			if missing := h.missingAt(m); len(missing) > 0 {
-				return fmt.Errorf("%d of %d records are not as they should be, such as: %s", len(missing), len(h.all), missing[0])
+				return fmt.Errorf("%d of %d records are wrong or missing, such as: %s", len(missing), len(h.all), missing[0])
 			}
 		}
 		return nil
@@ -56,7 +57,7 @@ func (w *world) requireVerdict(h *history) {
 	w.requireCursors()
 	w.requireSameIndex()
 	for _, m := range w.machines {
-		require.Zero(w.t, w.figure(m, scrubFound), "comparison found at %s something that replication should have brought", m.name)
+		require.Zero(w.t, w.figure(m, scrubFound), "the comparison found records at %s that replication should have delivered", m.name)
 	}
 	require.Empty(w.t, h.wrong)
 	require.Positive(w.t, h.acked, "no write was acknowledged: the schedule tests nothing")
@@ -99,8 +100,8 @@ func (w *world) sameDigests() error {
 	return nil
 }
 
-// requireCursors: what a cursor vouches for is held. A cursor says up to where a
-// peer's log has been taken in, and whatever is before it is never asked for
+// requireCursors: all records below a cursor are held. A cursor is the position
+// up to which a peer's log has been pulled; records before it are never requested
 // again.
 func (w *world) requireCursors() {
 	w.t.Helper()
@@ -125,7 +126,7 @@ func (w *world) requireCursors() {
 				require.NoError(w.t, err)
 				for i, has := range held {
 					if before[i].Kind != store.KindCursor {
-						require.True(w.t, has, "%s has taken in the log of %s up to %v and lacks %v", m.name, peer.name, cursor, before[i])
+						require.True(w.t, has, "%s has pulled the log of %s up to %v and lacks %v", m.name, peer.name, cursor, before[i])
 					}
 				}
 				if next == at {
@@ -137,8 +138,8 @@ func (w *world) requireCursors() {
 	}
 }
 
-// requireSameIndex: an index that is made anew from the log says the same as the
-// one that grew with it.
+// requireSameIndex: an index that is rebuilt from the log equals the one that was
+// built incrementally.
 func (w *world) requireSameIndex() {
 	w.t.Helper()
 	m := w.machines[w.rng.IntN(len(w.machines))]
@@ -152,11 +153,11 @@ func (w *world) requireSameIndex() {
 	w.settle()
 	after, err := m.digests()
 	require.NoError(w.t, err)
-	require.Equal(w.t, before, after, "the index of %s, made anew, says something else", m.name)
+	require.Equal(w.t, before, after, "the rebuilt index of %s differs", m.name)
 }
 
-// figure reads a counter from a machine's metrics, summed over its labels; 0 when
-// it was never raised. TestTheMetricsOfTheVerdictExist holds its name.
+// figure reads a counter from a machine's metrics, summed over its labels; 0 if
+// it was never incremented. TestTheMetricsOfTheVerdictExist checks its name.
 func (w *world) figure(m *machine, name string) (sum float64) {
 	w.t.Helper()
 	v := w.newVisitor("inspector")
@@ -176,9 +177,8 @@ func (w *world) figure(m *machine, name string) (sum float64) {
 	return sum
 }
 
-// supervise starts processes again that ended by themselves, as kubelet does, and
-// watches what the control table says of the members. The returned function ends
-// it.
+// supervise restarts processes that ended by themselves, like kubelet, and
+// watches the members in the control table. The returned function ends it.
 func (w *world) supervise() (end func()) {
 	w.supervised = true
 	stop, done := make(chan struct{}), make(chan struct{})
@@ -198,12 +198,12 @@ func (w *world) supervise() (end func()) {
 	return func() { close(stop); <-done }
 }
 
-// restartEnded starts the machines whose process has ended by itself, as kubelet
-// does.
+// restartEnded restarts the machines whose process has ended by itself, like
+// kubelet.
 func (w *world) restartEnded() {
 	for _, m := range w.all() {
 		if !m.tryReserve() {
-			continue // a fault is at it, and starts it again
+			continue // an active fault restarts it
 		}
 		if m.ended() {
 			w.logf("%s ended: %v", m.name, m.node.Err())
@@ -214,8 +214,8 @@ func (w *world) restartEnded() {
 	}
 }
 
-// watchWholeness: only a machine whose volumes were touched may have to be filled
-// again.
+// watchWholeness: only a machine whose volumes were affected by a fault may need
+// a refill.
 func (w *world) watchWholeness(whole map[string]bool) {
 	for _, m := range w.all() {
 		for _, member := range m.members() {
@@ -224,8 +224,8 @@ func (w *world) watchWholeness(whole map[string]bool) {
 			case member.Whole:
 				whole[member.ID()] = true
 			case whole[member.ID()] && !w.lossExpected(subject):
-				w.history.fail("%s says that %s lost records, and nothing happened to its volumes", m.name, member.Name)
-				w.expectLoss(subject) // said once
+				w.history.fail("on %s, %s is reported to have lost records, and no fault affected its volumes", m.name, member.Name)
+				w.expectLoss(subject) // reported once
 			}
 		}
 	}

@@ -27,8 +27,8 @@ const (
 	dbDir    = "/db"
 	packDir  = dbDir + "/packs"
 	indexDir = dbDir + "/index"
-	// settleLimit bounds how long a cluster without faults may take until
-	// every node serves, in virtual time.
+	// settleLimit is the time limit, in virtual time, until every node of a cluster
+	// without faults serves.
 	settleLimit = 5 * time.Minute
 	leastDelay  = 100 * time.Microsecond // of the network
 	mostDelay   = 3 * time.Millisecond
@@ -49,8 +49,8 @@ type world struct {
 	scrub time.Duration
 	seed  uint64
 	keys  map[string]string // raw, by project; set before the clients start
-	// faults counts what happened, by name. supervised: processes that end by
-	// themselves are started again.
+	// faults counts the faults by name. supervised: processes that end by themselves
+	// are restarted.
 	faults     map[string]int
 	supervised bool
 	instant    bool // disks take no time
@@ -64,21 +64,21 @@ type machine struct {
 	host   *memnet.Host
 	disk   *memfs.Disk
 	temper *temper
-	// turn is held by the one fault that starts and ends the process.
+	// turn is held by the fault that starts and ends the process.
 	turn chan struct{}
-	// paused: the process is stopped and answers nobody; w.mu guards it.
+	// paused: the process is stopped and does not answer; w.mu guards it.
 	paused bool
-	// mayLose: something happened to the volumes since the machine was whole last, so that
-	// it may report a loss.
+	// mayLose: a fault affected the volumes since the machine was last whole, so it
+	// may report a loss.
 	mayLose bool
 	// listed is the node's join list; nil means all machines.
 	listed []string
-	// advertised is the host name that the node gives to the others; empty means name.
+	// advertised is the host name that the node announces; empty means name.
 	advertised string
 
 	raftMu sync.Mutex               // guards raft
 	raft   map[string]*raftmem.Disk // by incarnation: it is on the WAL volume
-	clock  clock.Shifted            // its time survives the process
+	clock  clock.Shifted            // its setting survives the process
 
 	proc *memnet.Proc
 	node *node.Node // nil while it is down
@@ -119,7 +119,7 @@ func (w *world) logf(format string, args ...any) {
 // address is the host name under which the other nodes reach the machine.
 func (m *machine) address() string { return cmp.Or(m.advertised, m.name) }
 
-// start starts the machine's process on what its disk holds.
+// start starts the machine's process on its disk's content.
 func (m *machine) start() {
 	m.proc = m.host.Start()
 	join := m.listed
@@ -139,8 +139,8 @@ func (m *machine) start() {
 	n, err := node.Start(context.Background(), cfg, node.Environment{
 		FS: m.disk.Process(), Network: m.proc, Clock: &m.clock, RaftStorage: open, Logger: m.w.logger(),
 		Tuning: node.Tuning{
-			// Small segments, so that they are sealed and recycled; what is put
-			// at once has to fit into one, as it does at the real sizes.
+			// Small segments, so that they are sealed and recycled; a single put has to
+			// fit into one, as it does at the real sizes.
 			SegmentSize: 128 << 10, MarkerInterval: 5 * time.Second, IndexBuffer: 256 << 10,
 			Control: m.w.control,
 			Limits:  cluster.Limits{PullBytes: 32 << 10, MessageBytes: 32 << 10},
@@ -153,7 +153,7 @@ func (m *machine) start() {
 	m.node = n
 }
 
-// startMachine, crash and stopMachine change what the clients look at.
+// startMachine, crash and stopMachine change the state that the clients read.
 func (w *world) startMachine(m *machine) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -179,8 +179,8 @@ func (w *world) crash(m *machine, mode memfs.Mode, powerOff bool) {
 	end.Kill()
 }
 
-// cutRaft ends the old process's writes to Raft's storage. Those under way are
-// stored or lost, as with every disk.
+// cutRaft ends the old process's writes to Raft's storage. Writes in flight are
+// stored or lost, as on any disk.
 func (m *machine) cutRaft(mode memfs.Mode) {
 	m.raftMu.Lock()
 	defer m.raftMu.Unlock()
@@ -216,9 +216,9 @@ func (m *machine) takeDown() *node.Node {
 	return n
 }
 
-// openRaft begins a process and returns how it opens Raft's storage of an
-// incarnation: what that holds survives a crash, for bbolt syncs each of its
-// writes, but not the loss of the volume.
+// openRaft begins a process and returns the function that opens Raft's storage of
+// an incarnation: its content survives a crash, because bbolt syncs each write,
+// but not the loss of the volume.
 func (m *machine) openRaft() func(_, incarnation string) (control.RaftStorage, error) {
 	m.raftMu.Lock()
 	defer m.raftMu.Unlock()
@@ -237,7 +237,7 @@ func (m *machine) openRaft() func(_, incarnation string) (control.RaftStorage, e
 	}
 }
 
-// wipe takes a volume away; the machine is down.
+// wipe deletes a volume; the machine is down.
 func (m *machine) wipe(volume string) {
 	m.disk.Wipe(volume)
 	if volume != walDir {
@@ -274,7 +274,7 @@ func (m *machine) failRaft(err error) {
 	}
 }
 
-// tear ends the writes to Raft's storage that are under way and damages the last
+// tear ends the writes to Raft's storage that are in flight and damages the last
 // entry of each.
 func (m *machine) tear() {
 	m.raftMu.Lock()
@@ -291,7 +291,8 @@ func (m *machine) ended() bool {
 	return m.node != nil && m.node.Err() != nil
 }
 
-// failed reports whether the node's storage failed in a way that only a new start ends.
+// failed reports whether the node's storage failed in a way that requires a
+// restart.
 func (m *machine) failed() bool {
 	m.w.mu.Lock()
 	defer m.w.mu.Unlock()
@@ -302,7 +303,8 @@ func (m *machine) failed() bool {
 	return h.State == store.StateFailed || h.State == store.StateIndexFailed
 }
 
-// members are those of the machine's copy of the control table, if it is up.
+// members returns the members in the machine's copy of the control table, if it
+// is up.
 func (m *machine) members() []control.Member {
 	m.w.mu.Lock()
 	defer m.w.mu.Unlock()
@@ -328,7 +330,7 @@ func (w *world) machine(name string) *machine {
 	return nil
 }
 
-// expectLoss notes that something happened to the volumes of a machine.
+// expectLoss records that a fault affected the volumes of a machine.
 func (w *world) expectLoss(m *machine) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -341,7 +343,7 @@ func (w *world) lossExpected(m *machine) bool {
 	return m.mayLose
 }
 
-// up tells whether the machine's node has all its parts.
+// up reports whether the machine's node has all its parts.
 func (m *machine) up() bool {
 	if m.node == nil {
 		return false
@@ -354,8 +356,8 @@ func (m *machine) up() bool {
 	}
 }
 
-// allReady tells whether every node serves and the table says that all are
-// whole; otherwise why not.
+// allReady reports whether every node serves and all are whole in the table, or
+// the reason why not.
 func (w *world) allReady() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -375,7 +377,7 @@ func (w *world) allReady() error {
 		}
 		for _, member := range s.Members {
 			if !member.Whole {
-				return fmt.Errorf("%s says that %s is not whole", m.name, member.Name)
+				return fmt.Errorf("on %s, %s is not whole", m.name, member.Name)
 			}
 		}
 	}
@@ -413,7 +415,8 @@ func (w *world) settleWithin(limit time.Duration) {
 	}
 }
 
-// close ends all processes; the bubble ends only when their goroutines have.
+// close ends all processes; the bubble ends only when their goroutines have
+// ended.
 func (w *world) close() {
 	for _, m := range w.machines {
 		w.crash(m, memfs.KillProcess, false)
@@ -421,7 +424,7 @@ func (w *world) close() {
 	time.Sleep(30 * time.Second) // probes of memberlist and the pools of goleveldb end by themselves
 }
 
-// logger shows what nodes log when one seed is looked at.
+// logger prints the nodes' logs when a single seed is run.
 func (w *world) logger() *slog.Logger {
 	if !verbose {
 		return slog.New(slog.DiscardHandler)

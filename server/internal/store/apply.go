@@ -9,6 +9,7 @@ import (
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/util"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
@@ -48,7 +49,7 @@ func (s *Store) apply() {
 				again = time.After(roomEvery)
 			}
 		case <-again:
-			wake(s.work)
+			sleep.Wake(s.work)
 		case <-marking:
 			marking = nil
 			timer.Reset(s.opts.MarkerInterval)

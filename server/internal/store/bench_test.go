@@ -123,7 +123,7 @@ func BenchmarkRead(b *testing.B) {
 	require.NoError(b, err)
 	for _, name := range lens.Names() {
 		b.Run("Claims/"+name, func(b *testing.B) {
-			l, _ := lens.Get(name)
+			l, _ := lens.Get[*Claim](name)
 			for i := range b.N {
 				a, err := l(s.lensClaims(b, subjects[i%len(subjects)]), lens.Params{Now: 1_800_000_000})
 				require.NoError(b, err)
@@ -139,14 +139,14 @@ func BenchmarkRead(b *testing.B) {
 	})
 }
 
-func (s *Store) lensClaims(tb testing.TB, subject string) lens.Claims {
+func (s *Store) lensClaims(tb testing.TB, subject string) lens.Claims[*Claim] {
 	tb.Helper()
-	return func(yield func(*lens.Claim) bool) {
+	return func(yield func(*Claim) bool) {
 		for c, err := range s.Claims(tb.Context(), ClaimQuery{Project: "alpha", Subject: subject, Predicate: "tls.verify"}, 0) {
 			if err != nil {
 				tb.Fatal(err)
 			}
-			if !yield(&c.Claim) {
+			if !yield(c) {
 				return
 			}
 		}
@@ -197,7 +197,7 @@ func BenchmarkHotSubject(b *testing.B) {
 	drain(b, s)
 	for _, name := range lens.Names() {
 		b.Run(name, func(b *testing.B) {
-			l, _ := lens.Get(name)
+			l, _ := lens.Get[*Claim](name)
 			b.ReportAllocs()
 			for range b.N {
 				a, err := l(s.lensClaims(b, "hot"), lens.Params{})

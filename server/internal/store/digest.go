@@ -12,6 +12,7 @@ import (
 
 	"github.com/zeebo/blake3"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
@@ -312,26 +313,11 @@ func (s *Store) eachID(ctx context.Context, prefix []byte, fn func(key *Key, pos
 			return err
 		}
 		if rate := s.opts.ScrubRate; rate > 0 && start != nil {
-			if err := rest(ctx, time.Duration(scrubSlice)*time.Second/time.Duration(rate)-time.Since(began)); err != nil {
-				return err
-			}
+			// The loop finds out whether ctx has ended.
+			sleep.For(ctx, time.Duration(scrubSlice)*time.Second/time.Duration(rate)-time.Since(began))
 		}
 	}
 	return nil
-}
-
-func rest(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return nil
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // idSlice returns the key to continue at, nil at the end.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/record"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
 )
@@ -52,7 +53,7 @@ func drain(t testing.TB, s *Store) {
 	t.Helper()
 	for s.Stats().PendingBytes > 0 {
 		require.NoError(t, s.Health().Err)
-		wake(s.work)
+		sleep.Wake(s.work)
 	}
 }
 

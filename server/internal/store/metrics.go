@@ -12,33 +12,33 @@ func (s *Store) register(r prometheus.Registerer) error {
 		return nil
 	}
 	gauge := func(name, help string, value func(Stats) float64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "stemedb", Subsystem: "index", Name: name, Help: help},
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
 			func() float64 { return value(s.Stats()) })
 	}
 	counter := func(name, help string, value func(Stats) float64) prometheus.Collector {
-		return prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "stemedb", Subsystem: "index", Name: name, Help: help},
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help},
 			func() float64 { return value(s.Stats()) })
 	}
 	for _, c := range []prometheus.Collector{
 		// The name is older than this server, and dashboards use it.
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "stemedb_assertions_total", Help: "Assertions that this node holds."},
 			func() float64 { return float64(s.Stats().Assertions) }),
-		gauge("pending_bytes", "Bytes that are durable or being written, and not in the index yet.",
+		gauge("stemedb_index_pending_bytes", "Bytes that are durable or being written, and not in the index yet.",
 			func(st Stats) float64 { return float64(st.PendingBytes) }),
-		gauge("replay_bytes", "Bytes of log that a start after a crash would replay.",
+		gauge("stemedb_index_replay_bytes", "Bytes of log that a start after a crash would replay.",
 			func(st Stats) float64 { return float64(s.distance(st.Marker, st.End)) }),
-		gauge("size_bytes", "Size of the index's tables.",
+		gauge("stemedb_index_size_bytes", "Size of the index's tables.",
 			func(st Stats) float64 { return float64(st.IndexBytes) }),
-		gauge("failed", "1 when the index failed and the process must restart.",
+		gauge("stemedb_index_failed", "1 when the index failed and the process must restart.",
 			func(Stats) float64 {
 				if s.Health().State == StateIndexFailed {
 					return 1
 				}
 				return 0
 			}),
-		counter("write_stalls_total", "Writes that goleveldb held up because compaction was behind.",
+		counter("stemedb_index_write_stalls_total", "Writes that goleveldb held up because compaction was behind.",
 			func(st Stats) float64 { return float64(st.WriteDelays) }),
-		counter("write_stall_seconds_total", "Time for which goleveldb held up writes because compaction was behind.",
+		counter("stemedb_index_write_stall_seconds_total", "Time for which goleveldb held up writes because compaction was behind.",
 			func(st Stats) float64 { return st.WriteDelay.Seconds() }),
 	} {
 		if err := r.Register(c); err != nil {

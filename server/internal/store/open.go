@@ -19,6 +19,7 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/storage"
 	"github.com/syndtr/goleveldb/leveldb/util"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/vfs"
 	"github.com/stemedb/stemedb/server/internal/vfs/leveldbfs"
 	"github.com/stemedb/stemedb/server/internal/wal"
@@ -141,7 +142,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, errors.Join(err, s.closeFiles())
 	}
 	if s.heldBack() {
-		wake(s.work)
+		sleep.Wake(s.work)
 	}
 	s.goroutines.Add(3)
 	go s.publish()

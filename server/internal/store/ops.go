@@ -104,9 +104,9 @@ type changeBuilder struct {
 
 func (b *changeBuilder) key(space byte) []byte { return append(b.value(), space) }
 
-// room makes sure that a key or value of the usual size fits; append allocates
+// grow makes sure that a key or value of the usual size fits; append allocates
 // memory for longer ones.
-func (b *changeBuilder) room() {
+func (b *changeBuilder) grow() {
 	if cap(b.buf)-len(b.buf) < 512 {
 		b.buf = make([]byte, 0, 8<<10)
 	}
@@ -122,7 +122,7 @@ func (b *changeBuilder) keep(p []byte) []byte {
 
 // value begins a key or value in the buffer, to be appended to.
 func (b *changeBuilder) value() []byte {
-	b.room()
+	b.grow()
 	return b.buf[len(b.buf):]
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/syndtr/goleveldb/leveldb"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
@@ -242,7 +243,7 @@ func (o *putOp) synced(err error) {
 	s.syncedMu.Lock()
 	s.synced = append(s.synced, syncedOp{o, err})
 	s.syncedMu.Unlock()
-	wake(s.syncedC)
+	sleep.Wake(s.syncedC)
 }
 
 type syncedOp struct {
@@ -284,7 +285,7 @@ func (s *Store) settle(o *putOp, err error) {
 		for i := range o.change.cursors {
 			s.setCursor(&o.change.cursors[i])
 		}
-		wake(s.work)
+		sleep.Wake(s.work)
 	} else {
 		s.pending -= o.bytes
 	}
@@ -333,13 +334,5 @@ func (o *putOp) proceed() {
 	}
 	if err != nil {
 		s.settle(o, err)
-	}
-}
-
-// wake signals that there is work; the goroutine finds out for itself how much.
-func wake(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
 	}
 }

@@ -7,27 +7,49 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// OS is the host's file system.
+// OS is the host's file system. While the process has no file descriptors left, its
+// operations wait for some, up to descriptorsWait: connections of callers may use them up,
+// and a log or an index that fails for that reason would stay failed after they are gone.
 func OS() FS { return osFS{} }
+
+const (
+	descriptorsWait = 5 * time.Minute
+	descriptorsPoll = 20 * time.Millisecond
+)
+
+// patiently calls do until a file descriptor is free.
+func patiently[T any](do func() (T, error)) (T, error) {
+	for deadline := time.Now().Add(descriptorsWait); ; time.Sleep(descriptorsPoll) {
+		v, err := do()
+		out := errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
+		if !out || time.Now().After(deadline) {
+			return v, err
+		}
+	}
+}
 
 type osFS struct{}
 
 func (osFS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
-	f, err := os.OpenFile(name, flag, perm)
+	f, err := patiently(func() (*os.File, error) { return os.OpenFile(name, flag, perm) })
 	if err != nil {
 		return nil, err
 	}
 	return osFile{f}, nil
 }
 
-func (osFS) Rename(oldname, newname string) error      { return os.Rename(oldname, newname) }
-func (osFS) Remove(name string) error                  { return os.Remove(name) }
-func (osFS) ReadDir(dir string) ([]fs.DirEntry, error) { return os.ReadDir(dir) }
-func (osFS) Stat(name string) (fs.FileInfo, error)     { return os.Stat(name) }
+func (osFS) Rename(oldname, newname string) error  { return os.Rename(oldname, newname) }
+func (osFS) Remove(name string) error              { return os.Remove(name) }
+func (osFS) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
+
+func (osFS) ReadDir(dir string) ([]fs.DirEntry, error) {
+	return patiently(func() ([]fs.DirEntry, error) { return os.ReadDir(dir) })
+}
 
 // MkdirAll syncs the parent of each directory that it creates: a volume whose
 // root was just created must not lose it with its contents.
@@ -52,7 +74,7 @@ func (o osFS) MkdirAll(dir string, perm fs.FileMode) error {
 }
 
 func (osFS) SyncDir(dir string) error {
-	d, err := os.Open(dir)
+	d, err := patiently(func() (*os.File, error) { return os.Open(dir) })
 	if err != nil {
 		return err
 	}
@@ -67,7 +89,7 @@ func (osFS) SyncDir(dir string) error {
 }
 
 func (osFS) Lock(name string) (io.Closer, error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := patiently(func() (*os.File, error) { return os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600) })
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
@@ -60,7 +61,7 @@ func (l *Log) Append(c *Commit) error {
 	b.commits = append(b.commits, c)
 	l.tail.off = b.off + uint32(len(b.buf))
 	l.queued += size
-	signal(l.wake)
+	sleep.Wake(l.wake)
 	return nil
 }
 

@@ -73,7 +73,7 @@ func settle(o *Options) (*settled, error) {
 	}
 	if m != nil && m.Incarnation != w.Incarnation {
 		return nil, fmt.Errorf("the manifest in %s is of incarnation %.8s, the volume is %v: %s",
-			o.WALDir, m.Incarnation, w, o.remedy("put the right manifest back from a copy or a snapshot of this volume"))
+			o.WALDir, m.Incarnation, w, o.remedy("restore the right manifest from a copy or a snapshot of this volume"))
 	}
 	if !haveW {
 		if err := newWALIdentity(o, w, p, haveP); err != nil {
@@ -140,7 +140,7 @@ func newWALIdentity(o *Options, w, p *volume, haveP bool) error {
 func loadVolume(o *Options, dir string, v *volume) (found bool, err error) {
 	found, err = loadSmall(o.FS, filepath.Join(dir, identityName), v)
 	if err != nil {
-		return found, fmt.Errorf("%w; %s", err, o.remedy("put the file back from a copy or a snapshot of this volume"))
+		return found, fmt.Errorf("%w; %s", err, o.remedy("restore the file from a copy or a snapshot of this volume"))
 	}
 	if found && v.Format != formatVersion {
 		return found, fmt.Errorf("%s in %s has format %d, this release reads %d: run the release that wrote it", identityName, dir, v.Format, formatVersion)
@@ -186,7 +186,7 @@ func checkStrays(o *Options, m *manifest, haveW, haveP bool) error {
 			missing = identityName
 		}
 		return fmt.Errorf("%s holds parts of a log but no file %q; %s",
-			o.WALDir, missing, o.remedy("put the file back from a copy or a snapshot of this volume"))
+			o.WALDir, missing, o.remedy("restore the file from a copy or a snapshot of this volume"))
 	}
 	if haveW || haveP {
 		return nil
@@ -197,7 +197,7 @@ func checkStrays(o *Options, m *manifest, haveW, haveP bool) error {
 	}
 	if len(packs) > 0 {
 		return fmt.Errorf("%s holds %d packs but no file %q that names their owner; %s",
-			o.PackDir, len(packs), identityName, o.remedy("put the file back from a copy or a snapshot of this volume"))
+			o.PackDir, len(packs), identityName, o.remedy("restore the file from a copy or a snapshot of this volume"))
 	}
 	return nil
 }

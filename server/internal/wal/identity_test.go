@@ -150,7 +150,7 @@ func TestPartsOfALogWithoutTheirIdentity(t *testing.T) {
 		}
 		_, err := Open(small(d))
 		require.ErrorContains(t, err, filepath.Base(gone[0]))
-		require.ErrorContains(t, err, "put the file back")
+		require.ErrorContains(t, err, "restore the file")
 		require.Subset(t, listDir(t, d, "db/packs"), slices.DeleteFunc(before, func(n string) bool { return n == identityName }))
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
@@ -247,7 +248,7 @@ func (l *Log) SetApplied(pos Position) {
 			return
 		}
 		if l.applied.CompareAndSwap(old, uint64(pos)) {
-			signal(l.sealWake)
+			sleep.Wake(l.sealWake)
 			return
 		}
 	}
@@ -315,7 +316,7 @@ func (l *Log) close() error {
 	l.mu.Lock()
 	l.closing = true
 	l.mu.Unlock()
-	signal(l.wake)
+	sleep.Wake(l.wake)
 	l.writerDone.Wait()
 	l.stopRest()
 	l.restDone.Wait()
@@ -360,12 +361,4 @@ func (l *Log) release() {
 		c.Close()
 	}
 	l.locks = nil
-}
-
-// signal puts a token into a channel of capacity one, unless it is full.
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
 }

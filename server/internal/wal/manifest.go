@@ -128,7 +128,7 @@ func loadManifest(o *Options) (*manifest, error) {
 		return nil, nil
 	}
 	return nil, fmt.Errorf("neither %s nor %s in %s can be read (%w); %s",
-		manifestName, manifestCopy, dir, errors.Join(err, copyErr), o.remedy("put one of them back from a copy or a snapshot of this volume"))
+		manifestName, manifestCopy, dir, errors.Join(err, copyErr), o.remedy("restore one of them from a copy or a snapshot of this volume"))
 }
 
 func checkManifest(m *manifest, dir string) error {

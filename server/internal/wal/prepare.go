@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
@@ -61,7 +62,7 @@ func (l *Log) moveTo(seq uint32) error {
 		l.tab.Unlock()
 		l.cur, l.endUnnoted = o.seg, true
 		l.metrics.rotations.Inc()
-		signal(l.sealWake)
+		sleep.Wake(l.sealWake)
 	}
 	return nil
 }

@@ -374,7 +374,7 @@ func (r *recovery) survey(m manifestSegment, f vfs.File) (*part, error) {
 	p.headOK = err == nil && p.head.seq == m.Seq && p.head.salt == m.Salt
 	if err == nil && p.headOK && p.head.inc != r.l.inc {
 		return nil, fmt.Errorf("it belongs to incarnation %.8s, the volume to %.8s; %s",
-			p.head.inc, r.l.inc, r.l.opts.remedy("put the file that belongs here back from a copy or a snapshot of this volume"))
+			p.head.inc, r.l.inc, r.l.opts.remedy("restore the file that belongs here from a copy or a snapshot of this volume"))
 	}
 	p.win = &window{r: f, salt: m.Salt, seq: m.Seq, limit: m.Size}
 	p.survey = surveySegment(p.win)

@@ -50,7 +50,7 @@ func TestTheAdviceFitsTheNumberOfMembers(t *testing.T) {
 				_, err := Open(o)
 				require.Error(t, err)
 				requireAdvice(t, members, err.Error())
-				require.Regexp(t, "put .* back from a copy or a snapshot|mount the volumes of one", err.Error())
+				require.Regexp(t, "restore .* from a copy or a snapshot|mount the volumes of one", err.Error())
 				require.Zero(t, d.OpenFiles())
 			}
 		})

@@ -13,6 +13,7 @@ import (
 
 	"github.com/zeebo/blake3"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
@@ -354,7 +355,7 @@ func (l *Log) recycleRetired() error {
 			l.removeSegment(r.name)
 		}
 	}
-	signal(l.spaceWake)
+	sleep.Wake(l.spaceWake)
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stemedb/stemedb/internal/sleep"
 	"github.com/stemedb/stemedb/server/internal/vfs"
 )
 
@@ -143,6 +144,6 @@ func (l *Log) releaseView(v view) {
 	last := v.src.retired && v.src.refs == 0
 	l.tab.Unlock()
 	if last {
-		signal(l.sealWake)
+		sleep.Wake(l.sealWake)
 	}
 }

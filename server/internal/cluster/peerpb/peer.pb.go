@@ -4,13 +4,13 @@
 // 	protoc        (unknown)
 // source: peer.proto
 
-// The peer service is how members copy records to each other, compare what
-// they hold and read what the other one has. Field numbers are never reused;
-// what an older node does not know it leaves alone.
+// Members use the peer service to copy records to each other and to compare and
+// read them. Field numbers are never reused; an older node ignores unknown
+// fields.
 //
 // Target, cluster and generation of a call travel in its metadata (package
-// control). Streams repeat the generation in their messages, for it may grow
-// while they live.
+// control). Streams repeat the generation in their messages, because it may grow
+// during a stream.
 //
 // Runs of items and keys travel as one bytes field, so that a message costs one
 // allocation however many records it holds:
@@ -38,8 +38,8 @@ const (
 
 type ReplicateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 0 without items at first, which is answered once the receiver takes part;
-	// then 1, 2, 3…
+	// The first message has seq 0 and no items, and is answered once the receiver
+	// accepts writes; then 1, 2, 3…
 	Seq uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	// The caller's generation when it sent this.
 	Generation    uint64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
@@ -101,8 +101,8 @@ func (x *ReplicateRequest) GetItems() []byte {
 
 type ReplicateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Every message up to this one is durable at the receiver, which had not
-	// passed the generation of any of them by then.
+	// Every message up to this one is durable at the receiver, which had not passed
+	// the generation of any of them by that time.
 	Seq           uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -147,14 +147,14 @@ func (x *ReplicateResponse) GetSeq() uint64 {
 
 type PullRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Where to go on: a position of the receiver's log, 0 for its beginning.
+	// A position of the receiver's log, 0 for its beginning.
 	From uint64 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
 	// How much of the log one answer may cover, in bytes of payload.
 	LimitBytes uint32 `protobuf:"varint,2,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"`
-	// How long to wait for something new before answering with nothing.
+	// How long to wait for new records before an empty answer.
 	WaitMs uint32 `protobuf:"varint,3,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
-	// What the caller has seen of the receiver's log: everything before seen_end,
-	// during that opening (wal.Witness). Number 0: nothing.
+	// The caller's witness of the receiver's log: it has seen everything before
+	// seen_end during that opening (wal.Witness). Number 0: none.
 	OpeningNumber uint64 `protobuf:"varint,4,opt,name=opening_number,json=openingNumber,proto3" json:"opening_number,omitempty"`
 	OpeningId     uint64 `protobuf:"fixed64,5,opt,name=opening_id,json=openingId,proto3" json:"opening_id,omitempty"`
 	SeenEnd       uint64 `protobuf:"varint,6,opt,name=seen_end,json=seenEnd,proto3" json:"seen_end,omitempty"`
@@ -250,11 +250,11 @@ type PullResponse struct {
 	Positions []uint64 `protobuf:"fixed64,2,rep,packed,name=positions,proto3" json:"positions,omitempty"`
 	// Size of each payload in bytes.
 	Sizes []uint32 `protobuf:"varint,3,rep,packed,name=sizes,proto3" json:"sizes,omitempty"`
-	// Where to go on.
+	// The position of the next pull.
 	Next uint64 `protobuf:"varint,4,opt,name=next,proto3" json:"next,omitempty"`
-	// Durable end of the log; next == end means that everything was told.
+	// Durable end of the log; next == end means that everything was sent.
 	End uint64 `protobuf:"varint,5,opt,name=end,proto3" json:"end,omitempty"`
-	// About how many bytes of log lie between next and end.
+	// Approximate number of bytes of log between next and end.
 	BehindBytes uint64 `protobuf:"varint,6,opt,name=behind_bytes,json=behindBytes,proto3" json:"behind_bytes,omitempty"`
 	// How many records (or runs of them) the receiver could not read.
 	Gaps  uint32 `protobuf:"varint,7,opt,name=gaps,proto3" json:"gaps,omitempty"`
@@ -369,8 +369,8 @@ func (x *PullResponse) GetOpeningId() uint64 {
 type FetchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Keys  []byte                 `protobuf:"bytes,1,opt,name=keys,proto3" json:"keys,omitempty"`
-	// Where the records lie in the receiver's log, in the order of keys; empty
-	// when not known.
+	// The positions of the records in the receiver's log, in the order of keys;
+	// empty when unknown.
 	Positions     []uint64 `protobuf:"fixed64,2,rep,packed,name=positions,proto3" json:"positions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -422,13 +422,13 @@ func (x *FetchRequest) GetPositions() []uint64 {
 
 type FetchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The records of a prefix of the requested keys, those that are not held or
-	// cannot be read left out.
+	// The records of a prefix of the requested keys, except those that are not held
+	// or cannot be read.
 	Items []byte `protobuf:"bytes,1,opt,name=items,proto3" json:"items,omitempty"`
-	// How many of the requested keys were looked at: the caller asks again for
-	// the rest.
+	// How many of the requested keys were processed: the caller asks again for the
+	// rest.
 	LookedAt uint32 `protobuf:"varint,2,opt,name=looked_at,json=lookedAt,proto3" json:"looked_at,omitempty"`
-	// How many of these the member holds and cannot read now: it may give them
+	// How many of these the member holds and cannot read now: it may return them
 	// later.
 	Unread        uint32 `protobuf:"varint,3,opt,name=unread,proto3" json:"unread,omitempty"`
 	unknownFields protoimpl.UnknownFields

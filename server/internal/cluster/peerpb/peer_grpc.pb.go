@@ -4,13 +4,13 @@
 // - protoc             (unknown)
 // source: peer.proto
 
-// The peer service is how members copy records to each other, compare what
-// they hold and read what the other one has. Field numbers are never reused;
-// what an older node does not know it leaves alone.
+// Members use the peer service to copy records to each other and to compare and
+// read them. Field numbers are never reused; an older node ignores unknown
+// fields.
 //
 // Target, cluster and generation of a call travel in its metadata (package
-// control). Streams repeat the generation in their messages, for it may grow
-// while they live.
+// control). Streams repeat the generation in their messages, because it may grow
+// during a stream.
 //
 // Runs of items and keys travel as one bytes field, so that a message costs one
 // allocation however many records it holds:
@@ -50,8 +50,8 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type PeerClient interface {
 	// Replicate makes records durable at the receiver. Messages are numbered by
-	// the caller; answers are cumulative: everything up to seq is
-	// durable. A message that cannot be taken ends the stream.
+	// the caller; answers are cumulative: everything up to seq is durable. A
+	// message that cannot be accepted ends the stream.
 	Replicate(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReplicateRequest, ReplicateResponse], error)
 	// Pull walks the receiver's whole log: one answer for each request.
 	Pull(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PullRequest, PullResponse], error)
@@ -59,12 +59,12 @@ type PeerClient interface {
 	Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (*FetchResponse, error)
 	// SetDigest describes the records of a set without listing them.
 	SetDigest(ctx context.Context, in *SetRequest, opts ...grpc.CallOption) (*SetDigestResponse, error)
-	// SetKeys lists the records of a set by ascending places, so that lists can
-	// be compared while they come.
+	// SetKeys lists the records of a set by ascending places, so that lists can be
+	// compared while they arrive.
 	SetKeys(ctx context.Context, in *SetRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SetKeysResponse], error)
 	// Subjects lists names below a prefix.
 	Subjects(ctx context.Context, in *SubjectsRequest, opts ...grpc.CallOption) (*SubjectsResponse, error)
-	// Buckets compares the digests of id-prefix buckets with those of the caller.
+	// Buckets returns the digests of id-prefix buckets for a comparison.
 	Buckets(ctx context.Context, in *BucketsRequest, opts ...grpc.CallOption) (*BucketsResponse, error)
 	// BucketKeys lists the records of one bucket.
 	BucketKeys(ctx context.Context, in *BucketKeysRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SetKeysResponse], error)
@@ -199,8 +199,8 @@ func (c *peerClient) LogEnd(ctx context.Context, in *LogEndRequest, opts ...grpc
 // for forward compatibility.
 type PeerServer interface {
 	// Replicate makes records durable at the receiver. Messages are numbered by
-	// the caller; answers are cumulative: everything up to seq is
-	// durable. A message that cannot be taken ends the stream.
+	// the caller; answers are cumulative: everything up to seq is durable. A
+	// message that cannot be accepted ends the stream.
 	Replicate(grpc.BidiStreamingServer[ReplicateRequest, ReplicateResponse]) error
 	// Pull walks the receiver's whole log: one answer for each request.
 	Pull(grpc.BidiStreamingServer[PullRequest, PullResponse]) error
@@ -208,12 +208,12 @@ type PeerServer interface {
 	Fetch(context.Context, *FetchRequest) (*FetchResponse, error)
 	// SetDigest describes the records of a set without listing them.
 	SetDigest(context.Context, *SetRequest) (*SetDigestResponse, error)
-	// SetKeys lists the records of a set by ascending places, so that lists can
-	// be compared while they come.
+	// SetKeys lists the records of a set by ascending places, so that lists can be
+	// compared while they arrive.
 	SetKeys(*SetRequest, grpc.ServerStreamingServer[SetKeysResponse]) error
 	// Subjects lists names below a prefix.
 	Subjects(context.Context, *SubjectsRequest) (*SubjectsResponse, error)
-	// Buckets compares the digests of id-prefix buckets with those of the caller.
+	// Buckets returns the digests of id-prefix buckets for a comparison.
 	Buckets(context.Context, *BucketsRequest) (*BucketsResponse, error)
 	// BucketKeys lists the records of one bucket.
 	BucketKeys(*BucketKeysRequest, grpc.ServerStreamingServer[SetKeysResponse]) error

@@ -4,9 +4,9 @@
 // 	protoc        (unknown)
 // source: control.proto
 
-// The control service is how members speak about the control table: forming,
-// joining, changing it and confirming a copy of it. Field numbers are never
-// reused; what an older node does not know it leaves alone.
+// Members use the control service to form and join a cluster, and to change the
+// control table and confirm a copy of it. Field numbers are never reused; an
+// older node ignores unknown fields.
 
 package controlpb
 
@@ -29,7 +29,7 @@ type HelloRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Incarnation string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	// Where the caller is to be reached, for a node that knows an older address.
+	// The caller's address, for a node that knows an older one.
 	PeerAddr string `protobuf:"bytes,3,opt,name=peer_addr,json=peerAddr,proto3" json:"peer_addr,omitempty"`
 	// host:port of the caller's gossip, for members whose ports differ.
 	GossipAddr    string `protobuf:"bytes,4,opt,name=gossip_addr,json=gossipAddr,proto3" json:"gossip_addr,omitempty"`
@@ -101,7 +101,7 @@ type HelloResponse struct {
 	Incarnation string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// Set once the node holds the table of a cluster.
 	ClusterId string `protobuf:"bytes,3,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	// The control table's log or snapshots hold something.
+	// The control table's log or snapshots are not empty.
 	HasState bool `protobuf:"varint,4,opt,name=has_state,json=hasState,proto3" json:"has_state,omitempty"`
 	// Both volumes hold no record.
 	VolumesEmpty bool   `protobuf:"varint,5,opt,name=volumes_empty,json=volumesEmpty,proto3" json:"volumes_empty,omitempty"`
@@ -287,7 +287,7 @@ type JoinResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The caller is (or is becoming) a member.
 	Accepted bool `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
-	// Why not yet, for the caller's log.
+	// Why the request was refused, for the caller's log.
 	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	ClusterId     string `protobuf:"bytes,3,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -391,9 +391,9 @@ func (x *ForwardRequest) GetCommand() []byte {
 
 type ForwardResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Position of the committed command; a copy that has applied it shows it.
+	// Index of the committed command; a copy that has applied it shows it.
 	Index uint64 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
-	// What applying the command answered; see package control, type result.
+	// The answer of the command; see package control, type result.
 	Result        []byte `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -446,8 +446,8 @@ func (x *ForwardResponse) GetResult() []byte {
 type ConfirmRequest struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
-	// The caller's wall clock less the leader's steady clock, in nanoseconds, as
-	// measured by the last answer of the leader of clock_term; see clocks.go.
+	// The caller's wall clock minus the leader's steady clock, in nanoseconds, as
+	// measured with the last answer of the leader of clock_term; see clocks.go.
 	// clock_term is 0 before the first answer.
 	ClockAhead int64  `protobuf:"varint,2,opt,name=clock_ahead,json=clockAhead,proto3" json:"clock_ahead,omitempty"`
 	ClockTerm  uint64 `protobuf:"varint,3,opt,name=clock_term,json=clockTerm,proto3" json:"clock_term,omitempty"`
@@ -528,22 +528,22 @@ type ConfirmResponse struct {
 	// The newest command that was committed before the leader was confirmed.
 	Index uint64 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	Term  uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
-	// How the open change is getting on, empty when none is open.
+	// What the open change waits for; empty when none is open.
 	ChangeWaitsFor []string `protobuf:"bytes,3,rep,name=change_waits_for,json=changeWaitsFor,proto3" json:"change_waits_for,omitempty"`
 	// The leader's steady clock in nanoseconds, read while it answered.
 	SteadyClock int64 `protobuf:"varint,4,opt,name=steady_clock,json=steadyClock,proto3" json:"steady_clock,omitempty"`
-	// The table's time less that clock, in nanoseconds.
+	// The table's time minus that clock, in nanoseconds.
 	TableAhead int64 `protobuf:"varint,5,opt,name=table_ahead,json=tableAhead,proto3" json:"table_ahead,omitempty"`
 	// A majority of the members' clocks agree on the table's time.
 	ClocksAgree bool `protobuf:"varint,6,opt,name=clocks_agree,json=clocksAgree,proto3" json:"clocks_agree,omitempty"`
-	// Member id: its clock less the table's time, in nanoseconds.
+	// Member id: its clock minus the table's time, in nanoseconds.
 	ClockSkew map[string]int64 `protobuf:"bytes,7,rep,name=clock_skew,json=clockSkew,proto3" json:"clock_skew,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"zigzag64,2,opt,name=value"`
 	// Digest of the leader's table after the command at index.
 	Digest []byte `protobuf:"bytes,10,opt,name=digest,proto3" json:"digest,omitempty"`
 	// A majority of the voters agrees with the leader and the caller does not: the
 	// caller replaces its copy.
 	Differs bool `protobuf:"varint,11,opt,name=differs,proto3" json:"differs,omitempty"`
-	// Why the leader confirms no copy, its own included; empty when it does.
+	// Why the leader confirms no copy, its own included; otherwise empty.
 	Doubt         string `protobuf:"bytes,12,opt,name=doubt,proto3" json:"doubt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -693,7 +693,7 @@ func (x *EntriesRequest) GetIndex() []uint64 {
 	return nil
 }
 
-// EntriesResponse holds those entries that the member has intact.
+// EntriesResponse holds the entries that are intact on the member.
 type EntriesResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Entries []*LogEntry            `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
@@ -858,7 +858,7 @@ type TableChunk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Index uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	Term  uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
-	// Raft's own encoding of the servers and the index of the entry that set them.
+	// Raft's encoding of the servers, and the index of the entry that set them.
 	Configuration      []byte `protobuf:"bytes,3,opt,name=configuration,proto3" json:"configuration,omitempty"`
 	ConfigurationIndex uint64 `protobuf:"varint,4,opt,name=configuration_index,json=configurationIndex,proto3" json:"configuration_index,omitempty"`
 	// The leader's current term.
@@ -988,13 +988,14 @@ func (*ProgressRequest) Descriptor() ([]byte, []int) {
 type ProgressResponse struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Incarnation string                 `protobuf:"bytes,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	// Taken after the generation below was applied.
+	// Read after the generation below was applied.
 	LogEnd uint64 `protobuf:"varint,2,opt,name=log_end,json=logEnd,proto3" json:"log_end,omitempty"`
 	// Incarnation of a peer: the position up to which its whole log is held here.
 	Cursors    map[string]uint64 `protobuf:"bytes,3,rep,name=cursors,proto3" json:"cursors,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	Generation uint64            `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
-	// Incarnation of a peer: how far its log was read in this run of the process.
-	// It is beyond the cursor while the peer cannot read a part of its log.
+	// Incarnation of a peer: the position up to which its log was read in this run
+	// of the process. It is beyond the cursor while the peer cannot read a part of
+	// its log.
 	Read          map[string]uint64 `protobuf:"bytes,5,rep,name=read,proto3" json:"read,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1066,7 +1067,7 @@ func (x *ProgressResponse) GetRead() map[string]uint64 {
 }
 
 // StaleGeneration is the detail of a refusal: the caller's generation is older
-// than the one named here. The caller refreshes its copy and tries again.
+// than the one named here. The caller refreshes its copy and retries.
 type StaleGeneration struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
@@ -1111,8 +1112,8 @@ func (x *StaleGeneration) GetGeneration() uint64 {
 	return 0
 }
 
-// WrongMember is the detail of a refusal: the call was meant for another
-// incarnation or cluster than the one that answers at that address.
+// WrongMember is the detail of a refusal: the call is for another incarnation or
+// cluster than the one that answers at that address.
 type WrongMember struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`

@@ -4,9 +4,9 @@
 // - protoc             (unknown)
 // source: control.proto
 
-// The control service is how members speak about the control table: forming,
-// joining, changing it and confirming a copy of it. Field numbers are never
-// reused; what an older node does not know it leaves alone.
+// Members use the control service to form and join a cluster, and to change the
+// control table and confirm a copy of it. Field numbers are never reused; an
+// older node ignores unknown fields.
 
 package controlpb
 
@@ -36,23 +36,23 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type ControlClient interface {
-	// Hello asks a node who it is and what it holds. Needs no membership.
+	// Hello asks a node for its identity and state. Needs no membership.
 	Hello(ctx context.Context, in *HelloRequest, opts ...grpc.CallOption) (*HelloResponse, error)
-	// Join asks the leader to make the caller a member. Any node passes it on.
+	// Join asks the leader to make the caller a member. Any node forwards it.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
 	// Forward hands a command to the leader, which commits it.
 	Forward(ctx context.Context, in *ForwardRequest, opts ...grpc.CallOption) (*ForwardResponse, error)
-	// Confirm asks the leader up to where a copy has to be to be current. The
-	// leader answers only after a majority has confirmed it as the leader.
+	// Confirm asks the leader for the index that a current copy must have reached.
+	// The leader answers only after a majority has confirmed it as the leader.
 	Confirm(ctx context.Context, in *ConfirmRequest, opts ...grpc.CallOption) (*ConfirmResponse, error)
-	// Progress asks a member how far its log and its cursors are.
+	// Progress asks a member for the end of its log and its cursors.
 	Progress(ctx context.Context, in *ProgressRequest, opts ...grpc.CallOption) (*ProgressResponse, error)
 	// Table asks the leader for a snapshot of the table that covers every entry
 	// of the leader's log at the time of the call, for a member whose own copy is
 	// damaged or differs.
 	Table(ctx context.Context, in *TableRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TableChunk], error)
-	// Entries asks a member for entries of its Raft log, for a member that has
-	// damaged ones. Any member answers, whether there is a leader or not.
+	// Entries asks a member for entries of its Raft log, for a member with damaged
+	// ones. Any member answers, even without a leader.
 	Entries(ctx context.Context, in *EntriesRequest, opts ...grpc.CallOption) (*EntriesResponse, error)
 }
 
@@ -147,23 +147,23 @@ func (c *controlClient) Entries(ctx context.Context, in *EntriesRequest, opts ..
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
 type ControlServer interface {
-	// Hello asks a node who it is and what it holds. Needs no membership.
+	// Hello asks a node for its identity and state. Needs no membership.
 	Hello(context.Context, *HelloRequest) (*HelloResponse, error)
-	// Join asks the leader to make the caller a member. Any node passes it on.
+	// Join asks the leader to make the caller a member. Any node forwards it.
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
 	// Forward hands a command to the leader, which commits it.
 	Forward(context.Context, *ForwardRequest) (*ForwardResponse, error)
-	// Confirm asks the leader up to where a copy has to be to be current. The
-	// leader answers only after a majority has confirmed it as the leader.
+	// Confirm asks the leader for the index that a current copy must have reached.
+	// The leader answers only after a majority has confirmed it as the leader.
 	Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error)
-	// Progress asks a member how far its log and its cursors are.
+	// Progress asks a member for the end of its log and its cursors.
 	Progress(context.Context, *ProgressRequest) (*ProgressResponse, error)
 	// Table asks the leader for a snapshot of the table that covers every entry
 	// of the leader's log at the time of the call, for a member whose own copy is
 	// damaged or differs.
 	Table(*TableRequest, grpc.ServerStreamingServer[TableChunk]) error
-	// Entries asks a member for entries of its Raft log, for a member that has
-	// damaged ones. Any member answers, whether there is a leader or not.
+	// Entries asks a member for entries of its Raft log, for a member with damaged
+	// ones. Any member answers, even without a leader.
 	Entries(context.Context, *EntriesRequest) (*EntriesResponse, error)
 	mustEmbedUnimplementedControlServer()
 }

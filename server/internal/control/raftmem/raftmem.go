@@ -1,6 +1,6 @@
 // Package raftmem keeps Raft's log, vote and snapshots in memory, for tests in
-// which a node is restarted. What was written survives Open as it survives a
-// restart on a disk that was synced; an instance from before writes no more.
+// which a node is restarted. Written data survives Open like a restart on a
+// synced disk; earlier instances can no longer write.
 package raftmem
 
 import (
@@ -15,8 +15,8 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// errStale is what a node gets that was restarted and still tries to write.
-var errStale = errors.New("this storage was opened anew by a later start of the node")
+// errStale is the error of a write by a node that has been restarted since.
+var errStale = errors.New("this storage was reopened by a later start of the node")
 
 // Disk is the storage of one node over its restarts.
 type Disk struct {
@@ -41,15 +41,15 @@ type write struct {
 // Outcome is the fate of a write that a power cut interrupts.
 type Outcome int
 
-// The outcomes. After Torn, the last entry that was to be stored has a flipped bit;
-// a write that stores no entries is lost then.
+// The outcomes. After Torn, the last entry of the write has a flipped bit; a
+// write without entries is lost.
 const (
 	Lost Outcome = iota
 	Stored
 	Torn
 )
 
-// kept is how many snapshots stay, as on a real disk.
+// kept is the number of snapshots kept, as on a real disk.
 const kept = 2
 
 // New returns an empty disk.
@@ -57,8 +57,8 @@ func New() *Disk {
 	return &Disk{logs: raft.NewInmemStore()}
 }
 
-// Process begins a process of the node and returns how it opens the storage.
-// What earlier processes have open or open from now on fails.
+// Process begins a process of the node and returns the function that opens its
+// storage. Storage of earlier processes fails from now on.
 func (d *Disk) Process() func() (*Storage, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -75,8 +75,8 @@ func (d *Disk) Process() func() (*Storage, error) {
 	}
 }
 
-// Open returns the storage for a test's own look at it. Earlier ones fail from
-// now on.
+// Open returns the storage for inspection by a test. Earlier ones fail from now
+// on.
 func (d *Disk) Open() *Storage {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -88,16 +88,16 @@ func (d *Disk) open() *Storage {
 	return &Storage{disk: d, start: d.opened}
 }
 
-// SetLatency makes each write take as long as f says; nil makes it immediate.
+// SetLatency makes each write take as long as f returns; nil makes it immediate.
 func (d *Disk) SetLatency(f func() time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.latency = f
 }
 
-// CutPower decides about the writes that are under way; those after one that is
-// not stored are lost. None of their callers gets an answer of success: call
-// Process or Open next.
+// CutPower decides the fate of the writes in flight; those after one that is not
+// stored are lost. None of their callers receives success: call Process or Open
+// next.
 func (d *Disk) CutPower(draw func() Outcome) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -145,7 +145,7 @@ func (d *Disk) Copy() (*Disk, error) {
 		}
 	}
 	for _, key := range [][]byte{[]byte("CurrentTerm"), []byte("LastVoteTerm"), []byte("LastVoteCand")} {
-		if value, err := d.logs.Get(key); err == nil { // it says "not found" otherwise
+		if value, err := d.logs.Get(key); err == nil { // otherwise the error is "not found"
 			if err := c.logs.Set(key, value); err != nil {
 				return nil, err
 			}
@@ -197,7 +197,7 @@ func (d *Disk) RotTerm() error {
 }
 
 // RotLog flips the last bit of the data of each entry that matches, and returns
-// how many those were. Again puts them right.
+// their number. A second call restores them.
 func (d *Disk) RotLog(match func(*raft.Log) bool) (rotten int, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -245,8 +245,8 @@ func (d *Disk) Fail(err error) {
 	d.failing = err
 }
 
-// Snapshot returns up to which index the newest finished snapshot reaches, 0 when
-// there is none.
+// Snapshot returns the index of the newest finished snapshot, 0 when there is
+// none.
 func (d *Disk) Snapshot() uint64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -256,7 +256,8 @@ func (d *Disk) Snapshot() uint64 {
 	return d.snapshots[0].meta.Index
 }
 
-// Storage is what one start of a node sees. It implements control.RaftStorage.
+// Storage is the storage of one start of a node. It implements
+// control.RaftStorage.
 type Storage struct {
 	disk   *Disk
 	start  int
@@ -357,7 +358,7 @@ type saved struct {
 
 type snapshots struct{ s *Storage }
 
-// Create begins a snapshot, which is there once its sink was closed.
+// Create begins a snapshot, which exists once its sink is closed.
 func (t snapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
 	configurationIndex uint64, _ raft.Transport,
 ) (raft.SnapshotSink, error) {

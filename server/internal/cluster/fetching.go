@@ -9,21 +9,21 @@ import (
 )
 
 // beingFetched keeps pullers from fetching the same records from different
-// members at the same time. A puller claims what it is about to fetch; another
-// one that lacks the same waits for it, for a while.
+// members at the same time. A puller claims the records that it is about to
+// fetch; another one that lacks them waits for it, for a while.
 type beingFetched struct {
 	mu sync.Mutex
 	by map[store.Key]*fetchClaim
 }
 
-// fetchClaim is what one puller fetches in one go.
+// fetchClaim is the set of records that one puller is fetching.
 type fetchClaim struct {
 	keys []store.Key
-	over chan struct{} // closed when the records are held, or were not got
+	over chan struct{} // closed when the fetch has ended, successfully or not
 }
 
-// claim takes those of the keys (by index) that nobody fetches, and returns the
-// claims of others that hold the rest. Whoever gets a claim ends it by release.
+// claim takes those of the keys (by index) that nobody is fetching, and returns
+// the claims of others on the rest. The caller ends its claim with release.
 func (b *beingFetched) claim(keys []store.Key, which []int) (mine []int, own *fetchClaim, others map[*fetchClaim]struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -54,10 +54,10 @@ func (b *beingFetched) release(own *fetchClaim) {
 	close(own.over)
 }
 
-// patience is how long a puller waits for records that another one fetches.
+// patience is how long a puller waits for records that another one is fetching.
 const patience = 2 * time.Second
 
-// awaitClaims returns whether all of the claims are over.
+// awaitClaims reports whether all of the claims have ended.
 func awaitClaims(ctx context.Context, claims map[*fetchClaim]struct{}) bool {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
