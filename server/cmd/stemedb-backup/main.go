@@ -350,4 +350,3 @@ func (t *tool) pruneCommand() *cobra.Command {
 	cmd.Flags().DurationVar(&keep.Within, "keep-within", 30*24*time.Hour, "backups that are not older than this are kept")
 	return cmd
 }
-

@@ -30,6 +30,7 @@ type remote struct{ fs fs.Fs }
 // /var/backups. Its section is in the file that RCLONE_CONFIG names, or in variables
 // such as RCLONE_CONFIG_GCS_TYPE.
 func openRemote(ctx context.Context, path string) (backup.Remote, error) {
+	fs.GetConfig(ctx).LogLevel = fs.LogLevelWarning
 	configfile.Install()
 	f, err := fs.NewFs(ctx, path)
 	if errors.Is(err, fs.ErrorIsFile) {
@@ -101,15 +102,16 @@ func (r *remote) object(ctx context.Context, name string) (fs.Object, error) {
 func (r *remote) List(ctx context.Context, prefix string) (all []backup.Object, err error) {
 	err = again(ctx, func() error {
 		all = nil
+		// A folder that is not there yet is no error; walk would log one.
+		if _, err := r.fs.List(ctx, prefix[:len(prefix)-1]); errors.Is(err, fs.ErrorDirNotFound) {
+			return nil
+		}
 		err := walk.ListR(ctx, r.fs, prefix[:len(prefix)-1], true, -1, walk.ListObjects, func(entries fs.DirEntries) error {
 			for _, e := range entries {
 				all = append(all, backup.Object{Name: e.Remote(), Size: e.Size(), Time: e.ModTime(ctx)})
 			}
 			return nil
 		})
-		if errors.Is(err, fs.ErrorDirNotFound) {
-			return nil
-		}
 		return err
 	})
 	return all, err

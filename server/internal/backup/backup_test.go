@@ -358,6 +358,21 @@ func TestPruningBreaksNoKeptBackup(t *testing.T) {
 	b.requireRestored(t, all[69], n)
 }
 
+// Backups in the same second are in their order.
+func TestTheNewestOfTwoBackupsInASecondIsTheLatest(t *testing.T) {
+	n, b := newNode(t, "n0"), newBucket()
+	var last *Taken
+	for i := range 10 {
+		n.write(1)
+		taken, err := Take(t.Context(), n, b, Options{Now: b.now.Add(time.Duration(i) * time.Millisecond)})
+		require.NoError(t, err)
+		last = taken
+	}
+	latest, err := Find(t.Context(), b, Latest)
+	require.NoError(t, err)
+	require.Equal(t, last.Manifest.ID(), latest.ID())
+}
+
 // A second backup runs while the first one does, and so does a pruning.
 func TestBackupsAtTheSameTimeAreSafe(t *testing.T) {
 	n, b := newNode(t, "n0"), newBucket()

@@ -21,7 +21,7 @@
 //
 // INCARNATION identifies the log of one node, FROM and TO are positions in it of 16 hex
 // digits each, BYTES is the size of the object, HASH the BLAKE3-256 of its content in
-// hex, TIME the time of the backup as 20060102T150405Z. A chunk has about 32 MiB. A log
+// hex, TIME the time of the backup as 20060102T150405.000000Z. A chunk has about 32 MiB. A log
 // that grows little between backups would leave many small chunks, so a run of them is
 // copied again as one.
 package backup

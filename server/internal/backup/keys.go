@@ -20,9 +20,9 @@ type KeyServer interface {
 
 // RestoredKeys counts the keys of a backup by what was done with them.
 type RestoredKeys struct {
-	// Registered work again; those that were disabled are disabled. Revoked were revoked,
-	// or rotated with their grace over, and are registered as revoked, so that nobody can
-	// register them again. Skipped are root keys, which each cluster takes from its own
+	// Registered work again; those that were disabled are disabled. Revoked were revoked
+	// in the backup or in the cluster, or rotated with their grace over, and are registered
+	// as revoked, so that nobody can register them again. Skipped are root keys, which each cluster takes from its own
 	// configuration, and keys that had expired.
 	Registered, Revoked, Skipped int
 	// Conflicts are registered in this cluster with another project or role, and were
@@ -47,6 +47,8 @@ func RestoreKeys(ctx context.Context, s KeyServer, m *Manifest, now time.Time) (
 		switch {
 		case errors.As(err, &refused) && refused.Code == "key_exists":
 			done.Conflicts = append(done.Conflicts, k.Hash)
+		case errors.As(err, &refused) && refused.Code == "revoked_for_good":
+			done.Revoked++
 		case err != nil:
 			return done, fmt.Errorf("restore the key %v of project %s: %w", k.Hash, k.Project, err)
 		case gone:

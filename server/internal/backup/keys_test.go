@@ -16,6 +16,9 @@ type keyTable map[record.Hash]client.Key
 
 func (t keyTable) RegisterKey(_ context.Context, hash record.Hash, k client.NewKey) (*client.Key, error) {
 	held, ok := t[hash]
+	if held.RevokedAt != 0 {
+		return nil, &client.Error{Status: 409, Code: "revoked_for_good"}
+	}
 	if ok && (held.Project != k.Project || held.Role != k.Role) {
 		return nil, &client.Error{Status: 409, Code: "key_exists"}
 	}
@@ -72,7 +75,7 @@ func TestARestoreOfKeysRevivesNoRevokedOne(t *testing.T) {
 	for range 2 { // the second time changes nothing
 		done, err := RestoreKeys(t.Context(), table, m, now)
 		require.NoError(t, err)
-		require.Equal(t, RestoredKeys{Registered: 4, Revoked: 3, Skipped: 2, Conflicts: []record.Hash{{9}}}, done)
+		require.Equal(t, RestoredKeys{Registered: 3, Revoked: 4, Skipped: 2, Conflicts: []record.Hash{{9}}}, done)
 		for n, revoked := range map[byte]bool{1: false, 2: true, 3: true, 4: false, 5: false, 8: true, 9: false, 10: true} {
 			require.Equal(t, revoked, table[record.Hash{n}].RevokedAt != 0, "key %d", n)
 		}

@@ -35,7 +35,9 @@ type Manifest struct {
 }
 
 // ID is the name by which a user refers to the backup.
-func (m *Manifest) ID() string { return strings.TrimSuffix(strings.TrimPrefix(m.name, manifests), ".json") }
+func (m *Manifest) ID() string {
+	return strings.TrimSuffix(strings.TrimPrefix(m.name, manifests), ".json")
+}
 
 // Bytes is the size of all chunks.
 func (m *Manifest) Bytes() (total int64) {
@@ -57,7 +59,7 @@ type Chunk struct {
 const (
 	chunks    = "chunks/"
 	manifests = "manifests/"
-	timeForm  = "20060102T150405Z"
+	timeForm  = "20060102T150405.000000Z"
 )
 
 // Name is the chunk's object.

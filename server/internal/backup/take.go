@@ -62,7 +62,7 @@ func Take(ctx context.Context, s Server, r Remote, o Options) (*Taken, error) {
 	if err := t.findLeft(ctx); err != nil {
 		return nil, err
 	}
-	m := &Manifest{Format: format, TakenAt: o.Now.UTC().Truncate(time.Second), Point: *point, Chunks: kept}
+	m := &Manifest{Format: format, TakenAt: o.Now.UTC().Truncate(time.Microsecond), Point: *point, Chunks: kept}
 	at := point.First
 	if len(kept) > 0 {
 		at = kept[len(kept)-1].To
