@@ -1,4 +1,4 @@
-# The image of StemeDB contains only two static binaries and certificate
+# The image of StemeDB contains only three static binaries and certificate
 # authorities. `go run ./cmd/image stemedb` in ci/ builds the same image without
 # a registry; a test compares the two.
 #
@@ -12,11 +12,13 @@ WORKDIR /src
 # Modules come first: this layer changes only if a requirement changes.
 COPY go.mod go.sum ./
 COPY server/cmd/stemedb-k8s/go.mod server/cmd/stemedb-k8s/go.sum ./server/cmd/stemedb-k8s/
-RUN go mod download && cd server/cmd/stemedb-k8s && go mod download
+COPY server/cmd/stemedb-backup/go.mod server/cmd/stemedb-backup/go.sum ./server/cmd/stemedb-backup/
+RUN go mod download && (cd server/cmd/stemedb-k8s && go mod download) && cd server/cmd/stemedb-backup && go mod download
 
 COPY . .
 RUN go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /out/stemedb ./server/cmd/stemedb
 RUN cd server/cmd/stemedb-k8s && go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /out/stemedb-k8s .
+RUN cd server/cmd/stemedb-backup && go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /out/stemedb-backup .
 RUN printf 'nonroot:x:65532:65532:nonroot:/:/sbin/nologin\n' > /out/passwd \
  && printf 'nonroot:x:65532:\n' > /out/group
 
@@ -27,6 +29,7 @@ COPY --from=build /out/passwd /etc/passwd
 COPY --from=build /out/group /etc/group
 COPY --from=build /out/stemedb /usr/local/bin/stemedb
 COPY --from=build /out/stemedb-k8s /usr/local/bin/stemedb-k8s
+COPY --from=build /out/stemedb-backup /usr/local/bin/stemedb-backup
 LABEL org.opencontainers.image.title="StemeDB" \
       org.opencontainers.image.description="A replicated store of signed, immutable assertions" \
       org.opencontainers.image.licenses="Apache-2.0" \

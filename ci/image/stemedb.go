@@ -19,11 +19,12 @@ const (
 	CertificatesPath = "/etc/ssl/certs/ca-certificates.crt"
 )
 
-// StemeDBPrograms are the two binaries of the release.
+// StemeDBPrograms are the binaries of the release.
 func StemeDBPrograms() []Program {
 	return []Program{
 		{Module: ".", Package: "./server/cmd/stemedb", Path: "/usr/local/bin/stemedb"},
 		{Module: "server/cmd/stemedb-k8s", Package: "./.", Path: "/usr/local/bin/stemedb-k8s"},
+		{Module: "server/cmd/stemedb-backup", Package: "./.", Path: "/usr/local/bin/stemedb-backup"},
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 )
 
 // modules of the checkout whose tests need no cluster.
-var modules = []string{".", "ci", "ci/cluster/conformance", "test", "server/cmd/stemedb-k8s", "test/bench"}
+var modules = []string{".", "ci", "ci/cluster/conformance", "test", "server/cmd/stemedb-k8s", "server/cmd/stemedb-backup", "test/bench"}
 
 // Check is for daily work: lint, unit tests, simulation, chart tests. It needs no
 // cluster.
@@ -120,7 +120,7 @@ func (p *Pipeline) vulnerabilities(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range []string{".", "server/cmd/stemedb-k8s"} {
+	for _, m := range []string{".", "server/cmd/stemedb-k8s", "server/cmd/stemedb-backup"} {
 		if err := p.command(ctx, m, []string{"GOWORK=off"}, tool, "./..."); err != nil {
 			return err
 		}

@@ -16,7 +16,7 @@ func TestASignalBeforeTheServerIsReadyEndsItWithoutAnError(t *testing.T) {
 	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
 		signals := make(chan os.Signal, 1)
 		signals <- s
-		if _, err := supervise(exec.Command("sleep", "60"), signals, "http://127.0.0.1:1/", func() { t.Error("it was never ready") }); err != nil { //nolint:noctx // it ends by the signal
+		if _, err := supervise(exec.Command("sleep", "60"), signals, "http://127.0.0.1:1/", func() { t.Error("it was never ready") }); err != nil {
 			t.Errorf("%v: %v", s, err)
 		}
 	}
@@ -24,7 +24,7 @@ func TestASignalBeforeTheServerIsReadyEndsItWithoutAnError(t *testing.T) {
 
 func TestAServerThatFailsIsAnError(t *testing.T) {
 	for _, command := range []string{"exit 3", "kill -KILL $$", "kill -TERM $$"} {
-		if _, err := supervise(exec.Command("sh", "-c", command), nil, "http://127.0.0.1:1/", func() {}); err == nil { //nolint:noctx // it ends by itself
+		if _, err := supervise(exec.Command("sh", "-c", command), nil, "http://127.0.0.1:1/", func() {}); err == nil {
 			t.Error(command)
 		}
 	}
@@ -41,7 +41,7 @@ func TestReadyIsReportedOnceHealthAnswers(t *testing.T) {
 	signals := make(chan os.Signal, 1)
 	times := 0
 	start := time.Now()
-	_, err := supervise(exec.Command("sleep", "60"), signals, health.URL, func() { //nolint:noctx // it ends by the signal
+	_, err := supervise(exec.Command("sleep", "60"), signals, health.URL, func() {
 		times++
 		signals <- os.Interrupt
 	})

@@ -9,6 +9,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/cluster"
 	"github.com/stemedb/stemedb/server/internal/remedy"
 	"github.com/stemedb/stemedb/server/internal/store"
+	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
 // Backend is the API's view of the cluster. *cluster.Cluster documents the
@@ -20,6 +21,11 @@ type Backend interface {
 	Claims(ctx context.Context, q store.ClaimQuery, consistency cluster.Consistency) (cluster.ClaimSource, error)
 	Content(ctx context.Context, claim *store.Claim) (*record.Content, error)
 	Subjects(ctx context.Context, project, prefix, after string, limit int, consistency cluster.Consistency) ([]string, error)
+	// BackupPoint, Incarnation, Export and Import are those of backups.
+	BackupPoint(ctx context.Context) (cluster.BackupPoint, error)
+	Incarnation() string
+	Export(from, to wal.Position, limitBytes int, fn func(kind store.Kind, payload []byte) error) (next wal.Position, err error)
+	Import(ctx context.Context, items []store.Item) (cluster.Imported, error)
 	Ready() error
 	Status() cluster.Status
 	// Incomplete says why answers may lack records; empty: they are complete.

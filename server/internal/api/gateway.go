@@ -118,6 +118,10 @@ func (g *gateway) answer(c *call) (by string) {
 		// In a new cluster a member's address may not be known yet.
 		peers = slices.DeleteFunc(c.svc.backend.Peers(), func(p Peer) bool { return p.APIAddr == "" })
 	}
+	named := c.otherNode()
+	if named != "" {
+		peers = slices.DeleteFunc(peers, func(p Peer) bool { return p.Name != named })
+	}
 	if len(peers) == 0 {
 		c.run()
 		return "local"
@@ -128,7 +132,7 @@ func (g *gateway) answer(c *call) (by string) {
 	}
 	ctx, cancel := context.WithTimeout(c.r.Context(), budget)
 	defer cancel()
-	if g.localServes(c) {
+	if named == "" && g.localServes(c) {
 		c.limit = budget / 2 // the rest is for another node
 		c.run()
 		if !worthRetry(c.status) || !mayRepeat(c) {
@@ -141,6 +145,18 @@ func (g *gateway) answer(c *call) (by string) {
 		return "local"
 	}
 	return g.forward(ctx, c, peers)
+}
+
+// otherNode is the name of the other node that has to answer the request, if it names
+// one.
+func (c *call) otherNode() string {
+	if !c.route.named {
+		return ""
+	}
+	if name := c.r.URL.Query().Get("node"); name != c.api.opts.Node {
+		return name
+	}
+	return ""
 }
 
 // localServes reports whether this node is tried first. A draining node still
@@ -268,7 +284,7 @@ func (g *gateway) attempt(ctx context.Context, c *call, peer Peer, share time.Du
 
 // passedBack lists the header fields of a peer's answer that reach the caller.
 func passedBack() []string {
-	return []string{"Retry-After", "Location", "Allow", "Www-Authenticate", "Cache-Control", headerIncomplete}
+	return []string{headerNext, headerIncomplete, "Retry-After", "Location", "Allow", "Www-Authenticate", "Cache-Control"}
 }
 
 // notSent reports whether the transport failed before anything was written,

@@ -30,6 +30,7 @@ import (
 	"github.com/stemedb/stemedb/server/internal/keys"
 	"github.com/stemedb/stemedb/server/internal/store"
 	"github.com/stemedb/stemedb/server/internal/vfs/memfs"
+	"github.com/stemedb/stemedb/server/internal/wal"
 )
 
 // solo is a backend of one node: the real store on a simulated disk and real
@@ -522,4 +523,49 @@ func replaceOnce(t testing.TB, s, old, with string) string {
 	t.Helper()
 	require.Contains(t, s, old)
 	return strings.Replace(s, old, with, 1)
+}
+
+func (b *solo) BackupPoint(context.Context) (cluster.BackupPoint, error) {
+	if err := b.failure(); err != nil {
+		return cluster.BackupPoint{}, err
+	}
+	identity := b.store.Identity()
+	return cluster.BackupPoint{
+		ClusterID: "c", Node: identity.Node, Incarnation: identity.Incarnation,
+		First: b.store.First(), End: b.store.End(), Assertions: b.store.Stats().Assertions,
+	}, nil
+}
+
+func (b *solo) Incarnation() string { return b.store.Identity().Incarnation }
+
+func (b *solo) Export(from, to wal.Position, limit int, fn func(store.Kind, []byte) error) (wal.Position, error) {
+	if err := b.failure(); err != nil {
+		return 0, err
+	}
+	return b.store.Export(from, to, limit, fn)
+}
+
+func (b *solo) Import(_ context.Context, items []store.Item) (cluster.Imported, error) {
+	if err := b.failure(); err != nil {
+		return cluster.Imported{}, err
+	}
+	res := cluster.Imported{}
+	for piece := range slices.Chunk(items, 4) {
+		done := make(chan store.PutResult, 1)
+		if err := b.store.Put(piece, func(p store.PutResult) { done <- p }); err != nil {
+			return res, err
+		}
+		p := <-done
+		if p.Err != nil {
+			return res, p.Err
+		}
+		for _, fresh := range p.New {
+			if fresh {
+				res.Created++
+			} else {
+				res.Existing++
+			}
+		}
+	}
+	return res, nil
 }

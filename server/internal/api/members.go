@@ -39,11 +39,15 @@ func noSuchChange() *Problem {
 	return problem(codeNoSuchChange, "id", "that change of members is not open: it was closed or cancelled before", "look at change_id in GET /v1/cluster/status")
 }
 
+func noSuchMember() *Problem {
+	return problem(codeNoSuchMember, "name", "the cluster has no member of that name", "take the name from GET /v1/cluster/status, such as stemedb-0")
+}
+
 // decided answers 204, or the problem when the decision was not made.
 func (c *call) decided(err error) error {
 	switch {
 	case errors.Is(err, control.ErrNoSuchMember):
-		return problem(codeNoSuchMember, "name", "the cluster has no member of that name", "take the name from GET /v1/cluster/status, such as stemedb-0")
+		return noSuchMember()
 	case errors.Is(err, control.ErrLossStands):
 		return problem(codeLossStands, "name", err.Error(), "look at GET /v1/cluster/status; a loss is accepted only when the whole members cannot restore the records")
 	case errors.Is(err, control.ErrNoSuchChange):

@@ -93,7 +93,7 @@ func newContract(t testing.TB) *contract {
 	router, err := legacy.NewRouter(loadOpenAPI(t))
 	require.NoError(t, err)
 	openapi3filter.RegisterBodyDecoder(mediaProblem, openapi3filter.JSONBodyDecoder)
-	for _, media := range []string{record.MediaNDJSON, record.MediaCBOR, record.MediaCBORSeq} {
+	for _, media := range []string{record.MediaNDJSON, record.MediaCBOR, record.MediaCBORSeq, mediaRecords} {
 		openapi3filter.RegisterBodyDecoder(media, openapi3filter.PlainBodyDecoder)
 	}
 	return &contract{router}
@@ -145,6 +145,7 @@ func TestContract(t *testing.T) {
 	raw, err := keys.Generate(keys.Live, nil)
 	require.NoError(t, err)
 	registered := keys.HashOf(raw).String()
+	incarnation, first := w.backend.Incarnation(), positionText(w.backend.store.First())
 	query := "subject=code://go/example/tls"
 	steps := []struct {
 		role         keys.Role
@@ -201,11 +202,16 @@ func TestContract(t *testing.T) {
 		{keys.Admin, "POST", "/v1/admin/members/nobody/accept-loss", "", "", 404},
 		{keys.Admin, "DELETE", "/v1/admin/change", "", "", 204},
 		{keys.Admin, "DELETE", "/v1/admin/change?id=7", "", "", 404},
+		{keys.Backup, "GET", "/v1/admin/backup?node=n0", "", "", 200},
+		{keys.Backup, "GET", "/v1/admin/backup/records?incarnation=" + incarnation + "&from=" + first + "&to=END", "", "", 200},
+		{keys.Backup, "GET", "/v1/admin/backup/records?incarnation=other&from=" + first + "&to=END", "", "", 404},
+		{keys.Backup, "POST", "/v1/admin/restore", mediaRecords, string(pieceOf(a)), 200},
 		{keys.Admin, "GET", "/metrics", "", "", 200},
 		{keys.Admin, "GET", "/openapi.json", "", "", 200},
 	}
 	exercised := map[string]bool{}
 	for _, s := range steps {
+		s.path = strings.ReplaceAll(s.path, "END", positionText(w.backend.store.End()))
 		r := request{method: s.method, path: s.path, key: w.raw[s.role], media: s.media}
 		if s.body != "" {
 			r.body = []byte(s.body)

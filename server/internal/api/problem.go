@@ -32,6 +32,7 @@ const (
 	codeNoKey              = "no_such_key"
 	codeNoSuchMember       = "no_such_member"
 	codeNoSuchChange       = "no_such_change"
+	codeNoSuchLog          = "no_such_log"
 	codeLossStands         = "loss_stands"
 	codeMethodNotAllowed   = "method_not_allowed"
 	codeBodyTimeout        = "body_timeout"
@@ -108,6 +109,7 @@ var codeTable = map[string]codeInfo{
 	codeNoSuchMember:     {404, "The cluster has no such member"},
 	codeLossStands:       {409, "The loss is not accepted"},
 	codeNoSuchChange:     {404, "There is no such change of members"},
+	codeNoSuchLog:        {404, "There is no such part of this node's log"},
 	codeMethodNotAllowed: {405, "The route has no such method"},
 	codeBodyTimeout:      {408, "The body did not arrive in time"},
 	codeKeyExists:        {409, "The key is registered with other fields"},

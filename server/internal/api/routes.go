@@ -22,6 +22,8 @@ type route struct {
 	retry func(*call) bool
 	// here: the gateway answers for its own node only.
 	here bool
+	// named: the parameter "node" names the node that has to answer.
+	named bool
 	// early: served before records and keys are available.
 	early bool
 }
@@ -74,6 +76,10 @@ func routes() []route {
 
 		{method: "POST", pattern: "/v1/admin/members/:name/accept-loss", class: keys.Administer, handle: (*call).acceptLoss},
 		{method: "DELETE", pattern: "/v1/admin/change", class: keys.Administer, handle: (*call).cancelChange, params: []string{"id"}},
+
+		{method: "GET", pattern: "/v1/admin/backup", class: keys.BackupRestore, handle: (*call).backup, params: []string{"node"}, named: true},
+		{method: "GET", pattern: "/v1/admin/backup/records", class: keys.BackupRestore, handle: (*call).backupRecords, params: []string{"node", "incarnation", "from", "to"}, named: true},
+		{method: "POST", pattern: "/v1/admin/restore", class: keys.BackupRestore, handle: (*call).restore, media: []string{mediaRecords}, limit: maxRestoreBody},
 
 		{method: "GET", pattern: "/metrics", class: keys.Public, handle: (*call).metrics, early: true, here: true},
 		{method: "GET", pattern: "/openapi.json", class: keys.Public, handle: (*call).openapi, early: true, here: true},

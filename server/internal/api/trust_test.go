@@ -61,6 +61,7 @@ func changing(t testing.TB) []request {
 		json("POST", "/v1/admin/api-keys", `{"project":"beta","role":"read_only","key_hash":"`+hash+`"}`),
 		json("PATCH", "/v1/admin/api-keys/"+hash, `{"version":1,"label":"x"}`),
 		json("POST", "/v1/admin/api-keys/"+hash+"/rotate", `{"grace":"0s"}`),
+		{method: "POST", path: "/v1/admin/restore", media: mediaRecords, body: pieceOf(claim(nil))},
 	}
 }
 

@@ -38,6 +38,8 @@ type Store interface {
 	Opening() wal.Opening
 	CheckWitness(w wal.Witness) error
 	ScanKeys(from wal.Position, limitBytes int) (keys []store.KeyAt, next wal.Position, gaps int, err error)
+	Export(from, to wal.Position, limitBytes int, fn func(kind store.Kind, payload []byte) error) (next wal.Position, err error)
+	First() wal.Position
 	End() wal.Position
 	Watch() <-chan struct{}
 	Empty() bool
@@ -45,6 +47,7 @@ type Store interface {
 	Whole() bool
 	SetWhole(losses int) error
 	Health() store.Health
+	Stats() store.Stats
 	DamagedKeys(ctx context.Context) (keys []store.Key, all bool, err error)
 	Unreadable(ctx context.Context) ([]store.Key, error)
 	Damaged(pos wal.Position) bool

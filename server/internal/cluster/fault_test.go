@@ -183,7 +183,7 @@ func TestNonsenseEndsTheStreamOnly(t *testing.T) {
 	items := func(its ...store.Item) []byte {
 		var b []byte
 		for i := range its {
-			b = appendItem(b, &its[i])
+			b = store.AppendRecord(b, its[i].Kind, its[i].Payload)
 		}
 		return b
 	}

@@ -24,20 +24,20 @@ func FuzzItems(f *testing.F) {
 	a := claim("s", 1)
 	content, sig := store.NewContent("p", a.ID(), &a.Content), store.NewSignature("p", a.ID(), a.Signatures[0])
 	cursor := store.NewCursor("x", 3)
-	f.Add(appendItem(appendItem(nil, &content), &sig))
-	f.Add(appendItem(nil, &cursor))
+	f.Add(store.AppendRecord(store.AppendRecord(nil, content.Kind, content.Payload), sig.Kind, sig.Payload))
+	f.Add(store.AppendRecord(nil, cursor.Kind, cursor.Payload))
 	f.Add([]byte{1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		items, err := parseItems(b)
+		items, err := store.ParseRecords(b)
 		if err != nil {
 			return
 		}
 		var again []byte
 		for i := range items {
 			require.True(t, items[i].Kind.Record())
-			again = appendItem(again, &items[i])
+			again = store.AppendRecord(again, items[i].Kind, items[i].Payload)
 		}
-		back, err := parseItems(again)
+		back, err := store.ParseRecords(again)
 		require.NoError(t, err)
 		require.Equal(t, len(items), len(back))
 		for i := range back {
@@ -142,7 +142,7 @@ func FuzzReplicate(f *testing.F) {
 	}
 	a := claim("s", 1)
 	content := store.NewContent("p", a.ID(), &a.Content)
-	items := appendItem(nil, &content)
+	items := store.AppendRecord(nil, content.Kind, content.Payload)
 	f.Add(frame(&peerpb.ReplicateRequest{}, &peerpb.ReplicateRequest{Seq: 1, Items: items}, &peerpb.ReplicateRequest{Seq: 2, Items: items}))
 	f.Add(frame(&peerpb.ReplicateRequest{}, &peerpb.ReplicateRequest{Seq: 1, Items: items[:9]}))
 	f.Add(frame(&peerpb.ReplicateRequest{}, &peerpb.ReplicateRequest{Seq: 7, Generation: 1, Items: items}))
@@ -165,7 +165,7 @@ func FuzzReplicate(f *testing.F) {
 			if i == 0 || uint64(i) > s.acked {
 				continue // the hello, or not acknowledged
 			}
-			got, err := parseItems(m.Items)
+			got, err := store.ParseRecords(m.Items)
 			require.NoError(t, err)
 			for _, it := range got {
 				require.Contains(t, held.items, it.Key)
@@ -202,7 +202,7 @@ func FuzzPulled(f *testing.F) {
 		require.NoError(f, err)
 		f.Add(p, q)
 	}
-	items := appendItem(nil, &content)
+	items := store.AppendRecord(nil, content.Kind, content.Payload)
 	good := &peerpb.PullResponse{Keys: keys, Positions: []uint64{1}, Sizes: []uint32{9}, Next: 2, End: 2}
 	add(good, &peerpb.FetchResponse{Items: items, LookedAt: 1})
 	add(good, &peerpb.FetchResponse{LookedAt: 1})

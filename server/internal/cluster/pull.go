@@ -389,12 +389,12 @@ const fetchKeys = 4096
 // the others.
 func (c *Cluster) appendFetched(items []store.Item, b []byte, asked []store.Key) ([]store.Item, error) {
 	for len(b) > 0 {
-		kind, payload, rest, err := cutItem(b)
+		kind, payload, rest, err := store.CutRecord(b)
 		if err != nil {
 			return nil, err
 		}
 		b = rest
-		it, err := parseRecord(kind, payload)
+		it, err := store.ParseRecord(kind, payload)
 		if err != nil {
 			c.metrics.malformed.Inc()
 			c.log.Error("a member sent an invalid record; it is skipped", "error", err)

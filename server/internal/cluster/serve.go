@@ -159,7 +159,7 @@ func (s *service) Fetch(ctx context.Context, req *peerpb.FetchRequest) (*peerpb.
 			}
 			continue
 		}
-		res.Items = appendItem(res.Items, &it)
+		res.Items = store.AppendRecord(res.Items, it.Kind, it.Payload)
 	}
 	return res, ctx.Err()
 }

@@ -99,7 +99,7 @@ func (t *taken) receive(stream peerpb.Peer_ReplicateServer) error {
 			t.start()
 			continue
 		}
-		items, err := parseItems(req.Items)
+		items, err := store.ParseRecords(req.Items)
 		if err == nil && (len(items) == 0 || seq == 0) {
 			err = errors.New("the first message must be empty, the others must have records")
 		}

@@ -98,16 +98,16 @@ func (w *write) encode(messageBytes int) { w.encoding.Do(func() { w.encodeNow(me
 func (w *write) encodeNow(messageBytes int) {
 	size := 0
 	for i := range w.items {
-		size += wireSize(&w.items[i])
+		size += store.RecordSize(w.items[i].Payload)
 	}
 	w.wire = make([]byte, 0, size)
 	start := 0
 	for i := range w.items {
-		if len(w.wire) > start && len(w.wire)-start+wireSize(&w.items[i]) > messageBytes {
+		if len(w.wire) > start && len(w.wire)-start+store.RecordSize(w.items[i].Payload) > messageBytes {
 			w.cuts = append(w.cuts, len(w.wire))
 			start = len(w.wire)
 		}
-		w.wire = appendItem(w.wire, &w.items[i])
+		w.wire = store.AppendRecord(w.wire, w.items[i].Kind, w.items[i].Payload)
 	}
 	w.cuts = append(w.cuts, len(w.wire))
 }

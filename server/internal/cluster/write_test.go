@@ -219,7 +219,7 @@ func TestMessagesOfAWrite(t *testing.T) {
 	var got []store.Item
 	start := 0
 	for _, end := range w.cuts {
-		items, err := parseItems(w.wire[start:end])
+		items, err := store.ParseRecords(w.wire[start:end])
 		require.NoError(t, err)
 		require.LessOrEqual(t, end-start, 1000)
 		got = append(got, items...)

@@ -205,6 +205,16 @@ func (it *Item) Signature() (record.Signature, bool) {
 	return s, true
 }
 
+// Signed is the signature that the item is or has: that of a signature on its content,
+// that of a vote on itself. A content has none.
+func (it *Item) Signed() (record.SignedItem, bool) {
+	if it.vote != nil {
+		return it.vote.Signed(), true
+	}
+	sig, ok := it.Signature()
+	return record.SignedItem{Agent: sig.Agent, Sig: sig.Sig, ID: it.Key.ID}, ok
+}
+
 // complete parses an item that was assembled by hand.
 func (it *Item) complete() error {
 	if it.parsed {

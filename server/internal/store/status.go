@@ -12,6 +12,9 @@ import (
 // End is the durable end of the log.
 func (s *Store) End() wal.Position { return s.log.End() }
 
+// First is the position at which the log begins.
+func (s *Store) First() wal.Position { return s.log.First() }
+
 // Watch returns a channel that is closed when End moves after the call or when the store
 // closes. Take the channel first, then End.
 func (s *Store) Watch() <-chan struct{} { return s.log.Watch() }

@@ -915,6 +915,94 @@ func (x *BucketKeysRequest) GetPrefix() []byte {
 	return nil
 }
 
+type LogEndRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogEndRequest) Reset() {
+	*x = LogEndRequest{}
+	mi := &file_peer_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogEndRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogEndRequest) ProtoMessage() {}
+
+func (x *LogEndRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogEndRequest.ProtoReflect.Descriptor instead.
+func (*LogEndRequest) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{14}
+}
+
+type LogEndResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Incarnation   string                 `protobuf:"bytes,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	End           uint64                 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogEndResponse) Reset() {
+	*x = LogEndResponse{}
+	mi := &file_peer_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogEndResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogEndResponse) ProtoMessage() {}
+
+func (x *LogEndResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogEndResponse.ProtoReflect.Descriptor instead.
+func (*LogEndResponse) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *LogEndResponse) GetIncarnation() string {
+	if x != nil {
+		return x.Incarnation
+	}
+	return ""
+}
+
+func (x *LogEndResponse) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
 var File_peer_proto protoreflect.FileDescriptor
 
 const file_peer_proto_rawDesc = "" +
@@ -984,7 +1072,11 @@ const file_peer_proto_rawDesc = "" +
 	"\adigests\x18\x01 \x01(\fR\adigests\x12\x16\n" +
 	"\x06counts\x18\x02 \x03(\x04R\x06counts\"+\n" +
 	"\x11BucketKeysRequest\x12\x16\n" +
-	"\x06prefix\x18\x01 \x01(\fR\x06prefix2\xfe\x04\n" +
+	"\x06prefix\x18\x01 \x01(\fR\x06prefix\"\x0f\n" +
+	"\rLogEndRequest\"D\n" +
+	"\x0eLogEndResponse\x12 \n" +
+	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\x04R\x03end2\xc9\x05\n" +
 	"\x04Peer\x12V\n" +
 	"\tReplicate\x12!.stemedb.peer.v1.ReplicateRequest\x1a\".stemedb.peer.v1.ReplicateResponse(\x010\x01\x12G\n" +
 	"\x04Pull\x12\x1c.stemedb.peer.v1.PullRequest\x1a\x1d.stemedb.peer.v1.PullResponse(\x010\x01\x12F\n" +
@@ -994,7 +1086,8 @@ const file_peer_proto_rawDesc = "" +
 	"\bSubjects\x12 .stemedb.peer.v1.SubjectsRequest\x1a!.stemedb.peer.v1.SubjectsResponse\x12L\n" +
 	"\aBuckets\x12\x1f.stemedb.peer.v1.BucketsRequest\x1a .stemedb.peer.v1.BucketsResponse\x12T\n" +
 	"\n" +
-	"BucketKeys\x12\".stemedb.peer.v1.BucketKeysRequest\x1a .stemedb.peer.v1.SetKeysResponse0\x01B;Z9github.com/stemedb/stemedb/server/internal/cluster/peerpbb\x06proto3"
+	"BucketKeys\x12\".stemedb.peer.v1.BucketKeysRequest\x1a .stemedb.peer.v1.SetKeysResponse0\x01\x12I\n" +
+	"\x06LogEnd\x12\x1e.stemedb.peer.v1.LogEndRequest\x1a\x1f.stemedb.peer.v1.LogEndResponseB;Z9github.com/stemedb/stemedb/server/internal/cluster/peerpbb\x06proto3"
 
 var (
 	file_peer_proto_rawDescOnce sync.Once
@@ -1008,7 +1101,7 @@ func file_peer_proto_rawDescGZIP() []byte {
 	return file_peer_proto_rawDescData
 }
 
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_peer_proto_goTypes = []any{
 	(*ReplicateRequest)(nil),  // 0: stemedb.peer.v1.ReplicateRequest
 	(*ReplicateResponse)(nil), // 1: stemedb.peer.v1.ReplicateResponse
@@ -1024,6 +1117,8 @@ var file_peer_proto_goTypes = []any{
 	(*BucketsRequest)(nil),    // 11: stemedb.peer.v1.BucketsRequest
 	(*BucketsResponse)(nil),   // 12: stemedb.peer.v1.BucketsResponse
 	(*BucketKeysRequest)(nil), // 13: stemedb.peer.v1.BucketKeysRequest
+	(*LogEndRequest)(nil),     // 14: stemedb.peer.v1.LogEndRequest
+	(*LogEndResponse)(nil),    // 15: stemedb.peer.v1.LogEndResponse
 }
 var file_peer_proto_depIdxs = []int32{
 	0,  // 0: stemedb.peer.v1.Peer.Replicate:input_type -> stemedb.peer.v1.ReplicateRequest
@@ -1034,16 +1129,18 @@ var file_peer_proto_depIdxs = []int32{
 	9,  // 5: stemedb.peer.v1.Peer.Subjects:input_type -> stemedb.peer.v1.SubjectsRequest
 	11, // 6: stemedb.peer.v1.Peer.Buckets:input_type -> stemedb.peer.v1.BucketsRequest
 	13, // 7: stemedb.peer.v1.Peer.BucketKeys:input_type -> stemedb.peer.v1.BucketKeysRequest
-	1,  // 8: stemedb.peer.v1.Peer.Replicate:output_type -> stemedb.peer.v1.ReplicateResponse
-	3,  // 9: stemedb.peer.v1.Peer.Pull:output_type -> stemedb.peer.v1.PullResponse
-	5,  // 10: stemedb.peer.v1.Peer.Fetch:output_type -> stemedb.peer.v1.FetchResponse
-	7,  // 11: stemedb.peer.v1.Peer.SetDigest:output_type -> stemedb.peer.v1.SetDigestResponse
-	8,  // 12: stemedb.peer.v1.Peer.SetKeys:output_type -> stemedb.peer.v1.SetKeysResponse
-	10, // 13: stemedb.peer.v1.Peer.Subjects:output_type -> stemedb.peer.v1.SubjectsResponse
-	12, // 14: stemedb.peer.v1.Peer.Buckets:output_type -> stemedb.peer.v1.BucketsResponse
-	8,  // 15: stemedb.peer.v1.Peer.BucketKeys:output_type -> stemedb.peer.v1.SetKeysResponse
-	8,  // [8:16] is the sub-list for method output_type
-	0,  // [0:8] is the sub-list for method input_type
+	14, // 8: stemedb.peer.v1.Peer.LogEnd:input_type -> stemedb.peer.v1.LogEndRequest
+	1,  // 9: stemedb.peer.v1.Peer.Replicate:output_type -> stemedb.peer.v1.ReplicateResponse
+	3,  // 10: stemedb.peer.v1.Peer.Pull:output_type -> stemedb.peer.v1.PullResponse
+	5,  // 11: stemedb.peer.v1.Peer.Fetch:output_type -> stemedb.peer.v1.FetchResponse
+	7,  // 12: stemedb.peer.v1.Peer.SetDigest:output_type -> stemedb.peer.v1.SetDigestResponse
+	8,  // 13: stemedb.peer.v1.Peer.SetKeys:output_type -> stemedb.peer.v1.SetKeysResponse
+	10, // 14: stemedb.peer.v1.Peer.Subjects:output_type -> stemedb.peer.v1.SubjectsResponse
+	12, // 15: stemedb.peer.v1.Peer.Buckets:output_type -> stemedb.peer.v1.BucketsResponse
+	8,  // 16: stemedb.peer.v1.Peer.BucketKeys:output_type -> stemedb.peer.v1.SetKeysResponse
+	15, // 17: stemedb.peer.v1.Peer.LogEnd:output_type -> stemedb.peer.v1.LogEndResponse
+	9,  // [9:18] is the sub-list for method output_type
+	0,  // [0:9] is the sub-list for method input_type
 	0,  // [0:0] is the sub-list for extension type_name
 	0,  // [0:0] is the sub-list for extension extendee
 	0,  // [0:0] is the sub-list for field type_name
@@ -1060,7 +1157,7 @@ func file_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

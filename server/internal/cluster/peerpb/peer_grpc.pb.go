@@ -42,6 +42,7 @@ const (
 	Peer_Subjects_FullMethodName   = "/stemedb.peer.v1.Peer/Subjects"
 	Peer_Buckets_FullMethodName    = "/stemedb.peer.v1.Peer/Buckets"
 	Peer_BucketKeys_FullMethodName = "/stemedb.peer.v1.Peer/BucketKeys"
+	Peer_LogEnd_FullMethodName     = "/stemedb.peer.v1.Peer/LogEnd"
 )
 
 // PeerClient is the client API for Peer service.
@@ -67,6 +68,8 @@ type PeerClient interface {
 	Buckets(ctx context.Context, in *BucketsRequest, opts ...grpc.CallOption) (*BucketsResponse, error)
 	// BucketKeys lists the records of one bucket.
 	BucketKeys(ctx context.Context, in *BucketKeysRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SetKeysResponse], error)
+	// LogEnd returns the end of the receiver's log, for a backup of the caller.
+	LogEnd(ctx context.Context, in *LogEndRequest, opts ...grpc.CallOption) (*LogEndResponse, error)
 }
 
 type peerClient struct {
@@ -181,6 +184,16 @@ func (c *peerClient) BucketKeys(ctx context.Context, in *BucketKeysRequest, opts
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Peer_BucketKeysClient = grpc.ServerStreamingClient[SetKeysResponse]
 
+func (c *peerClient) LogEnd(ctx context.Context, in *LogEndRequest, opts ...grpc.CallOption) (*LogEndResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LogEndResponse)
+	err := c.cc.Invoke(ctx, Peer_LogEnd_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PeerServer is the server API for Peer service.
 // All implementations must embed UnimplementedPeerServer
 // for forward compatibility.
@@ -204,6 +217,8 @@ type PeerServer interface {
 	Buckets(context.Context, *BucketsRequest) (*BucketsResponse, error)
 	// BucketKeys lists the records of one bucket.
 	BucketKeys(*BucketKeysRequest, grpc.ServerStreamingServer[SetKeysResponse]) error
+	// LogEnd returns the end of the receiver's log, for a backup of the caller.
+	LogEnd(context.Context, *LogEndRequest) (*LogEndResponse, error)
 	mustEmbedUnimplementedPeerServer()
 }
 
@@ -237,6 +252,9 @@ func (UnimplementedPeerServer) Buckets(context.Context, *BucketsRequest) (*Bucke
 }
 func (UnimplementedPeerServer) BucketKeys(*BucketKeysRequest, grpc.ServerStreamingServer[SetKeysResponse]) error {
 	return status.Error(codes.Unimplemented, "method BucketKeys not implemented")
+}
+func (UnimplementedPeerServer) LogEnd(context.Context, *LogEndRequest) (*LogEndResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LogEnd not implemented")
 }
 func (UnimplementedPeerServer) mustEmbedUnimplementedPeerServer() {}
 func (UnimplementedPeerServer) testEmbeddedByValue()              {}
@@ -367,6 +385,24 @@ func _Peer_BucketKeys_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Peer_BucketKeysServer = grpc.ServerStreamingServer[SetKeysResponse]
 
+func _Peer_LogEnd_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LogEndRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServer).LogEnd(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peer_LogEnd_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServer).LogEnd(ctx, req.(*LogEndRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Peer_ServiceDesc is the grpc.ServiceDesc for Peer service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -389,6 +425,10 @@ var Peer_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Buckets",
 			Handler:    _Peer_Buckets_Handler,
+		},
+		{
+			MethodName: "LogEnd",
+			Handler:    _Peer_LogEnd_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
