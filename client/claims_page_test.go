@@ -47,7 +47,7 @@ func claimsPage(t *testing.T) (claim, vote map[string]fieldRow, added []string, 
 // included.
 func wireNames(typ reflect.Type) (names []string) {
 	for _, f := range reflect.VisibleFields(typ) {
-		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
 			names = append(names, name)
 		}
 	}

@@ -141,7 +141,7 @@ func TestChangeOfKeysEndsWithTheTrustInTheCopy(t *testing.T) {
 			w := newWorld(t, nil)
 			target := keys.HashOf(w.key("beta", keys.ReadOnly, nil)).String()
 			w.table.stale.Store(int64(row.stale))
-			for _, r := range append(changing(t)[3:], request{method: "DELETE", path: "/v1/admin/api-keys/" + target}) {
+			for _, r := range append(changing(t)[3:7], request{method: "DELETE", path: "/v1/admin/api-keys/" + target}) {
 				w.table.left = -1
 				r.key, r.header = w.raw[keys.Admin], http.Header{headerTimeout: {"60"}}
 				got := w.do(r)
