@@ -122,10 +122,10 @@ func TestCompileCommands(t *testing.T) {
 	c := &Compiler{Root: "/src", Version: "1.2.3", Runner: r, Reporter: progress.New(io.Discard)}
 	files, err := c.Compile(context.Background(), filepath.Join(t.TempDir(), "out"), StemeDBPrograms()...)
 	require.NoError(t, err)
-	require.Len(t, files, 2)
+	require.Len(t, files, 3)
 	require.Equal(t, "/usr/local/bin/stemedb", files[0].Path)
 	lines := r.Commands()
-	require.Len(t, lines, 2)
+	require.Len(t, lines, 3)
 	for _, line := range lines {
 		require.Contains(t, line, "go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=1.2.3' -o ")
 	}
