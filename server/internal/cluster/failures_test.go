@@ -56,7 +56,8 @@ func TestEveryFailedWriteIsCountedByItsCode(t *testing.T) {
 
 		gone, cancel := context.WithCancel(ctx)
 		cancel()
-		a.cluster.signatures.queue = make(chan verifyJob) // nobody takes the job
+		a.cluster.signatures = newSignatureCheck(1, 1) // nobody runs it
+		a.cluster.signatures.queue = nil
 		require.ErrorIs(t, a.cluster.Assert(gone, "p", claims("s", 0, 2))[0].Err, ErrUnavailable)
 		want[CodeOverloadedSignatures] = 2
 		require.Equal(t, want, a.failures())
