@@ -1,5 +1,5 @@
 // Command stemedb-backup copies the records of a cluster to object storage and back. It
-// is a program of its own so that the server links no storage client.
+// is a separate program, so that the server links no storage client.
 package main
 
 import (
@@ -59,7 +59,7 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
-// tool is what the commands have in common.
+// tool holds the settings that the commands share.
 type tool struct {
 	remote, url, keyFile, caFile string
 	out                          io.Writer
@@ -74,7 +74,7 @@ func command(stdout, stderr io.Writer) *cobra.Command {
 		Long: `Back up a StemeDB cluster to object storage, and restore it.
 
 A backup holds every record that was acknowledged before it began, and all API keys as
-hashes. It copies only what the newest backup in the same folder lacks. Several backups
+hashes. It copies only the records that the newest backup in the same folder lacks. Several backups
 may run at once, and an interrupted one is continued by the next.
 
 The remote is written as rclone writes it: gcs:bucket/folder, s3:bucket/folder or

@@ -18,7 +18,7 @@ type KeyServer interface {
 	RevokeKey(ctx context.Context, hash record.Hash) error
 }
 
-// RestoredKeys counts the keys of a backup by what was done with them.
+// RestoredKeys counts the keys of a backup by outcome.
 type RestoredKeys struct {
 	// Registered work again; those that were disabled are disabled. Revoked were revoked
 	// in the backup or in the cluster, or rotated with their grace over, and are registered

@@ -8,7 +8,7 @@ import (
 
 // Remote is object storage, below one folder. Names have slashes.
 type Remote interface {
-	// Put writes an object. What it replaces, if anything, is the same.
+	// Put writes an object. An existing object of that name has the same content.
 	Put(ctx context.Context, name string, content []byte) error
 	// Get reads an object; fs.ErrNotExist when there is none.
 	Get(ctx context.Context, name string) ([]byte, error)
