@@ -45,13 +45,13 @@ func (c *Client) BackupPoint(ctx context.Context, node string) (*BackupPoint, er
 func (c *Client) BackupRecords(ctx context.Context, p *BackupPoint, from, to string) (records []byte, next string, err error) {
 	r := request{method: http.MethodGet, path: "/v1/admin/backup/records", query: url.Values{
 		"node": {p.Node}, "incarnation": {p.Incarnation}, "from": {from}, "to": {to},
-	}}
+	}, header: &http.Header{}}
 	err = c.retry(ctx, r.method, r.path, func(ctx context.Context) error {
-		_, header, body, err := c.exchange(ctx, r)
+		_, body, err := c.once(ctx, r)
 		if err != nil {
 			return err
 		}
-		if next = header.Get("X-Stemedb-Next"); next <= from {
+		if next = r.header.Get("X-Stemedb-Next"); next <= from {
 			return fmt.Errorf("the server gave %q as the next position after %q; is this a StemeDB server?", next, from)
 		}
 		records = body

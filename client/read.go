@@ -110,6 +110,13 @@ func (c *Client) WhoAmI(ctx context.Context) (*Identity, error) {
 }
 
 func (c *Client) get(ctx context.Context, path string, query url.Values, out any, incomplete *string) error {
-	_, err := c.call(ctx, request{method: http.MethodGet, path: path, query: query, incomplete: incomplete}, out)
+	r := request{method: http.MethodGet, path: path, query: query}
+	if incomplete == nil {
+		_, err := c.call(ctx, r, out)
+		return err
+	}
+	r.header = &http.Header{}
+	_, err := c.call(ctx, r, out)
+	*incomplete = r.header.Get(headerIncomplete)
 	return err
 }

@@ -23,8 +23,8 @@ type request struct {
 	query     url.Values
 	mediaType string
 	body      []byte
-	// incomplete, unless nil, receives the header X-Stemedb-Incomplete.
-	incomplete *string
+	// header, unless nil, receives the header of the success.
+	header *http.Header
 }
 
 const headerIncomplete = "X-Stemedb-Incomplete"
@@ -103,24 +103,18 @@ func (c *Client) describe(method, path string, attempts int, err error) error {
 
 // once makes one attempt.
 func (c *Client) once(ctx context.Context, r request) (int, []byte, error) {
-	status, _, body, err := c.exchange(ctx, r)
-	return status, body, err
-}
-
-// exchange is once with the header of the answer.
-func (c *Client) exchange(ctx context.Context, r request) (int, http.Header, []byte, error) {
 	attempt, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	path, err := url.PathUnescape(r.path)
 	if err != nil {
-		return 0, nil, nil, fmt.Errorf("build the request: %w", err)
+		return 0, nil, fmt.Errorf("build the request: %w", err)
 	}
 	target := *c.base
 	target.Path, target.RawPath = c.base.Path+path, c.base.EscapedPath()+r.path
 	target.RawQuery = r.query.Encode()
 	req, err := http.NewRequestWithContext(attempt, r.method, target.String(), bytes.NewReader(r.body))
 	if err != nil {
-		return 0, nil, nil, fmt.Errorf("build the request: %w", err)
+		return 0, nil, fmt.Errorf("build the request: %w", err)
 	}
 	if r.mediaType != "" {
 		req.Header.Set("Content-Type", r.mediaType)
@@ -132,22 +126,22 @@ func (c *Client) exchange(ctx context.Context, r request) (int, http.Header, []b
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return 0, nil, nil, connectionError(ctx, err)
+		return 0, nil, connectionError(ctx, err)
 	}
 	// Read to its end, so that the connection can be reused.
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
-		return 0, nil, nil, connectionError(ctx, fmt.Errorf("read the answer: %w", err))
+		return 0, nil, connectionError(ctx, fmt.Errorf("read the answer: %w", err))
 	}
 	if len(body) > maxAnswer {
-		return 0, nil, nil, fmt.Errorf("the answer is larger than %d bytes; ask for less", maxAnswer)
+		return 0, nil, fmt.Errorf("the answer is larger than %d bytes; ask for less", maxAnswer)
 	}
 	if resp.StatusCode/100 != 2 {
-		return 0, nil, nil, c.answerError(resp, body)
+		return 0, nil, c.answerError(resp, body)
 	}
-	if r.incomplete != nil {
-		*r.incomplete = resp.Header.Get(headerIncomplete)
+	if r.header != nil {
+		*r.header = resp.Header
 	}
-	return resp.StatusCode, resp.Header, body, nil
+	return resp.StatusCode, body, nil
 }

@@ -4,8 +4,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -13,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -21,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stemedb/stemedb/client"
+	"github.com/stemedb/stemedb/internal/target"
 	"github.com/stemedb/stemedb/server/internal/backup"
 )
 
@@ -61,9 +59,10 @@ func exitCode(err error) int {
 
 // tool holds the settings that the commands share.
 type tool struct {
-	remote, url, keyFile, caFile string
-	out                          io.Writer
-	log                          *slog.Logger
+	remote string
+	target target.Target
+	out    io.Writer
+	log    *slog.Logger
 }
 
 func command(stdout, stderr io.Writer) *cobra.Command {
@@ -97,43 +96,15 @@ Exit codes: 1 another attempt may succeed, 2 invalid usage, 3 the backup is dama
 
 // serverFlags are those of commands that call a server.
 func (t *tool) serverFlags(cmd *cobra.Command) {
-	preset := "http://localhost:18180"
-	if env := os.Getenv("STEMEDB_URL"); env != "" {
-		preset = env
-	}
-	cmd.Flags().StringVar(&t.url, "url", preset, "the server's URL (STEMEDB_URL)")
-	cmd.Flags().StringVar(&t.keyFile, "api-key-file", os.Getenv("STEMEDB_API_KEY_FILE"), "file with an API key of the role backup or admin (STEMEDB_API_KEY_FILE, or the key itself in STEMEDB_API_KEY)")
-	cmd.Flags().StringVar(&t.caFile, "ca-file", "", "certificates (PEM) to trust besides the system's")
+	t.target.Flags(cmd.Flags(), "http://localhost:18180", true)
 }
 
 func (t *tool) server() (*client.Client, error) {
-	key := os.Getenv("STEMEDB_API_KEY")
-	if t.keyFile != "" {
-		b, err := os.ReadFile(t.keyFile)
-		if err != nil {
-			return nil, usageError{fmt.Errorf("--api-key-file: %w", err)}
-		}
-		key = strings.TrimSpace(string(b))
-	}
-	options := []client.Option{client.WithUserAgent("stemedb-backup/" + version), client.WithTimeout(time.Minute)}
-	if t.caFile != "" {
-		pem, err := os.ReadFile(t.caFile)
-		if err != nil {
-			return nil, usageError{fmt.Errorf("--ca-file: %w", err)}
-		}
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			pool = x509.NewCertPool()
-		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, usageError{fmt.Errorf("--ca-file: %s holds no certificate", t.caFile)}
-		}
-		options = append(options, client.WithTLS(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}))
-	}
-	options = append(options, client.WithOnRetry(func(r client.Retry) {
-		t.log.Warn("a request failed and is sent again", "path", r.Path, "attempt", r.Attempt, "wait", r.Wait.Round(time.Millisecond), "error", r.Err)
-	}))
-	c, err := client.New(t.url, key, options...)
+	c, err := t.target.Client(
+		client.WithUserAgent("stemedb-backup/"+version), client.WithTimeout(time.Minute),
+		client.WithOnRetry(func(r client.Retry) {
+			t.log.Warn("a request failed and is sent again", "path", r.Path, "attempt", r.Attempt, "wait", r.Wait.Round(time.Millisecond), "error", r.Err)
+		}))
 	if err != nil {
 		return nil, usageError{err}
 	}

@@ -44,12 +44,12 @@ STEMEDB_API_KEY_FILE gives the API key.`,
 
 // session holds the server and the timeout of a claim command.
 type session struct {
-	target  target
+	target  serverTarget
 	timeout time.Duration
 }
 
 func (s *session) flags(fs *pflag.FlagSet) {
-	s.target.flags(fs, "http://localhost:18181", true)
+	s.target.Flags(fs, "http://localhost:18181", true)
 	fs.DurationVar(&s.timeout, "timeout", time.Minute, "time limit of all attempts together")
 }
 

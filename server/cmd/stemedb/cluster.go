@@ -84,7 +84,7 @@ status) no other change is cancelled. Needs an API key with the role admin, and
 
 // decision is a command that --yes must confirm.
 func decision(use string, args cobra.PositionalArgs, short, long, effect string, send func(context.Context, *client.Client, []string) error) *cobra.Command {
-	var t target
+	var t serverTarget
 	var yes bool
 	var timeout time.Duration
 	cmd := &cobra.Command{
@@ -109,14 +109,14 @@ func decision(use string, args cobra.PositionalArgs, short, long, effect string,
 			return nil
 		},
 	}
-	t.flags(cmd.Flags(), "http://localhost:18181", true)
+	t.Flags(cmd.Flags(), "http://localhost:18181", true)
 	cmd.Flags().BoolVar(&yes, "yes", false, "confirm the decision")
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for the answer")
 	return cmd
 }
 
 func clusterStatusCommand() *cobra.Command {
-	var t target
+	var t serverTarget
 	var output string
 	var timeout time.Duration
 	cmd := &cobra.Command{
@@ -157,7 +157,7 @@ clocks agree and no change is open.`,
 			return nil
 		},
 	}
-	t.flags(cmd.Flags(), "http://localhost:18180", true)
+	t.Flags(cmd.Flags(), "http://localhost:18180", true)
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long to wait for the answer")
 	return cmd

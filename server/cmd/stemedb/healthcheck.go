@@ -14,7 +14,7 @@ import (
 )
 
 func healthcheckCommand() *cobra.Command {
-	var t target
+	var t serverTarget
 	var check string
 	var timeout time.Duration
 	checks := []string{"live", "ready", "startup"}
@@ -46,7 +46,7 @@ func healthcheckCommand() *cobra.Command {
 			return err
 		},
 	}
-	t.flags(cmd.Flags(), "http://localhost:18180", false)
+	t.Flags(cmd.Flags(), "http://localhost:18180", false)
 	cmd.Flags().StringVar(&check, "check", "ready", "live, ready or startup")
 	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "how long to wait for the answer")
 	return cmd

@@ -31,7 +31,7 @@ const (
 
 // smoke writes through a gateway, reads back and checks the cluster.
 type smoke struct {
-	target  target
+	target  serverTarget
 	client  *client.Client
 	out     io.Writer
 	members int
@@ -62,7 +62,7 @@ check fails.`,
 			return s.run(cmd.Context())
 		},
 	}
-	s.target.flags(cmd.Flags(), "http://localhost:18181", true)
+	s.target.Flags(cmd.Flags(), "http://localhost:18181", true)
 	cmd.Flags().IntVar(&s.members, "members", 0, "required number of members (0: any number)")
 	cmd.Flags().DurationVar(&s.timeout, "timeout", time.Minute, "time limit of the test")
 	return cmd

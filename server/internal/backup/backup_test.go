@@ -240,6 +240,19 @@ func TestAnInterruptedBackupIsContinued(t *testing.T) {
 	}
 }
 
+// A chunk that an interrupted backup left long ago is copied again: a pruning may remove
+// the old one at any moment.
+func TestAnOldLeftoverIsNotUsed(t *testing.T) {
+	n, b := newNode(t, "n0"), newBucket()
+	n.write(300)
+	b.puts = 3
+	_, err := Take(t.Context(), n, b, Options{Now: b.now, ChunkBytes: 50_000})
+	require.Error(t, err)
+	late, err := Take(t.Context(), n, b, Options{Now: b.now.Add(grace - time.Minute), ChunkBytes: 50_000})
+	require.NoError(t, err)
+	require.Equal(t, len(late.Manifest.Chunks), late.Copied)
+}
+
 // A thousand backups, each with a little new data, do not leave a thousand chunks.
 func TestManySmallBackupsLeaveFewChunks(t *testing.T) {
 	n, b := newNode(t, "n0"), newBucket()

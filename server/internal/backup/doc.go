@@ -7,7 +7,7 @@
 //  2. A backup is incremental: as long as the same node is asked and its volumes are the
 //     same, it copies only the part of the log that the newest backup lacks.
 //  3. A manifest is written after all chunks that it names, and is never changed. An
-//     interrupted backup leaves chunks that the next one uses.
+//     interrupted backup leaves chunks that the next one uses within half a day.
 //  4. Nothing is believed: every chunk and every manifest carries its BLAKE3 hash in its
 //     name, and Verify and Restore check all of them. A missing or damaged one is named.
 //  5. Prune removes a chunk only if no kept manifest names it and it is older than any

@@ -157,8 +157,8 @@ type taking struct {
 	read    int64
 }
 
-// findLeft looks for chunks that an interrupted backup left. Of two with the same
-// beginning the longer one counts.
+// findLeft looks for chunks that an interrupted backup left, and that no pruning removes
+// meanwhile. Of two with the same beginning the longer one counts.
 func (t *taking) findLeft(ctx context.Context) error {
 	objects, err := t.remote.List(ctx, chunks+t.point.Incarnation+"/")
 	if err != nil {
@@ -167,7 +167,8 @@ func (t *taking) findLeft(ctx context.Context) error {
 	t.left = map[string]Chunk{}
 	for _, o := range objects {
 		c, ok := parseChunk(o.Name)
-		if ok && c.Bytes == o.Size && c.Bytes >= t.options.ChunkBytes && c.To <= t.point.End && c.To > t.left[c.From].To {
+		safe := t.options.Now.Sub(o.Time) < grace/2
+		if ok && safe && c.Bytes == o.Size && c.Bytes >= t.options.ChunkBytes && c.To <= t.point.End && c.To > t.left[c.From].To {
 			t.left[c.From] = c
 		}
 	}

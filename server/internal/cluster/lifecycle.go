@@ -59,7 +59,7 @@ type Cluster struct {
 	// links are this node's streams to the other members, by member id.
 	links map[string]*link
 	peers []*peer // the peers of links; never modified in place
-	// stopped: no more work for peers is started; serving counts the running work.
+	// stopped reports that no more work for peers starts; serving counts the running work.
 	stopped bool
 	serving sync.WaitGroup
 }

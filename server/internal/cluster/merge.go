@@ -142,8 +142,8 @@ type held struct {
 const mergeChunk = 128
 
 // merge compares key by key with members whose digests differ. All list the set
-// in the same order, so it walks the lists in parallel and holds no more than the
-// keys of one chunk. brought is the digest of the keys that the snapshot lacks;
+// in the same order, so it walks the lists in parallel and holds at most the keys of
+// one chunk. brought is the digest of the keys that the snapshot lacks;
 // content reports whether a content is among them.
 func (c *Cluster) merge(ctx context.Context, set *store.Set, own store.Snapshot, others []answer[store.Digest]) (brought store.Digest, content bool, err error) {
 	ctx, cancel := context.WithCancel(ctx) // ends the members' lists

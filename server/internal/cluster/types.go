@@ -48,7 +48,7 @@ type Status struct {
 	// Troubles lists conditions of this node that need an operator.
 	Troubles []Trouble `json:"troubles,omitempty"`
 	// Change is the kind of the open change of members, WaitsFor the leader's latest
-	// report of what it waits for.
+	// report of the conditions that keep it open.
 	Change   string   `json:"change,omitempty"`
 	ChangeID uint64   `json:"change_id,omitempty"`
 	WaitsFor []string `json:"waits_for,omitempty"`

@@ -458,7 +458,7 @@ func (c *Control) nextRefill(state *State, progress map[string]*controlpb.Progre
 	return next
 }
 
-// driverReport lists what the open change waits for; empty when none is open.
+// driverReport lists the conditions that keep the change open; empty when none is open.
 func (c *Control) driverReport() []string {
 	if report := c.driver.report.Load(); report != nil {
 		return *report

@@ -390,7 +390,7 @@ func (c *Control) Err() error {
 	return nil
 }
 
-// ChangeWaitsFor lists what the open change waits for, as of the leader's last
+// ChangeWaitsFor lists the conditions that keep the change open, as of the leader's last
 // confirmation.
 func (c *Control) ChangeWaitsFor() []string {
 	c.mu.Lock()

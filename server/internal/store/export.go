@@ -21,19 +21,14 @@ func (s *Store) Export(from, to wal.Position, limitBytes int, fn func(kind Kind,
 	if end := s.log.End(); from > to || to > end {
 		return from, fmt.Errorf("export the log from %v to %v, which ends at %v: %w", from, to, end, wal.ErrNoEntry)
 	}
-	next, err = s.log.Scan(from, limitBytes, func(pos wal.Position, e wal.Entry) error {
-		if pos >= to {
+	next, err = s.scanRecords(from, limitBytes, func(pos wal.Position, kind Kind, _ Key, payload []byte) error {
+		switch {
+		case pos >= to:
 			return errExported
-		}
-		kind := Kind(e.Kind)
-		if !kind.Record() || s.log.Damaged(pos) {
+		case s.log.Damaged(pos):
 			return nil
 		}
-		if _, err := keyOf(kind, e.Payload); err != nil {
-			s.log.Condemn(pos, len(e.Payload), err)
-			return nil
-		}
-		return fn(kind, e.Payload)
+		return fn(kind, payload)
 	})
 	var gap *wal.Gap
 	if errors.Is(err, errExported) || errors.As(err, &gap) {

@@ -307,6 +307,7 @@ func TestRoomWhileALayerIsWritten(t *testing.T) {
 		for s.Stats().PendingBytes >= o.ApplyBytes {
 			time.Sleep(100 * time.Millisecond)
 		}
+		synctest.Wait() // the look may coincide with the end of one layer and the start of the next
 		s.mu.Lock()
 		frozen := s.frozen != nil
 		s.mu.Unlock()

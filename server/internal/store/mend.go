@@ -59,7 +59,8 @@ func (s *Store) Unreadable(ctx context.Context) (keys []Key, err error) {
 	return keys, err
 }
 
-// recheck is wal.Log.Recheck; ErrIndexLacks: the index lacks what can be read again.
+// recheck calls wal.Log.Recheck. It returns ErrIndexLacks when the index does not cover
+// a range that is readable again.
 func (s *Store) recheck() error {
 	if _, err := s.log.Recheck(); err != nil {
 		return err

@@ -286,20 +286,12 @@ func (s *Store) Witnesses() map[string]wal.Witness {
 // next equals End, there is nothing more for now. Unreadable entries are left
 // out and counted in gaps: a peer that pulls this log does not get them here.
 func (s *Store) ScanKeys(from wal.Position, limitBytes int) (keys []KeyAt, next wal.Position, gaps int, err error) {
-	next, err = s.log.Scan(from, limitBytes, func(pos wal.Position, e wal.Entry) error {
-		kind := Kind(e.Kind)
-		if !kind.Record() {
-			return nil
-		}
-		key, err := keyOf(kind, e.Payload)
-		if err != nil {
-			s.log.Condemn(pos, len(e.Payload), err)
-		}
+	next, err = s.scanRecords(from, limitBytes, func(pos wal.Position, _ Kind, key Key, payload []byte) error {
 		if s.log.Damaged(pos) {
 			gaps++ // counted, and reported to the peer that pulls
 			return nil
 		}
-		keys = append(keys, KeyAt{Key: key, Position: pos, Bytes: len(e.Payload)})
+		keys = append(keys, KeyAt{Key: key, Position: pos, Bytes: len(payload)})
 		return nil
 	})
 	var gap *wal.Gap
@@ -310,6 +302,22 @@ func (s *Store) ScanKeys(from wal.Position, limitBytes int) (keys []KeyAt, next 
 		err = fmt.Errorf("scan the log from %v: %w", from, err)
 	}
 	return keys, next, gaps, err
+}
+
+// scanRecords is wal.Log.Scan for records. An invalid one is recorded as damage before fn
+// gets it.
+func (s *Store) scanRecords(from wal.Position, limitBytes int, fn func(pos wal.Position, kind Kind, key Key, payload []byte) error) (wal.Position, error) {
+	return s.log.Scan(from, limitBytes, func(pos wal.Position, e wal.Entry) error {
+		kind := Kind(e.Kind)
+		if !kind.Record() {
+			return nil
+		}
+		key, err := keyOf(kind, e.Payload)
+		if err != nil {
+			s.log.Condemn(pos, len(e.Payload), err)
+		}
+		return fn(pos, kind, key, e.Payload)
+	})
 }
 
 // keyOf reads only the part of a payload that its key needs.

@@ -528,7 +528,7 @@ type ConfirmResponse struct {
 	// The newest command that was committed before the leader was confirmed.
 	Index uint64 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	Term  uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
-	// What the open change waits for; empty when none is open.
+	// The conditions that keep the change open; empty when none is open.
 	ChangeWaitsFor []string `protobuf:"bytes,3,rep,name=change_waits_for,json=changeWaitsFor,proto3" json:"change_waits_for,omitempty"`
 	// The leader's steady clock in nanoseconds, read while it answered.
 	SteadyClock int64 `protobuf:"varint,4,opt,name=steady_clock,json=steadyClock,proto3" json:"steady_clock,omitempty"`
